@@ -1,0 +1,1 @@
+//! Timelines, tables and procedures of the mailbox database: synchronous and deterministic.

@@ -1,0 +1,1 @@
+//! The store client of gateways and tools: routing, batching and retry.

@@ -1,0 +1,1 @@
+//! What an app developer embeds: connect, send, sync, resume.

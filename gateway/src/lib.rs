@@ -1,0 +1,1 @@
+//! The stateless connection tier: WebSocket and HTTP listeners, sessions, dispatch.

@@ -1,0 +1,1 @@
+//! Client frames, protobuf and JSON; no I/O.

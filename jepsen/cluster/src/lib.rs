@@ -1,0 +1,1 @@
+//! Starts, stops, kills and restarts real mailboxd processes on one machine.

@@ -1,0 +1,1 @@
+//! The fault harness: real processes, injected faults, recorded histories, checkers.

@@ -1,0 +1,1 @@
+//! The replicas of one node: Raft groups, one shared log, snapshots and the peer network.

@@ -1,0 +1,1 @@
+//! gRPC services, relay, placement and administration of a mailbox node.
