@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Passes every test: format, lints, documentation, unit, property, integration and fault smoke.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+# shellcheck source=tools/scripts/setup.sh
+. tools/scripts/setup.sh
+setup
+
+step() {
+    local started
+    started=$(date +%s)
+    say "$*"
+    "$@"
+    say "done in $(($(date +%s) - started)) s: $*"
+}
+
+step cargo fmt --all --check
+step cargo clippy --workspace --all-targets --locked -- -D warnings
+# The integration tests start the real binaries: these must stand before the first test runs.
+step cargo build --workspace --bins --locked
+step cargo test --workspace --locked "$@"
