@@ -16,7 +16,11 @@ pub struct CallError(pub Error);
 impl CallError {
     /// A refusal with its words for people.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self(Error { code: code as i32, message: message.into(), ..Error::default() })
+        Self(Error {
+            code: code as i32,
+            message: message.into(),
+            ..Error::default()
+        })
     }
 
     /// The stable code; an unknown one (of a newer node) reads as `Internal`.
@@ -59,10 +63,17 @@ impl CallError {
     pub fn to_status(&self) -> Status {
         let mut details = self.0.encode_to_vec();
         if details.len() > ERROR_DETAILS_BYTES_MAX {
-            let bare = Error { message: String::new(), ..self.0.clone() };
+            let bare = Error {
+                message: String::new(),
+                ..self.0.clone()
+            };
             details = bare.encode_to_vec();
         }
-        Status::with_details(self.code().grpc_code(), self.0.message.clone(), details.into())
+        Status::with_details(
+            self.code().grpc_code(),
+            self.0.message.clone(),
+            details.into(),
+        )
     }
 }
 

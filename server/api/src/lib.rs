@@ -19,8 +19,7 @@ pub mod peer {
 pub use error::{CallError, ERROR_DETAILS_BYTES_MAX};
 
 /// Every file descriptor of this crate, encoded, for gRPC reflection.
-pub const FILE_DESCRIPTORS: &[u8] =
-    include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+pub const FILE_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 /// Names of the metadata that calls carry.
 pub mod metadata {
