@@ -1,1 +1,30 @@
 //! Timelines, tables and procedures of the mailbox database: synchronous and deterministic.
+//!
+//! Start reading at `key.rs` (what is stored), then `command.rs` and `entry.rs` (what changes
+//! it), `apply.rs` and `procedure/` (how).
+
+mod command;
+mod decode;
+mod entry;
+mod error;
+mod handle;
+mod hlc;
+mod id;
+mod key;
+mod row;
+
+pub use command::{
+    AckCursor, Command, Conversation, CreateGroup, HandleFault, JoinGroup, LeaveGroup, MarkRead,
+    Refusal, RegisterUser, Reply, Send, SendGroup,
+};
+pub use decode::Malformed;
+pub use entry::{Commands, Entry, EntryBuilder};
+pub use error::{Error, KeyText};
+pub use handle::{HANDLE_BYTES_MAX, check_handle};
+pub use hlc::Hlc;
+pub use id::{
+    DeviceId, GroupId, InvalidDevice, MessageId, NotATimeline, RangeId, Seq, ShardId, SlotId,
+    TimelineId, TimelineKind, UserId, slot_of_handle, slot_of_owner,
+};
+pub use key::{DedupKey, Destination, KeyBytes, NodeKey, StateKey, StoredKey};
+pub use row::{Flags, MessageType, NewRow, RefusalCode, Row, StoredRow, content_crc};

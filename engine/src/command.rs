@@ -1,0 +1,365 @@
+//! Commands, the calls of procedures; and what they are answered with.
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+use crate::hlc::Hlc;
+use crate::id::{DeviceId, GroupId, MessageId, Seq, TimelineId, UserId};
+use crate::row::{Flags, MessageType};
+
+/// One call of one procedure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// A 1:1 message.
+    Send(Send),
+    /// A message to a group.
+    SendGroup(SendGroup),
+    /// A new user.
+    RegisterUser(RegisterUser),
+    /// A new group.
+    CreateGroup(CreateGroup),
+    /// A user joins a group.
+    JoinGroup(JoinGroup),
+    /// A user leaves a group.
+    LeaveGroup(LeaveGroup),
+    /// A user has read a conversation up to a seq.
+    MarkRead(MarkRead),
+    /// A device holds a timeline up to a seq.
+    AckCursor(AckCursor),
+    /// Ends the memtable with this entry, so that all replicas can hash the same state.
+    Cut,
+}
+
+impl Command {
+    /// Gives a command that appends a new message its message id. `clock_ms` is the leader's
+    /// clock. Called once, in log order, by the shard's proposer.
+    pub fn assign(&mut self, hlc: &mut Hlc, clock_ms: u64) {
+        match self {
+            Command::Send(send) => send.message_id = hlc.next(clock_ms, send.shown),
+            Command::SendGroup(send) => send.message_id = hlc.next(clock_ms, send.shown),
+            Command::CreateGroup(call) => call.message_id = hlc.next(clock_ms, MessageId::ZERO),
+            Command::JoinGroup(call) => call.message_id = hlc.next(clock_ms, MessageId::ZERO),
+            Command::LeaveGroup(call) => call.message_id = hlc.next(clock_ms, MessageId::ZERO),
+            Command::RegisterUser(_)
+            | Command::MarkRead(_)
+            | Command::AckCursor(_)
+            | Command::Cut => {}
+        }
+    }
+}
+
+/// A 1:1 message: appended to the sender's mailbox, its home, and to the recipient's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Send {
+    /// Who sends.
+    pub sender: UserId,
+    /// To whom.
+    pub recipient: UserId,
+    /// The sender's own id for this message: a UUIDv7.
+    pub client_msg_id: Uuid,
+    /// Assigned by the proposer.
+    pub message_id: MessageId,
+    /// What it is; types that only the store writes are not for clients.
+    pub kind: MessageType,
+    /// Bits of [`Flags::CLIENT`]; others are cleared.
+    pub flags: Flags,
+    /// crc32 over `client_msg_id`, `kind` and `body`.
+    pub content_crc: u32,
+    /// What it says.
+    pub body: Bytes,
+    /// Greatest message id that the sending device has shown. For the proposer only: it is
+    /// neither replicated nor part of what was asked.
+    pub shown: MessageId,
+}
+
+/// A message to a group: appended once, to the group's timeline.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SendGroup {
+    /// Who sends.
+    pub sender: UserId,
+    /// To which group.
+    pub group: GroupId,
+    /// The sender's own id for this message: a UUIDv7.
+    pub client_msg_id: Uuid,
+    /// Assigned by the proposer.
+    pub message_id: MessageId,
+    /// What it is; types that only the store writes are not for clients.
+    pub kind: MessageType,
+    /// Bits of [`Flags::CLIENT`]; others are cleared.
+    pub flags: Flags,
+    /// crc32 over `client_msg_id`, `kind` and `body`.
+    pub content_crc: u32,
+    /// What it says.
+    pub body: Bytes,
+    /// Greatest message id that the sending device has shown. For the proposer only: it is
+    /// neither replicated nor part of what was asked.
+    pub shown: MessageId,
+}
+
+/// A new user under a handle that nobody has yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegisterUser {
+    /// The caller's UUIDv7.
+    pub request_id: Uuid,
+    /// Without `@`; judged in apply, see `handle.rs`.
+    pub handle: String,
+}
+
+/// A new group, with its creator as the first member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CreateGroup {
+    /// The caller's UUIDv7.
+    pub request_id: Uuid,
+    /// Who creates it.
+    pub creator: UserId,
+    /// Shown to members; at most `body_bytes_max` bytes.
+    pub name: String,
+    /// Assigned by the proposer.
+    pub message_id: MessageId,
+}
+
+/// A user joins a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JoinGroup {
+    /// The caller's UUIDv7.
+    pub request_id: Uuid,
+    /// The group.
+    pub group: GroupId,
+    /// Who joins.
+    pub user: UserId,
+    /// Assigned by the proposer.
+    pub message_id: MessageId,
+}
+
+/// A user leaves a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaveGroup {
+    /// The caller's UUIDv7.
+    pub request_id: Uuid,
+    /// The group.
+    pub group: GroupId,
+    /// Who leaves.
+    pub user: UserId,
+    /// Assigned by the proposer.
+    pub message_id: MessageId,
+}
+
+/// What a user has read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Conversation {
+    /// With another user, in one's own mailbox.
+    Peer(UserId),
+    /// In a group.
+    Group(GroupId),
+}
+
+/// A user has read a conversation up to `seq`, inclusive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MarkRead {
+    /// The caller's UUIDv7.
+    pub request_id: Uuid,
+    /// Who read.
+    pub user: UserId,
+    /// What.
+    pub conversation: Conversation,
+    /// Of one's own mailbox, or of the group's timeline.
+    pub seq: Seq,
+}
+
+/// A device holds a timeline up to `seq`, inclusive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AckCursor {
+    /// The caller's UUIDv7.
+    pub request_id: Uuid,
+    /// Whose device.
+    pub user: UserId,
+    /// Which one.
+    pub device: DeviceId,
+    /// One's own mailbox, or the timeline of a group that one has joined.
+    pub timeline: TimelineId,
+    /// Greatest seq that the device has stored.
+    pub seq: Seq,
+}
+
+/// What a command is answered with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// The message is in its home timeline.
+    Sent {
+        /// The home timeline.
+        timeline: TimelineId,
+        /// The message's seq in it.
+        seq: Seq,
+        /// The message's id.
+        message_id: MessageId,
+    },
+    /// The handle is taken by this new user.
+    UserRegistered {
+        /// The new user.
+        user: UserId,
+    },
+    /// The group exists.
+    GroupCreated {
+        /// The new group.
+        group: GroupId,
+        /// Where its creator joined.
+        seq: Seq,
+    },
+    /// The user is a member.
+    Joined {
+        /// First seq that the user may read.
+        join_seq: Seq,
+    },
+    /// The user is no longer a member.
+    Left {
+        /// Last seq that the user may read.
+        left_seq: Seq,
+    },
+    /// The read mark after the call.
+    ReadMark {
+        /// Never below the mark before.
+        seq: Seq,
+    },
+    /// The cursor after the call.
+    Cursor {
+        /// Never below the cursor before.
+        seq: Seq,
+    },
+    /// The memtable ends with this entry.
+    Cut {
+        /// The entry's index.
+        index: u64,
+    },
+    /// No; nothing has changed.
+    Refused(Refusal),
+}
+
+/// What is wrong with a handle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HandleFault {
+    /// No bytes.
+    #[error("it is empty")]
+    Empty,
+    /// Over the limit.
+    #[error("it has {len} bytes, {max} at most")]
+    TooLong {
+        /// Bytes given.
+        len: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// A control character.
+    #[error("it has a control character")]
+    Control,
+    /// White space at either end.
+    #[error("it begins or ends with white space")]
+    OuterSpace,
+    /// An `@`.
+    #[error("it has an @")]
+    At,
+}
+
+/// A reply that says no. It leaves no trace: the same command is judged anew when it comes again.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// This id was used by the same sender for the same destination, to ask something else.
+    #[error("this id was used for something else")]
+    IdReused,
+    /// The id is older than the dedup floor.
+    #[error("the id's time {id_ms} is before {floor_ms}")]
+    IdExpired {
+        /// The id's time.
+        id_ms: u64,
+        /// Ids from here on are accepted.
+        floor_ms: u64,
+    },
+    /// The id is too far ahead of replicated time.
+    #[error("the id's time {id_ms} is more than {ahead_max_ms} ms ahead of {now_ms}")]
+    IdFromFuture {
+        /// The id's time.
+        id_ms: u64,
+        /// Replicated time.
+        now_ms: u64,
+        /// How far ahead an id may be.
+        ahead_max_ms: u64,
+    },
+    /// The content does not fit its crc.
+    #[error("the content has crc {computed:08x}, the call says {claimed:08x}")]
+    Corrupt {
+        /// In the command.
+        claimed: u32,
+        /// Of its content.
+        computed: u32,
+    },
+    /// The assigned message id is not above the shard's last. Try again, with the same id.
+    #[error("lost a race against another leader")]
+    Retry,
+    /// No such user.
+    #[error("there is no user {user}")]
+    UnknownUser {
+        /// As asked.
+        user: UserId,
+    },
+    /// No such group.
+    #[error("there is no group {group}")]
+    UnknownGroup {
+        /// As asked.
+        group: GroupId,
+    },
+    /// The user is not in the group, or the timeline is someone else's.
+    #[error("user {user} is not a member of {timeline}")]
+    NotAMember {
+        /// As asked.
+        user: UserId,
+        /// As asked.
+        timeline: TimelineId,
+    },
+    /// The user is in the group.
+    #[error("user {user} is a member of group {group} already")]
+    AlreadyAMember {
+        /// As asked.
+        user: UserId,
+        /// As asked.
+        group: GroupId,
+    },
+    /// Someone has the handle.
+    #[error("the handle belongs to user {user}")]
+    HandleTaken {
+        /// Who.
+        user: UserId,
+    },
+    /// The handle breaks a rule.
+    #[error("the handle is not valid: {fault}")]
+    InvalidHandle {
+        /// Which one.
+        fault: HandleFault,
+    },
+    /// The group has as many members as it may.
+    #[error("the group has {max} members, the most allowed")]
+    GroupFull {
+        /// The limit.
+        max: u32,
+    },
+    /// The timeline does not reach that far.
+    #[error("seq {seq} is beyond the head {head}")]
+    SeqBeyondHead {
+        /// As asked.
+        seq: Seq,
+        /// Greatest seq of the timeline.
+        head: Seq,
+    },
+    /// The body, or a group's name, is too long.
+    #[error("the body has {len} bytes, {max} at most")]
+    BodyTooLarge {
+        /// Bytes given.
+        len: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// Only the store writes messages of this type.
+    #[error("message type {kind} is not for clients", kind = .kind.0)]
+    ReservedType {
+        /// As asked.
+        kind: MessageType,
+    },
+}

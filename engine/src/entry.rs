@@ -1,0 +1,472 @@
+//! The bytes of one Raft entry: made once by the leader's proposer, then only passed on.
+//!
+//! ```text
+//! format u8 = 1 | time, ms u64 | count u32 | commands | xxh3-64 of all before u64
+//! command: tag u8 | fields of the tag, big-endian; tags are for ever
+//! ```
+
+use bytes::Bytes;
+use uuid::Uuid;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::command::{
+    AckCursor, Command, Conversation, CreateGroup, JoinGroup, LeaveGroup, MarkRead, RegisterUser,
+    Send, SendGroup,
+};
+use crate::decode::{Malformed, Reader};
+use crate::id::{DeviceId, GroupId, MessageId, Seq, TimelineId, TimelineKind, UserId};
+use crate::row::{Flags, MessageType};
+
+const FORMAT: u8 = 1;
+const FRONT_LEN: usize = 13;
+const CHECKSUM_LEN: usize = 8;
+
+const TAG_SEND: u8 = 1;
+const TAG_SEND_GROUP: u8 = 2;
+const TAG_REGISTER_USER: u8 = 3;
+const TAG_CREATE_GROUP: u8 = 4;
+const TAG_JOIN_GROUP: u8 = 5;
+const TAG_LEAVE_GROUP: u8 = 6;
+const TAG_MARK_READ: u8 = 7;
+const TAG_ACK_CURSOR: u8 = 8;
+const TAG_CUT: u8 = 9;
+
+/// Collects commands into one entry.
+#[derive(Debug)]
+pub struct EntryBuilder {
+    bytes: Vec<u8>,
+    count: u32,
+}
+
+impl EntryBuilder {
+    /// An entry that carries the leader's clock, in milliseconds since the Unix epoch.
+    pub fn new(time_ms: u64) -> EntryBuilder {
+        let mut bytes = Vec::with_capacity(1024);
+        bytes.push(FORMAT);
+        bytes.extend_from_slice(&time_ms.to_be_bytes());
+        bytes.extend_from_slice(&[0; 4]);
+        EntryBuilder { bytes, count: 0 }
+    }
+
+    /// Appends a command. Its message id must have been assigned.
+    pub fn push(&mut self, command: &Command) {
+        self.count += 1;
+        encode_command(command, &mut self.bytes);
+    }
+
+    /// Bytes so far, the checksum to come included.
+    pub fn len_bytes(&self) -> usize {
+        self.bytes.len() + CHECKSUM_LEN
+    }
+
+    /// Commands so far.
+    pub fn count(&self) -> usize {
+        usize::try_from(self.count).unwrap_or(usize::MAX)
+    }
+
+    /// The entry.
+    pub fn finish(mut self) -> Bytes {
+        self.bytes[9..FRONT_LEN].copy_from_slice(&self.count.to_be_bytes());
+        let checksum = xxh3_64(&self.bytes);
+        self.bytes.extend_from_slice(&checksum.to_be_bytes());
+        self.bytes.into()
+    }
+}
+
+/// An entry whose checksum fits. Bodies are slices of its bytes.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    bytes: Bytes,
+    time_ms: u64,
+    count: u32,
+}
+
+impl Entry {
+    /// Checks an entry's checksum and front.
+    ///
+    /// # Errors
+    /// Anything that the proposer cannot have made: a fault of whoever holds the bytes.
+    pub fn open(bytes: Bytes) -> Result<Entry, Malformed> {
+        let what = "entry";
+        let Some(covered) = bytes.len().checked_sub(CHECKSUM_LEN) else {
+            return Err(Malformed::TooShort {
+                what,
+                needed: CHECKSUM_LEN,
+                left: bytes.len(),
+            });
+        };
+        let stored = Reader::new(what, &bytes[covered..]).u64()?;
+        let computed = xxh3_64(&bytes[..covered]);
+        if stored != computed {
+            return Err(Malformed::Checksum {
+                what,
+                stored,
+                computed,
+            });
+        }
+        let mut reader = Reader::new(what, &bytes[..covered]);
+        let format = reader.u8()?;
+        if format != FORMAT {
+            return Err(reader.unknown(format));
+        }
+        let time_ms = reader.u64()?;
+        let count = reader.u32()?;
+        Ok(Entry {
+            bytes,
+            time_ms,
+            count,
+        })
+    }
+
+    /// The proposer's clock, in milliseconds since the Unix epoch.
+    pub fn time_ms(&self) -> u64 {
+        self.time_ms
+    }
+
+    /// How many commands it holds.
+    pub fn count(&self) -> usize {
+        usize::try_from(self.count).unwrap_or(usize::MAX)
+    }
+
+    /// Bytes that a slice of this entry pins.
+    pub fn len_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The commands, in order. After an error nothing more comes.
+    pub fn commands(&self) -> Commands<'_> {
+        let end = self.bytes.len() - CHECKSUM_LEN;
+        let reader = Reader::new("command", &self.bytes[FRONT_LEN..end]);
+        Commands {
+            bytes: &self.bytes,
+            reader,
+            left: self.count,
+        }
+    }
+}
+
+/// Reads an entry's commands one by one.
+pub struct Commands<'a> {
+    bytes: &'a Bytes,
+    reader: Reader<'a>,
+    left: u32,
+}
+
+impl Iterator for Commands<'_> {
+    type Item = Result<Command, Malformed>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.left == 0 {
+            return None;
+        }
+        self.left -= 1;
+        let mut command = decode_command(&mut self.reader, self.bytes);
+        if self.left == 0 && command.is_ok() {
+            command = self.reader.end().and(command);
+        }
+        if command.is_err() {
+            self.left = 0;
+        }
+        Some(command)
+    }
+}
+
+fn put_u64(out: &mut Vec<u8>, number: u64) {
+    out.extend_from_slice(&number.to_be_bytes());
+}
+
+fn put_sized(out: &mut Vec<u8>, bytes: &[u8]) {
+    let len = u32::try_from(bytes.len()).expect("the proposer bounds entries far below 4 GiB");
+    out.extend_from_slice(&len.to_be_bytes());
+    out.extend_from_slice(bytes);
+}
+
+/// What both kinds of send carry.
+struct Content<'a> {
+    client_msg_id: Uuid,
+    message_id: MessageId,
+    kind: MessageType,
+    flags: Flags,
+    content_crc: u32,
+    body: &'a Bytes,
+}
+
+fn put_send(tag: u8, sender: UserId, destination: u64, content: &Content<'_>, out: &mut Vec<u8>) {
+    out.reserve(51 + content.body.len());
+    out.push(tag);
+    put_u64(out, sender.0);
+    put_u64(out, destination);
+    out.extend_from_slice(content.client_msg_id.as_bytes());
+    put_u64(out, content.message_id.0);
+    out.push(content.kind.0);
+    out.push(content.flags.only(Flags::CLIENT).0);
+    out.extend_from_slice(&content.content_crc.to_be_bytes());
+    put_sized(out, content.body);
+}
+
+fn put_request(tag: u8, request_id: Uuid, numbers: &[u64], out: &mut Vec<u8>) {
+    out.push(tag);
+    out.extend_from_slice(request_id.as_bytes());
+    for number in numbers {
+        put_u64(out, *number);
+    }
+}
+
+fn encode_command(command: &Command, out: &mut Vec<u8>) {
+    match command {
+        Command::Send(Send {
+            sender,
+            recipient,
+            client_msg_id,
+            message_id,
+            kind,
+            flags,
+            content_crc,
+            body,
+            shown: _,
+        }) => put_send(
+            TAG_SEND,
+            *sender,
+            recipient.0,
+            &Content {
+                client_msg_id: *client_msg_id,
+                message_id: *message_id,
+                kind: *kind,
+                flags: *flags,
+                content_crc: *content_crc,
+                body,
+            },
+            out,
+        ),
+        Command::SendGroup(SendGroup {
+            sender,
+            group,
+            client_msg_id,
+            message_id,
+            kind,
+            flags,
+            content_crc,
+            body,
+            shown: _,
+        }) => put_send(
+            TAG_SEND_GROUP,
+            *sender,
+            group.0,
+            &Content {
+                client_msg_id: *client_msg_id,
+                message_id: *message_id,
+                kind: *kind,
+                flags: *flags,
+                content_crc: *content_crc,
+                body,
+            },
+            out,
+        ),
+        Command::RegisterUser(_)
+        | Command::CreateGroup(_)
+        | Command::JoinGroup(_)
+        | Command::LeaveGroup(_)
+        | Command::MarkRead(_)
+        | Command::AckCursor(_)
+        | Command::Cut => encode_call(command, out),
+    }
+}
+
+fn encode_call(command: &Command, out: &mut Vec<u8>) {
+    match command {
+        Command::Send(_) | Command::SendGroup(_) => unreachable!("encode_command takes sends"),
+        Command::RegisterUser(RegisterUser { request_id, handle }) => {
+            put_request(TAG_REGISTER_USER, *request_id, &[], out);
+            put_sized(out, handle.as_bytes());
+        }
+        Command::CreateGroup(CreateGroup {
+            request_id,
+            creator,
+            name,
+            message_id,
+        }) => {
+            put_request(
+                TAG_CREATE_GROUP,
+                *request_id,
+                &[creator.0, message_id.0],
+                out,
+            );
+            put_sized(out, name.as_bytes());
+        }
+        Command::JoinGroup(JoinGroup {
+            request_id,
+            group,
+            user,
+            message_id,
+        }) => {
+            put_request(
+                TAG_JOIN_GROUP,
+                *request_id,
+                &[group.0, user.0, message_id.0],
+                out,
+            );
+        }
+        Command::LeaveGroup(LeaveGroup {
+            request_id,
+            group,
+            user,
+            message_id,
+        }) => {
+            put_request(
+                TAG_LEAVE_GROUP,
+                *request_id,
+                &[group.0, user.0, message_id.0],
+                out,
+            );
+        }
+        Command::MarkRead(MarkRead {
+            request_id,
+            user,
+            conversation,
+            seq,
+        }) => {
+            let timeline = match conversation {
+                Conversation::Peer(peer) => peer.mailbox(),
+                Conversation::Group(group) => group.timeline(),
+            };
+            put_request(
+                TAG_MARK_READ,
+                *request_id,
+                &[user.0, timeline.owner, seq.0],
+                out,
+            );
+            out.push(timeline.kind as u8);
+        }
+        Command::AckCursor(AckCursor {
+            request_id,
+            user,
+            device,
+            timeline,
+            seq,
+        }) => {
+            put_request(
+                TAG_ACK_CURSOR,
+                *request_id,
+                &[user.0, timeline.owner, seq.0],
+                out,
+            );
+            out.push(timeline.kind as u8);
+            put_sized(out, device.as_str().as_bytes());
+        }
+        Command::Cut => out.push(TAG_CUT),
+    }
+}
+
+fn read_id(reader: &mut Reader<'_>) -> Result<Uuid, Malformed> {
+    reader.array().map(Uuid::from_bytes)
+}
+
+fn read_kind(reader: &mut Reader<'_>) -> Result<TimelineKind, Malformed> {
+    let kind = reader.u8()?;
+    TimelineKind::from_u8(kind).ok_or_else(|| reader.unknown(kind))
+}
+
+fn read_text(reader: &mut Reader<'_>) -> Result<String, Malformed> {
+    let bytes = reader.sized()?;
+    reader.text(bytes).map(str::to_owned)
+}
+
+fn decode_command(reader: &mut Reader<'_>, entry: &Bytes) -> Result<Command, Malformed> {
+    match reader.u8()? {
+        TAG_SEND => decode_send(reader, entry).map(Command::Send),
+        TAG_SEND_GROUP => {
+            let send = decode_send(reader, entry)?;
+            Ok(Command::SendGroup(SendGroup {
+                sender: send.sender,
+                group: GroupId(send.recipient.0),
+                client_msg_id: send.client_msg_id,
+                message_id: send.message_id,
+                kind: send.kind,
+                flags: send.flags,
+                content_crc: send.content_crc,
+                body: send.body,
+                shown: MessageId::ZERO,
+            }))
+        }
+        TAG_REGISTER_USER => Ok(Command::RegisterUser(RegisterUser {
+            request_id: read_id(reader)?,
+            handle: read_text(reader)?,
+        })),
+        TAG_CREATE_GROUP => Ok(Command::CreateGroup(CreateGroup {
+            request_id: read_id(reader)?,
+            creator: UserId(reader.u64()?),
+            message_id: MessageId(reader.u64()?),
+            name: read_text(reader)?,
+        })),
+        TAG_JOIN_GROUP => Ok(Command::JoinGroup(JoinGroup {
+            request_id: read_id(reader)?,
+            group: GroupId(reader.u64()?),
+            user: UserId(reader.u64()?),
+            message_id: MessageId(reader.u64()?),
+        })),
+        TAG_LEAVE_GROUP => Ok(Command::LeaveGroup(LeaveGroup {
+            request_id: read_id(reader)?,
+            group: GroupId(reader.u64()?),
+            user: UserId(reader.u64()?),
+            message_id: MessageId(reader.u64()?),
+        })),
+        TAG_MARK_READ => decode_mark_read(reader).map(Command::MarkRead),
+        TAG_ACK_CURSOR => decode_ack_cursor(reader).map(Command::AckCursor),
+        TAG_CUT => Ok(Command::Cut),
+        tag => Err(reader.unknown(tag)),
+    }
+}
+
+fn decode_send(reader: &mut Reader<'_>, entry: &Bytes) -> Result<Send, Malformed> {
+    Ok(Send {
+        sender: UserId(reader.u64()?),
+        recipient: UserId(reader.u64()?),
+        client_msg_id: read_id(reader)?,
+        message_id: MessageId(reader.u64()?),
+        kind: MessageType(reader.u8()?),
+        flags: Flags(reader.u8()?).only(Flags::CLIENT),
+        content_crc: reader.u32()?,
+        body: entry.slice_ref(reader.sized()?),
+        shown: MessageId::ZERO,
+    })
+}
+
+fn decode_mark_read(reader: &mut Reader<'_>) -> Result<MarkRead, Malformed> {
+    let request_id = read_id(reader)?;
+    let user = UserId(reader.u64()?);
+    let owner = reader.u64()?;
+    let seq = Seq(reader.u64()?);
+    let conversation = match read_kind(reader)? {
+        TimelineKind::Mailbox => Conversation::Peer(UserId(owner)),
+        TimelineKind::Group => Conversation::Group(GroupId(owner)),
+    };
+    Ok(MarkRead {
+        request_id,
+        user,
+        conversation,
+        seq,
+    })
+}
+
+fn decode_ack_cursor(reader: &mut Reader<'_>) -> Result<AckCursor, Malformed> {
+    let request_id = read_id(reader)?;
+    let user = UserId(reader.u64()?);
+    let owner = reader.u64()?;
+    let seq = Seq(reader.u64()?);
+    let timeline = TimelineId {
+        kind: read_kind(reader)?,
+        owner,
+    };
+    let bytes = reader.sized()?;
+    let device = DeviceId::new(reader.text(bytes)?).map_err(|invalid| Malformed::TooLong {
+        what: "device",
+        left: invalid.len,
+    })?;
+    Ok(AckCursor {
+        request_id,
+        user,
+        device,
+        timeline,
+        seq,
+    })
+}

@@ -1,0 +1,98 @@
+//! Storage faults and corrupt bytes. A *no* to a client is not here: it is a `Refusal`.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use crate::decode::Malformed;
+use crate::id::ShardId;
+
+/// A stored key, printed in hexadecimal.
+#[derive(Clone, PartialEq, Eq)]
+pub struct KeyText(pub Box<[u8]>);
+
+impl fmt::Display for KeyText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for KeyText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A fault of this replica's storage. Whoever meets one in apply or flush stops the replica.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// RocksDB failed.
+    #[error("{operation} failed in the store at {path}")]
+    Rocks {
+        /// What was tried.
+        operation: &'static str,
+        /// The store's directory, or the file.
+        path: PathBuf,
+        /// RocksDB's own words.
+        source: rocksdb::Error,
+    },
+    /// A file operation failed.
+    #[error("{operation} failed at {path}")]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// A stored row does not decode or fails its checksum.
+    #[error("row {key}: {malformed}")]
+    CorruptRow {
+        /// The row's key as stored.
+        key: KeyText,
+        /// What is wrong with it.
+        malformed: Malformed,
+    },
+    /// An entry's bytes are not what its proposer made: a fault of this replica.
+    #[error("entry: {malformed}")]
+    CorruptEntry {
+        /// What is wrong with it.
+        malformed: Malformed,
+    },
+    /// Bytes in a format that this build does not read.
+    #[error("{what} at {path} has format {found}, this build reads format {supported}")]
+    UnknownFormat {
+        /// The store, the log, a snapshot.
+        what: &'static str,
+        /// Where it is.
+        path: PathBuf,
+        /// Its format number.
+        found: u32,
+        /// The format number of this build.
+        supported: u32,
+    },
+    /// This store holds no such shard.
+    #[error("shard {shard} is not on this node")]
+    UnknownShard {
+        /// The shard asked for.
+        shard: ShardId,
+    },
+    /// The order of calls was wrong, or a previous fault has stopped this shard.
+    #[error("the shard cannot go on: {reason}")]
+    Stopped {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// A corrupt row under this key.
+    pub fn corrupt_row(key: &[u8], malformed: Malformed) -> Error {
+        Error::CorruptRow {
+            key: KeyText(key.into()),
+            malformed,
+        }
+    }
+}

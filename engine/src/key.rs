@@ -1,0 +1,627 @@
+//! The schema: every row that a node stores, by its key. Nothing else builds or reads a key.
+//!
+//! Two key spaces, big-endian throughout, so that byte order is the order of the numbers:
+//!
+//! ```text
+//! state:  0x01 | range u32 | tag u8 | fields of the tag          (StateKey; range 0: NodeKey)
+//! dedup:  0x02 | hour u32  | range u32 | id 16 | sender u64 | destination kind u8, owner u64
+//! ```
+//!
+//! A range is node-local: it is put in front by the storage and is no part of what replicas
+//! compare. Dedup keys begin with the hour of the id, so that whole hours are dropped by file.
+//! Tags are for ever: a gap is a retired tag.
+
+use std::borrow::Borrow;
+use std::cmp::Ordering;
+use std::fmt;
+
+use uuid::Uuid;
+
+use crate::decode::{Malformed, Reader};
+use crate::id::{
+    DeviceId, GroupId, RangeId, Seq, ShardId, SlotId, TimelineId, TimelineKind, UserId,
+    slot_of_handle,
+};
+
+/// First byte of every state key.
+pub(crate) const STATE_SPACE: u8 = 1;
+/// First byte of every dedup key.
+pub(crate) const DEDUP_SPACE: u8 = 2;
+
+/// Milliseconds in the hour by which dedup keys begin.
+pub(crate) const HOUR_MS: u64 = 3_600_000;
+
+/// A row of one slot, by its key without the range.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum StateKey {
+    /// One message of a timeline. Scope: the owner's slot. Written once by append; recall and
+    /// edit overwrite it in place; trim removes it together with all before it.
+    ///
+    /// Key: `1 | kind u8 | owner u64 | seq u64`. Value: a message row, see `row.rs`.
+    Message {
+        /// The timeline.
+        timeline: TimelineId,
+        /// The position in it.
+        seq: Seq,
+    },
+    /// Greatest seq that is no longer in the hot store, inclusive. Scope: the owner's slot. Only
+    /// rises; kept for ever, so that no seq is issued twice.
+    ///
+    /// Key: `2 | kind u8 | owner u64`. Value: `seq u64`.
+    TrimPoint {
+        /// The timeline.
+        timeline: TimelineId,
+    },
+    /// Greatest seq that a device has acknowledged. Scope: the timeline owner's slot. Only rises.
+    ///
+    /// Key: `3 | kind u8 | owner u64 | user u64 | device (1 to 64 bytes)`. Value: `seq u64`.
+    Cursor {
+        /// The timeline read.
+        timeline: TimelineId,
+        /// Who reads it.
+        user: UserId,
+        /// On which device.
+        device: DeviceId,
+    },
+    /// Greatest seq of the user's mailbox read in the conversation with `peer`. Scope: the
+    /// user's slot. Only rises.
+    ///
+    /// Key: `4 | user u64 | peer u64`. Value: `seq u64`.
+    PeerReadMark {
+        /// Whose mark it is.
+        user: UserId,
+        /// The other side of the conversation.
+        peer: UserId,
+    },
+    /// Greatest seq of the group's timeline that a user has read. Scope: the group's slot. Only
+    /// rises.
+    ///
+    /// Key: `5 | group u64 | user u64`. Value: `seq u64`.
+    GroupReadMark {
+        /// The group.
+        group: GroupId,
+        /// Whose mark it is.
+        user: UserId,
+    },
+    /// A group. Scope: the group's slot. Written at creation, overwritten when members change.
+    ///
+    /// Key: `6 | group u64`. Value: `creator u64 | members u32 | name`.
+    Group {
+        /// The group.
+        group: GroupId,
+    },
+    /// A present or past member's spans. Scope: the group's slot. Written at each join and leave.
+    ///
+    /// Key: `7 | group u64 | user u64`. Value: spans, oldest first: `(join u64 | left u64)*`.
+    Member {
+        /// The group.
+        group: GroupId,
+        /// The member.
+        user: UserId,
+    },
+    /// One entry of a user's own list of groups. Scope: the user's slot. Written with the
+    /// member's row.
+    ///
+    /// Key: `8 | user u64 | group u64`. Value: like the member's row.
+    UserGroup {
+        /// The user.
+        user: UserId,
+        /// The group.
+        group: GroupId,
+    },
+    /// A user. Scope: the user's slot. Written once.
+    ///
+    /// Key: `9 | user u64`. Value: the handle.
+    User {
+        /// The user.
+        user: UserId,
+    },
+    /// Who has a handle. Scope: the handle's directory slot. Written once.
+    ///
+    /// Key: `10 | handle (1 to 64 bytes)`. Value: `user u64`.
+    Handle {
+        /// The handle, without `@`.
+        handle: Box<str>,
+    },
+    /// How many users this directory slot has made. Scope: a slot. Only rises.
+    ///
+    /// Key: `11 | slot u16`. Value: `u64`.
+    UserCounter {
+        /// The slot.
+        slot: SlotId,
+    },
+    /// How many groups this slot has made. Scope: a slot. Only rises.
+    ///
+    /// Key: `12 | slot u16`. Value: `u64`.
+    GroupCounter {
+        /// The slot.
+        slot: SlotId,
+    },
+    /// Dedup rows whose id is older than this time are absent, here or not. Scope: a slot. Only
+    /// rises; moves with the slot.
+    ///
+    /// Key: `13 | slot u16`. Value: `milliseconds u64`, a whole hour.
+    DedupFloor {
+        /// The slot.
+        slot: SlotId,
+    },
+}
+
+pub(crate) const TAG_MESSAGE: u8 = 1;
+const TAG_TRIM_POINT: u8 = 2;
+const TAG_CURSOR: u8 = 3;
+const TAG_PEER_READ_MARK: u8 = 4;
+const TAG_GROUP_READ_MARK: u8 = 5;
+const TAG_GROUP: u8 = 6;
+const TAG_MEMBER: u8 = 7;
+const TAG_USER_GROUP: u8 = 8;
+const TAG_USER: u8 = 9;
+const TAG_HANDLE: u8 = 10;
+const TAG_USER_COUNTER: u8 = 11;
+const TAG_GROUP_COUNTER: u8 = 12;
+const TAG_DEDUP_FLOOR: u8 = 13;
+
+impl StateKey {
+    /// The slot that holds this row.
+    pub fn slot(&self, slot_count: u16) -> SlotId {
+        match self {
+            StateKey::Message { timeline, .. }
+            | StateKey::TrimPoint { timeline }
+            | StateKey::Cursor { timeline, .. } => timeline.slot(slot_count),
+            StateKey::PeerReadMark { user, .. }
+            | StateKey::UserGroup { user, .. }
+            | StateKey::User { user } => user.mailbox().slot(slot_count),
+            StateKey::GroupReadMark { group, .. }
+            | StateKey::Group { group }
+            | StateKey::Member { group, .. } => group.timeline().slot(slot_count),
+            StateKey::Handle { handle } => slot_of_handle(handle, slot_count),
+            StateKey::UserCounter { slot }
+            | StateKey::GroupCounter { slot }
+            | StateKey::DedupFloor { slot } => *slot,
+        }
+    }
+
+    /// The key's bytes, without space and range.
+    pub fn encode(&self) -> KeyBytes {
+        match self {
+            StateKey::Message { timeline, seq } => {
+                KeyBytes::timeline(TAG_MESSAGE, *timeline).u64(seq.0)
+            }
+            StateKey::TrimPoint { timeline } => KeyBytes::timeline(TAG_TRIM_POINT, *timeline),
+            StateKey::Cursor {
+                timeline,
+                user,
+                device,
+            } => KeyBytes::timeline(TAG_CURSOR, *timeline)
+                .u64(user.0)
+                .bytes(device.as_str().as_bytes()),
+            StateKey::PeerReadMark { user, peer } => {
+                KeyBytes::tag(TAG_PEER_READ_MARK).u64(user.0).u64(peer.0)
+            }
+            StateKey::GroupReadMark { group, user } => {
+                KeyBytes::tag(TAG_GROUP_READ_MARK).u64(group.0).u64(user.0)
+            }
+            StateKey::Group { group } => KeyBytes::tag(TAG_GROUP).u64(group.0),
+            StateKey::Member { group, user } => KeyBytes::tag(TAG_MEMBER).u64(group.0).u64(user.0),
+            StateKey::UserGroup { user, group } => {
+                KeyBytes::tag(TAG_USER_GROUP).u64(user.0).u64(group.0)
+            }
+            StateKey::User { user } => KeyBytes::tag(TAG_USER).u64(user.0),
+            StateKey::Handle { handle } => KeyBytes::tag(TAG_HANDLE).bytes(handle.as_bytes()),
+            StateKey::UserCounter { slot } => KeyBytes::tag(TAG_USER_COUNTER).u16(slot.0),
+            StateKey::GroupCounter { slot } => KeyBytes::tag(TAG_GROUP_COUNTER).u16(slot.0),
+            StateKey::DedupFloor { slot } => KeyBytes::tag(TAG_DEDUP_FLOOR).u16(slot.0),
+        }
+    }
+
+    /// Reads what [`StateKey::encode`] made.
+    ///
+    /// # Errors
+    /// An unknown tag, a wrong length, text that is not UTF-8.
+    pub fn decode(bytes: &[u8]) -> Result<StateKey, Malformed> {
+        let mut reader = Reader::new("state key", bytes);
+        let reader = &mut reader;
+        let key = match reader.u8()? {
+            TAG_MESSAGE => StateKey::Message {
+                timeline: read_timeline(reader)?,
+                seq: Seq(reader.u64()?),
+            },
+            TAG_TRIM_POINT => StateKey::TrimPoint {
+                timeline: read_timeline(reader)?,
+            },
+            TAG_CURSOR => StateKey::Cursor {
+                timeline: read_timeline(reader)?,
+                user: UserId(reader.u64()?),
+                device: read_device(reader)?,
+            },
+            TAG_PEER_READ_MARK => StateKey::PeerReadMark {
+                user: UserId(reader.u64()?),
+                peer: UserId(reader.u64()?),
+            },
+            TAG_GROUP_READ_MARK => StateKey::GroupReadMark {
+                group: GroupId(reader.u64()?),
+                user: UserId(reader.u64()?),
+            },
+            TAG_GROUP => StateKey::Group {
+                group: GroupId(reader.u64()?),
+            },
+            TAG_MEMBER => StateKey::Member {
+                group: GroupId(reader.u64()?),
+                user: UserId(reader.u64()?),
+            },
+            TAG_USER_GROUP => StateKey::UserGroup {
+                user: UserId(reader.u64()?),
+                group: GroupId(reader.u64()?),
+            },
+            TAG_USER => StateKey::User {
+                user: UserId(reader.u64()?),
+            },
+            TAG_HANDLE => {
+                let bytes = reader.rest();
+                StateKey::Handle {
+                    handle: reader.text(bytes)?.into(),
+                }
+            }
+            TAG_USER_COUNTER => StateKey::UserCounter {
+                slot: SlotId(reader.u16()?),
+            },
+            TAG_GROUP_COUNTER => StateKey::GroupCounter {
+                slot: SlotId(reader.u16()?),
+            },
+            TAG_DEDUP_FLOOR => StateKey::DedupFloor {
+                slot: SlotId(reader.u16()?),
+            },
+            tag => return Err(reader.unknown(tag)),
+        };
+        reader.end()?;
+        Ok(key)
+    }
+
+    /// What all messages of a timeline begin with.
+    pub fn messages_prefix(timeline: TimelineId) -> KeyBytes {
+        KeyBytes::timeline(TAG_MESSAGE, timeline)
+    }
+
+    /// What all entries of a user's own list of groups begin with.
+    pub fn user_groups_prefix(user: UserId) -> KeyBytes {
+        KeyBytes::tag(TAG_USER_GROUP).u64(user.0)
+    }
+
+    /// What all members of a group begin with.
+    pub fn members_prefix(group: GroupId) -> KeyBytes {
+        KeyBytes::tag(TAG_MEMBER).u64(group.0)
+    }
+}
+
+fn read_timeline(reader: &mut Reader<'_>) -> Result<TimelineId, Malformed> {
+    let kind = reader.u8()?;
+    let kind = TimelineKind::from_u8(kind).ok_or_else(|| reader.unknown(kind))?;
+    Ok(TimelineId {
+        kind,
+        owner: reader.u64()?,
+    })
+}
+
+fn read_device(reader: &mut Reader<'_>) -> Result<DeviceId, Malformed> {
+    let bytes = reader.rest();
+    let name = reader.text(bytes)?;
+    DeviceId::new(name).map_err(|invalid| Malformed::TooLong {
+        what: "device",
+        left: invalid.len,
+    })
+}
+
+/// A row of the node itself, in range 0: never travels, is not hashed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeKey {
+    /// The store's format number and slot count. Written once.
+    ///
+    /// Key: `1`. Value: `format u32 | slot count u16`.
+    Format,
+    /// The greatest range ever given out. Raised by the ingest that brings a range's first row.
+    ///
+    /// Key: `2`. Value: `range u32`.
+    RangeCounter,
+    /// Whose rows a range holds. Comes with the range's first row, goes when it is dropped.
+    ///
+    /// Key: `3 | range u32`. Value: shard, slot and state (live, staged, dead), see `range.rs`.
+    Range(RangeId),
+    /// How far a shard's rows in files go. Overwritten by every flush and install.
+    ///
+    /// Key: `4 | shard u32`. Value: the applied row, see `applied.rs`.
+    Applied(ShardId),
+}
+
+impl NodeKey {
+    /// The key's bytes, without space and range.
+    pub fn encode(&self) -> KeyBytes {
+        match self {
+            NodeKey::Format => KeyBytes::tag(1),
+            NodeKey::RangeCounter => KeyBytes::tag(2),
+            NodeKey::Range(range) => KeyBytes::tag(3).u32(range.0),
+            NodeKey::Applied(shard) => KeyBytes::tag(4).u32(shard.0),
+        }
+    }
+
+    /// Reads what [`NodeKey::encode`] made.
+    ///
+    /// # Errors
+    /// An unknown tag or a wrong length.
+    pub fn decode(bytes: &[u8]) -> Result<NodeKey, Malformed> {
+        let mut reader = Reader::new("node key", bytes);
+        let key = match reader.u8()? {
+            1 => NodeKey::Format,
+            2 => NodeKey::RangeCounter,
+            3 => NodeKey::Range(RangeId(reader.u32()?)),
+            4 => NodeKey::Applied(ShardId(reader.u32()?)),
+            tag => return Err(reader.unknown(tag)),
+        };
+        reader.end()?;
+        Ok(key)
+    }
+}
+
+/// Where a command goes, as part of its identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Destination {
+    kind: u8,
+    owner: u64,
+}
+
+impl Destination {
+    /// A new group: the command names none.
+    pub const NEW_GROUP: Destination = Destination { kind: 0, owner: 0 };
+
+    /// A user's mailbox or a group's timeline.
+    pub fn timeline(timeline: TimelineId) -> Destination {
+        Destination {
+            kind: timeline.kind as u8,
+            owner: timeline.owner,
+        }
+    }
+
+    /// A handle, by its hash.
+    pub fn handle(hash: u64) -> Destination {
+        Destination {
+            kind: 3,
+            owner: hash,
+        }
+    }
+}
+
+/// The identity of a command: what a repeat has in common with its first. Scope: the slot that
+/// answers the command (for a send, the one of its home timeline). Written once, by an accepted
+/// command; absent once the slot's floor has passed the id's time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DedupKey {
+    /// `client_msg_id` or `request_id`: a UUIDv7.
+    pub id: Uuid,
+    /// Who asks; 0 when nobody does yet.
+    pub sender: UserId,
+    /// Of whom or what.
+    pub destination: Destination,
+}
+
+impl DedupKey {
+    /// Bytes of an encoded key, without space, hour and range.
+    pub const LEN: usize = 33;
+
+    /// The id's own time: its first 48 bits, in milliseconds since the Unix epoch.
+    pub fn time_ms(&self) -> u64 {
+        id_time_ms(self.id)
+    }
+
+    /// The id's whole hours since the Unix epoch.
+    pub fn hour(&self) -> u32 {
+        hour_of(self.time_ms())
+    }
+
+    /// `id 16 | sender u64 | destination kind u8, owner u64`.
+    pub fn encode(&self) -> [u8; DedupKey::LEN] {
+        let mut bytes = [0; DedupKey::LEN];
+        bytes[..16].copy_from_slice(self.id.as_bytes());
+        bytes[16..24].copy_from_slice(&self.sender.0.to_be_bytes());
+        bytes[24] = self.destination.kind;
+        bytes[25..].copy_from_slice(&self.destination.owner.to_be_bytes());
+        bytes
+    }
+
+    /// Reads what [`DedupKey::encode`] made.
+    ///
+    /// # Errors
+    /// A wrong length or an unknown kind of destination.
+    pub fn decode(bytes: &[u8]) -> Result<DedupKey, Malformed> {
+        let mut reader = Reader::new("dedup key", bytes);
+        let id = Uuid::from_bytes(reader.array()?);
+        let sender = UserId(reader.u64()?);
+        let kind = reader.u8()?;
+        if kind > 3 {
+            return Err(reader.unknown(kind));
+        }
+        let owner = reader.u64()?;
+        reader.end()?;
+        Ok(DedupKey {
+            id,
+            sender,
+            destination: Destination { kind, owner },
+        })
+    }
+}
+
+/// The time of a UUIDv7, in milliseconds since the Unix epoch.
+pub(crate) fn id_time_ms(id: Uuid) -> u64 {
+    u64::try_from(id.as_u128() >> 80).expect("48 bits fit in 64")
+}
+
+/// Whole hours of a 48-bit time.
+pub(crate) fn hour_of(time_ms: u64) -> u32 {
+    u32::try_from(time_ms / HOUR_MS).unwrap_or(u32::MAX)
+}
+
+/// Splits a stored key of either space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoredKey<'a> {
+    /// `0x01 | range | suffix`: decode the suffix with [`StateKey`], or [`NodeKey`] in range 0.
+    State {
+        /// Whose rows.
+        range: RangeId,
+        /// The key without space and range.
+        suffix: &'a [u8],
+    },
+    /// `0x02 | hour | range | suffix`: decode the suffix with [`DedupKey`].
+    Dedup {
+        /// Whole hours of the id's time.
+        hour: u32,
+        /// Whose rows.
+        range: RangeId,
+        /// The key without space, hour and range.
+        suffix: &'a [u8],
+    },
+}
+
+impl<'a> StoredKey<'a> {
+    /// Reads the front of a stored key.
+    ///
+    /// # Errors
+    /// An unknown space, or too few bytes.
+    pub fn split(bytes: &'a [u8]) -> Result<StoredKey<'a>, Malformed> {
+        let mut reader = Reader::new("stored key", bytes);
+        match reader.u8()? {
+            STATE_SPACE => {
+                let range = RangeId(reader.u32()?);
+                Ok(StoredKey::State {
+                    range,
+                    suffix: reader.rest(),
+                })
+            }
+            DEDUP_SPACE => {
+                let hour = reader.u32()?;
+                let range = RangeId(reader.u32()?);
+                Ok(StoredKey::Dedup {
+                    hour,
+                    range,
+                    suffix: reader.rest(),
+                })
+            }
+            space => Err(reader.unknown(space)),
+        }
+    }
+
+    /// Appends the stored form.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            StoredKey::State { range, suffix } => {
+                out.push(STATE_SPACE);
+                out.extend_from_slice(&range.0.to_be_bytes());
+                out.extend_from_slice(suffix);
+            }
+            StoredKey::Dedup {
+                hour,
+                range,
+                suffix,
+            } => {
+                out.push(DEDUP_SPACE);
+                out.extend_from_slice(&hour.to_be_bytes());
+                out.extend_from_slice(&range.0.to_be_bytes());
+                out.extend_from_slice(suffix);
+            }
+        }
+    }
+}
+
+const INLINE_MAX: usize = 30;
+
+/// The bytes of a key; short ones, which is all but handles and cursors, without an allocation.
+#[derive(Clone)]
+pub enum KeyBytes {
+    /// Up to 30 bytes.
+    Inline(u8, [u8; INLINE_MAX]),
+    /// More than that.
+    Heap(Box<[u8]>),
+}
+
+impl KeyBytes {
+    fn tag(tag: u8) -> KeyBytes {
+        let mut bytes = [0; INLINE_MAX];
+        bytes[0] = tag;
+        KeyBytes::Inline(1, bytes)
+    }
+
+    fn timeline(tag: u8, timeline: TimelineId) -> KeyBytes {
+        KeyBytes::tag(tag)
+            .bytes(&[timeline.kind as u8])
+            .u64(timeline.owner)
+    }
+
+    fn u16(self, number: u16) -> KeyBytes {
+        self.bytes(&number.to_be_bytes())
+    }
+
+    fn u32(self, number: u32) -> KeyBytes {
+        self.bytes(&number.to_be_bytes())
+    }
+
+    fn u64(self, number: u64) -> KeyBytes {
+        self.bytes(&number.to_be_bytes())
+    }
+
+    fn bytes(mut self, more: &[u8]) -> KeyBytes {
+        if let KeyBytes::Inline(len, bytes) = &mut self {
+            let end = usize::from(*len) + more.len();
+            if end <= INLINE_MAX {
+                bytes[usize::from(*len)..end].copy_from_slice(more);
+                *len = u8::try_from(end).expect("at most INLINE_MAX");
+                return self;
+            }
+        }
+        KeyBytes::Heap([self.as_slice(), more].concat().into())
+    }
+
+    /// The bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        match self {
+            KeyBytes::Inline(len, bytes) => &bytes[..usize::from(*len)],
+            KeyBytes::Heap(bytes) => bytes,
+        }
+    }
+}
+
+impl From<&[u8]> for KeyBytes {
+    fn from(bytes: &[u8]) -> KeyBytes {
+        KeyBytes::Inline(0, [0; INLINE_MAX]).bytes(bytes)
+    }
+}
+
+impl Borrow<[u8]> for KeyBytes {
+    fn borrow(&self) -> &[u8] {
+        self.as_slice()
+    }
+}
+
+impl PartialEq for KeyBytes {
+    fn eq(&self, other: &KeyBytes) -> bool {
+        self.as_slice() == other.as_slice()
+    }
+}
+
+impl Eq for KeyBytes {}
+
+impl PartialOrd for KeyBytes {
+    fn partial_cmp(&self, other: &KeyBytes) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for KeyBytes {
+    fn cmp(&self, other: &KeyBytes) -> Ordering {
+        self.as_slice().cmp(other.as_slice())
+    }
+}
+
+impl fmt::Debug for KeyBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.as_slice()
+            .iter()
+            .try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
