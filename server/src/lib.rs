@@ -1,1 +1,8 @@
-//! gRPC services, relay, placement and administration of a mailbox node.
+//! gRPC services, administration and configuration of a mailbox node.
+
+mod cli;
+pub mod config;
+mod limits;
+mod logging;
+
+pub use cli::{Cli, Command, ConfigCommand, DevArgs, RoleArgs, run_config};

@@ -1,1 +1,33 @@
-fn main() {}
+//! `mailboxd`: reads the command line, runs the role, turns its end into an exit status.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use mailbox_server::{Cli, Command};
+
+/// RocksDB's and Rust's allocations of many sizes and lifetimes fragment the system's allocator.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("mailboxd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Config { command } => {
+            std::io::stdout().write_all(mailbox_server::run_config(&command)?.as_bytes())?;
+            Ok(())
+        }
+        Command::Dev(_) | Command::Server(_) | Command::Gateway(_) => {
+            anyhow::bail!("this build does not serve yet")
+        }
+    }
+}

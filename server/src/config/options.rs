@@ -1,0 +1,394 @@
+//! The facts about every option: the documented file, `config explain` and the bounds that are
+//! checked all come from this one table.
+
+use super::ByteSize;
+
+/// What values an option may have.
+#[derive(Debug, Clone, Copy)]
+pub enum Bounds {
+    /// A whole number, both ends allowed.
+    Number {
+        /// Least value.
+        min: u64,
+        /// Greatest value.
+        max: u64,
+        /// What is counted.
+        unit: &'static str,
+    },
+    /// A number of bytes, both ends allowed.
+    Bytes {
+        /// Least value.
+        min: ByteSize,
+        /// Greatest value.
+        max: ByteSize,
+    },
+    /// One of these words.
+    OneOf(&'static [&'static str]),
+    /// `true` or `false`.
+    Flag,
+    /// Free text or a path; the words say what fits.
+    Text(&'static str),
+    /// `host:port`.
+    Address,
+}
+
+/// One option.
+#[derive(Debug, Clone, Copy)]
+pub struct OptionFacts {
+    /// `section.option`.
+    pub path: &'static str,
+    /// What values it may have.
+    pub bounds: Bounds,
+    /// What it does, for the operator.
+    pub doc: &'static str,
+}
+
+const fn number(
+    path: &'static str,
+    (min, max): (u64, u64),
+    unit: &'static str,
+    doc: &'static str,
+) -> OptionFacts {
+    OptionFacts {
+        path,
+        bounds: Bounds::Number { min, max, unit },
+        doc,
+    }
+}
+
+const fn bytes(path: &'static str, (min, max): (u64, u64), doc: &'static str) -> OptionFacts {
+    OptionFacts {
+        path,
+        bounds: Bounds::Bytes {
+            min: ByteSize(min),
+            max: ByteSize(max),
+        },
+        doc,
+    }
+}
+
+const fn text(path: &'static str, what: &'static str, doc: &'static str) -> OptionFacts {
+    OptionFacts {
+        path,
+        bounds: Bounds::Text(what),
+        doc,
+    }
+}
+
+const fn address(path: &'static str, doc: &'static str) -> OptionFacts {
+    OptionFacts {
+        path,
+        bounds: Bounds::Address,
+        doc,
+    }
+}
+
+const fn flag(path: &'static str, doc: &'static str) -> OptionFacts {
+    OptionFacts {
+        path,
+        bounds: Bounds::Flag,
+        doc,
+    }
+}
+
+const HOUR_MS: u64 = 3_600_000;
+const GIB: u64 = 1 << 30;
+
+/// What each section is about; in the order of the documented file.
+pub(super) const SECTIONS: &[(&str, &str)] = &[
+    (
+        "cluster",
+        "The cluster. All nodes must have the same values here; gateways use `id`, `secret_file` \
+         and `nodes`.",
+    ),
+    ("node", "This store node (`mailboxd server`)."),
+    ("gateway", "This gateway (`mailboxd gateway`)."),
+    (
+        "auth",
+        "Keys that users' tokens (JWT) are checked with, on nodes and gateways.",
+    ),
+    (
+        "tls",
+        "Certificates, PEM. Used by every listener and every call of this process.",
+    ),
+    (
+        "memory",
+        "Memory of a store node: one budget and how it is shared out.",
+    ),
+    ("storage", "Files of a store node."),
+    (
+        "limits",
+        "Limits of the calls and streams that a store node serves.",
+    ),
+    ("logging", "What is written to stderr."),
+];
+
+/// Every option, in the order of the documented file.
+pub const OPTIONS: &[OptionFacts] = &[
+    text(
+        "cluster.id",
+        "1 to 64 of a-z, 0-9, '-'",
+        "Name of the cluster. Stored in every node's directory at bootstrap; never changes. \
+         A node or gateway of another cluster is refused.",
+    ),
+    text(
+        "cluster.secret_file",
+        "path of a file with 16 to 1024 bytes",
+        "The cluster secret: who has it may act for any user. White space at its end is ignored. \
+         Keep the file readable by the process only (mode 0600).",
+    ),
+    number(
+        "cluster.slot_count",
+        (1, 16_384),
+        "slots",
+        "Hash buckets of owner ids. Stored at bootstrap; never changes.",
+    ),
+    bytes(
+        "cluster.body_bytes_max",
+        (1, 1 << 20),
+        "Greatest body of one message. Media belongs into object storage and travels as a \
+         reference.",
+    ),
+    number(
+        "cluster.group_members_max",
+        (2, 100_000),
+        "members",
+        "Greatest number of members of one group.",
+    ),
+    number(
+        "cluster.dedup_window_ms",
+        (HOUR_MS, 31 * 24 * HOUR_MS),
+        "ms",
+        "How long a message id is remembered. A retry with an older id is refused (IdExpired), \
+         never sent twice.",
+    ),
+    number(
+        "cluster.clock_skew_max_ms",
+        (1, 60_000),
+        "ms",
+        "How far a node's clock may be from the median of its peers' before it stops proposing.",
+    ),
+    number(
+        "cluster.heartbeat_ms",
+        (10, 10_000),
+        "ms",
+        "Time between a leader's heartbeats. At most a third of election_min_ms.",
+    ),
+    number(
+        "cluster.election_min_ms",
+        (50, 60_000),
+        "ms",
+        "Least time without a leader before a replica stands for election.",
+    ),
+    number(
+        "cluster.election_max_ms",
+        (100, 120_000),
+        "ms",
+        "Greatest time without a leader before a replica stands for election. More than \
+         election_min_ms.",
+    ),
+    text(
+        "cluster.nodes",
+        "node id = \"host:port\", one or three nodes",
+        "The store nodes and the addresses under which clients and the other nodes reach them. \
+         A change after bootstrap has no effect on who votes.",
+    ),
+    number(
+        "node.id",
+        (1, 1 << 32),
+        "id",
+        "Which of cluster.nodes this one is. Stored in the node's directory; never changes.",
+    ),
+    text(
+        "node.dir",
+        "path",
+        "Where the node keeps everything. One process at a time.",
+    ),
+    address(
+        "node.listen",
+        "Where the node serves gRPC: clients, gateways and the other nodes. Port 0 takes a free \
+         one.",
+    ),
+    text(
+        "node.metrics_listen",
+        "host:port, or empty for none",
+        "Where the node serves /metrics, /healthz and /readyz over plain HTTP.",
+    ),
+    flag(
+        "node.allow_plaintext",
+        "Serve without TLS on addresses other than loopback. Everything, the cluster secret \
+         included, is then readable on the network.",
+    ),
+    number(
+        "node.connections_max",
+        (8, 100_000),
+        "connections",
+        "Greatest number of gRPC connections; one file descriptor each. More wait in the \
+         system's accept queue.",
+    ),
+    number(
+        "node.disk_free_min_percent",
+        (0, 50),
+        "percent",
+        "Below this share of free space (or disk_free_min_bytes, whichever is more) sends are \
+         refused with DiskFull; reads go on.",
+    ),
+    bytes(
+        "node.disk_free_min_bytes",
+        (0, 1024 * GIB),
+        "See disk_free_min_percent.",
+    ),
+    address(
+        "gateway.listen",
+        "Where the gateway serves HTTP and WebSocket. Port 0 takes a free one.",
+    ),
+    flag(
+        "gateway.allow_plaintext",
+        "Serve without TLS on addresses other than loopback. Tokens and messages are then \
+         readable on the network.",
+    ),
+    number(
+        "gateway.connections_max",
+        (1, 1_000_000),
+        "connections",
+        "Greatest number of sockets; one file descriptor each.",
+    ),
+    text(
+        "auth.hs256_secret_file",
+        "path of a file with at least 32 bytes, or empty for none",
+        "Secret that HS256 tokens are signed with.",
+    ),
+    text(
+        "auth.ed25519_public_key_file",
+        "path of a PEM file, or empty for none",
+        "Public key that EdDSA tokens are checked with.",
+    ),
+    text(
+        "tls.cert_file",
+        "path of a PEM file, or empty for none",
+        "Certificate chain of this process's listeners. Goes with key_file.",
+    ),
+    text(
+        "tls.key_file",
+        "path of a PEM file, or empty for none",
+        "Private key of cert_file.",
+    ),
+    text(
+        "tls.ca_file",
+        "path of a PEM file, or empty for plaintext",
+        "Certificates that this process trusts when it calls store nodes. If set, all calls to \
+         nodes use TLS.",
+    ),
+    text(
+        "tls.domain",
+        "host name, or empty for the address's own",
+        "Name that the nodes' certificates are checked against.",
+    ),
+    bytes(
+        "memory.budget_bytes",
+        (64 << 20, 1024 * GIB),
+        "Memory for memtables, caches and queues together. The process needs some 200 MiB \
+         besides.",
+    ),
+    number(
+        "memory.memtables_percent",
+        (10, 80),
+        "percent",
+        "Share of applied state that is not yet in files: active and frozen memtables.",
+    ),
+    number(
+        "memory.block_cache_percent",
+        (5, 80),
+        "percent",
+        "Share of RocksDB's block cache.",
+    ),
+    number(
+        "memory.tails_percent",
+        (1, 80),
+        "percent",
+        "Share of the newest rows of busy timelines, kept for reads and subscriptions.",
+    ),
+    number(
+        "memory.queues_percent",
+        (5, 80),
+        "percent",
+        "Share of proposals on their way. Over it, sends are refused with Busy. The four shares \
+         together are at most 100.",
+    ),
+    number(
+        "storage.max_open_files",
+        (64, 1_000_000),
+        "files",
+        "Greatest number of table files that are open at once; one file descriptor each.",
+    ),
+    number(
+        "storage.level0_files_max",
+        (4, 64),
+        "files",
+        "With more level-0 files than this, apply waits for compaction.",
+    ),
+    number(
+        "storage.flush_age_ms",
+        (1000, HOUR_MS),
+        "ms",
+        "A memtable older than this is flushed though it is not full; bounds the log that a \
+         restart replays.",
+    ),
+    number(
+        "limits.submit_frames_in_flight_max",
+        (1, 4096),
+        "frames",
+        "Unanswered frames of one Submit stream; more are not read from the socket.",
+    ),
+    number(
+        "limits.submit_calls_per_frame_max",
+        (1, 65_536),
+        "calls",
+        "Sends in one Submit frame; a greater frame ends the stream with LimitExceeded.",
+    ),
+    number(
+        "limits.sync_messages_default",
+        (1, 100_000),
+        "messages",
+        "Messages in one Sync answer when the caller names no limit.",
+    ),
+    number(
+        "limits.sync_messages_max",
+        (1, 100_000),
+        "messages",
+        "Greatest number of messages in one Sync answer; a greater limit is cut to it.",
+    ),
+    bytes(
+        "limits.sync_bytes_max",
+        (64 << 10, 8 << 20),
+        "Greatest size of the messages in one Sync answer, one message more than none always.",
+    ),
+    number(
+        "limits.timelines_per_call_max",
+        (1, 1_000_000),
+        "timelines",
+        "Timelines in one Sync or Heads call; more are refused with LimitExceeded.",
+    ),
+    number(
+        "limits.subscriptions_per_stream_max",
+        (1, 10_000_000),
+        "subscriptions",
+        "Subscriptions on one Subscribe stream; more are ended with LimitExceeded.",
+    ),
+    bytes(
+        "limits.frame_bytes_max",
+        (1 << 20, 64 << 20),
+        "Greatest gRPC message that is read.",
+    ),
+    OptionFacts {
+        path: "logging.format",
+        bounds: Bounds::OneOf(&["text", "json"]),
+        doc: "Log lines for people, or one JSON object a line.",
+    },
+    text(
+        "logging.filter",
+        "level, or target=level list",
+        "What is logged: error, warn, info, debug, trace; per module as in \
+         \"info,mailbox_raft=debug\".",
+    ),
+];

@@ -1,0 +1,309 @@
+//! Checks of values: the bounds of the table of options, then what must go together.
+
+use std::fmt::Display;
+use std::path::Path;
+
+use super::document::{describe, name_of, section_of, values};
+use super::options::{Bounds, OPTIONS, OptionFacts};
+use super::{ByteSize, Config, Error};
+
+/// What the configuration is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Role {
+    /// `mailboxd server`.
+    Server,
+    /// `mailboxd gateway`.
+    Gateway,
+}
+
+impl Config {
+    /// Checks every value; the error names option, value and limit. Looks at no file.
+    pub fn validate(&self, role: Role) -> Result<(), Error> {
+        let values = values(self);
+        for option in OPTIONS {
+            let value = values
+                .get(section_of(option.path))
+                .and_then(|section| section.get(name_of(option.path)));
+            if let Some(value) = value {
+                check_bounds(option, value)?;
+            }
+        }
+        self.check_cluster()?;
+        self.check_pairs()?;
+        match role {
+            Role::Server => self.check_node(),
+            Role::Gateway => self.check_gateway(),
+        }
+    }
+
+    fn check_cluster(&self) -> Result<(), Error> {
+        let cluster = &self.cluster;
+        let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if cluster.id.is_empty() || cluster.id.len() > 64 || !cluster.id.chars().all(fits) {
+            return invalid(
+                "cluster.id",
+                &cluster.id,
+                "must be 1 to 64 of a-z, 0-9, '-'",
+            );
+        }
+        if cluster.nodes.len() != 1 && cluster.nodes.len() != 3 {
+            return invalid(
+                "cluster.nodes",
+                format!("{} nodes", cluster.nodes.len()),
+                "must be one or three",
+            );
+        }
+        for (id, address) in &cluster.nodes {
+            check_address(&format!("cluster.nodes.{id}"), address)?;
+            if *id == 0 {
+                return invalid("cluster.nodes", id, "a node id must be at least 1");
+            }
+        }
+        if cluster.heartbeat_ms.saturating_mul(3) > cluster.election_min_ms {
+            return invalid(
+                "cluster.heartbeat_ms",
+                cluster.heartbeat_ms,
+                &format!(
+                    "at most a third of election_min_ms = {}",
+                    cluster.election_min_ms
+                ),
+            );
+        }
+        if cluster.election_max_ms <= cluster.election_min_ms {
+            return invalid(
+                "cluster.election_max_ms",
+                cluster.election_max_ms,
+                &format!(
+                    "must be more than election_min_ms = {}",
+                    cluster.election_min_ms
+                ),
+            );
+        }
+        Ok(())
+    }
+
+    fn check_pairs(&self) -> Result<(), Error> {
+        let tls = &self.tls;
+        if is_set(&tls.cert_file) != is_set(&tls.key_file) {
+            return invalid(
+                "tls.cert_file",
+                tls.cert_file.display(),
+                "goes with tls.key_file: set both or neither",
+            );
+        }
+        let memory = &self.memory;
+        let shares = memory.memtables_percent
+            + memory.block_cache_percent
+            + memory.tails_percent
+            + memory.queues_percent;
+        if shares > 100 {
+            return invalid(
+                "memory",
+                format!("{shares} percent in all"),
+                "at most 100 percent",
+            );
+        }
+        let limits = &self.limits;
+        if limits.sync_messages_default > limits.sync_messages_max {
+            return invalid(
+                "limits.sync_messages_default",
+                limits.sync_messages_default,
+                &format!("at most sync_messages_max = {}", limits.sync_messages_max),
+            );
+        }
+        if limits.sync_bytes_max.0 + self.cluster.body_bytes_max.0 * 2 > limits.frame_bytes_max.0 {
+            return invalid(
+                "limits.sync_bytes_max",
+                limits.sync_bytes_max,
+                &format!(
+                    "with two bodies (cluster.body_bytes_max = {}) at most frame_bytes_max = {}",
+                    self.cluster.body_bytes_max, limits.frame_bytes_max
+                ),
+            );
+        }
+        Ok(())
+    }
+
+    fn check_node(&self) -> Result<(), Error> {
+        if !self.cluster.nodes.contains_key(&self.node.id) {
+            let known: Vec<String> = self.cluster.nodes.keys().map(u64::to_string).collect();
+            return invalid(
+                "node.id",
+                self.node.id,
+                &format!("must be one of cluster.nodes ({})", known.join(", ")),
+            );
+        }
+        if !self.node.metrics_listen.is_empty() {
+            check_address("node.metrics_listen", &self.node.metrics_listen)?;
+        }
+        self.check_plaintext("node", &self.node.listen, self.node.allow_plaintext)
+    }
+
+    fn check_gateway(&self) -> Result<(), Error> {
+        if !is_set(&self.auth.hs256_secret_file) && !is_set(&self.auth.ed25519_public_key_file) {
+            return invalid(
+                "auth",
+                "no key",
+                "a gateway needs auth.hs256_secret_file or auth.ed25519_public_key_file",
+            );
+        }
+        self.check_plaintext(
+            "gateway",
+            &self.gateway.listen,
+            self.gateway.allow_plaintext,
+        )
+    }
+
+    /// A listener that others can reach needs TLS, or a word that none is wanted.
+    fn check_plaintext(&self, section: &str, listen: &str, allowed: bool) -> Result<(), Error> {
+        if allowed || is_set(&self.tls.cert_file) || is_loopback(listen) {
+            return Ok(());
+        }
+        invalid(
+            &format!("{section}.listen"),
+            listen,
+            &format!(
+                "not a loopback address: set tls.cert_file and tls.key_file, or {section}.allow_plaintext = true"
+            ),
+        )
+    }
+}
+
+/// Whether a path option was given.
+pub(crate) fn is_set(path: &Path) -> bool {
+    !path.as_os_str().is_empty()
+}
+
+/// Whether `host:port` names this machine only.
+pub(crate) fn is_loopback(address: &str) -> bool {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost"
+        || host
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|ip| ip.is_loopback())
+}
+
+fn check_bounds(option: &OptionFacts, value: &toml::Value) -> Result<(), Error> {
+    let inside = match option.bounds {
+        Bounds::Number { min, max, .. } => value
+            .as_integer()
+            .and_then(|number| u64::try_from(number).ok())
+            .is_some_and(|number| (min..=max).contains(&number)),
+        Bounds::Bytes { min, max } => value
+            .as_str()
+            .and_then(|text| text.parse::<ByteSize>().ok())
+            .is_some_and(|size| (min..=max).contains(&size)),
+        Bounds::OneOf(words) => value.as_str().is_some_and(|text| words.contains(&text)),
+        Bounds::Flag => value.is_bool(),
+        Bounds::Text(_) => true,
+        Bounds::Address => {
+            return check_address(option.path, value.as_str().unwrap_or_default());
+        }
+    };
+    if inside {
+        return Ok(());
+    }
+    invalid(option.path, value, &describe(&option.bounds))
+}
+
+fn check_address(option: &str, address: &str) -> Result<(), Error> {
+    let good = address
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    if good {
+        Ok(())
+    } else {
+        invalid(option, address, "must be host:port")
+    }
+}
+
+fn invalid(option: &str, value: impl Display, limit: &str) -> Result<(), Error> {
+    Err(Error::Invalid {
+        option: option.to_owned(),
+        value: value.to_string(),
+        limit: limit.to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(change: impl FnOnce(&mut Config), role: Role) -> String {
+        let mut config = Config::default();
+        config.auth.hs256_secret_file = "./key".into();
+        config.validate(role).expect("the default is valid");
+        change(&mut config);
+        config
+            .validate(role)
+            .expect_err("must be refused")
+            .to_string()
+    }
+
+    #[test]
+    fn a_refusal_names_option_value_and_limit() {
+        let text = refusal(|config| config.node.connections_max = 0, Role::Server);
+        assert_eq!(
+            text,
+            "config: node.connections_max = 0: In connections, 8 to 100000"
+        );
+        let text = refusal(
+            |config| config.cluster.body_bytes_max = ByteSize(0),
+            Role::Server,
+        );
+        assert!(
+            text.contains("cluster.body_bytes_max") && text.contains("1 MiB"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn options_that_do_not_go_together_are_refused() {
+        for (change, named) in [
+            (
+                (|c| c.cluster.heartbeat_ms = 900) as fn(&mut Config),
+                "heartbeat_ms",
+            ),
+            (
+                |c| c.cluster.election_max_ms = c.cluster.election_min_ms,
+                "election_max_ms",
+            ),
+            (|c| c.memory.tails_percent = 50, "memory"),
+            (|c| c.tls.cert_file = "./cert".into(), "tls.cert_file"),
+            (|c| c.node.id = 7, "node.id"),
+            (
+                |c| c.limits.sync_messages_default = 3000,
+                "sync_messages_default",
+            ),
+            (|c| c.cluster.id = "My Cluster".into(), "cluster.id"),
+            (|c| c.cluster.nodes.clear(), "cluster.nodes"),
+        ] {
+            let text = refusal(change, Role::Server);
+            assert!(text.contains(named), "{named}: {text}");
+        }
+        let text = refusal(|c| c.auth.hs256_secret_file = "".into(), Role::Gateway);
+        assert!(text.contains("auth"), "{text}");
+    }
+
+    #[test]
+    fn a_listener_that_others_reach_needs_tls_or_a_word() {
+        let open = |c: &mut Config| c.node.listen = "0.0.0.0:7700".into();
+        let text = refusal(open, Role::Server);
+        assert!(text.contains("node.listen = 0.0.0.0:7700"), "{text}");
+        assert!(text.contains("allow_plaintext"), "{text}");
+        let mut config = Config::default();
+        open(&mut config);
+        config.node.allow_plaintext = true;
+        config.validate(Role::Server).expect("allowed by name");
+        for (address, loopback) in [
+            ("127.0.0.1:1", true),
+            ("[::1]:1", true),
+            ("localhost:1", true),
+            ("[::]:1", false),
+            ("10.0.0.1:1", false),
+        ] {
+            assert_eq!(is_loopback(address), loopback, "{address}");
+        }
+    }
+}

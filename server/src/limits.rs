@@ -1,0 +1,205 @@
+//! File descriptors and memory: what this process may use, and whether the configuration fits.
+
+use crate::config::Config;
+
+/// Descriptors for the log's files, listeners, the runtime, stdio and the process's own files.
+const RESERVED_FILES: u64 = 256;
+/// Connections that a pair of nodes holds: control, append, snapshot, in both directions.
+const FILES_PER_PEER: u64 = 6;
+/// Connections that a gateway holds to each store node.
+const FILES_PER_STORE: u64 = 4;
+
+/// Why a configuration does not fit this machine.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The limit on open files could not be read or raised.
+    #[error("raise the limit on open files: {0}")]
+    Raise(std::io::Error),
+    /// More descriptors are promised than the system gives.
+    #[error(
+        "config: {option} = {value}: with {rest} other files {needed} file descriptors are needed, \
+         but the hard limit is {limit}; lower the option or raise the limit (ulimit -Hn)"
+    )]
+    Files {
+        /// The option that asks for most.
+        option: &'static str,
+        /// Its value.
+        value: u64,
+        /// What everything else needs.
+        rest: u64,
+        /// The sum.
+        needed: u64,
+        /// What the system gives.
+        limit: u64,
+    },
+}
+
+/// How many file descriptors the process may need, by use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileBudget {
+    /// Sockets of clients.
+    pub connections: u64,
+    /// RocksDB's table files.
+    pub table_files: u64,
+    /// Sockets to and from other nodes.
+    pub peers: u64,
+    /// Everything else.
+    pub reserved: u64,
+}
+
+impl FileBudget {
+    /// What a store node needs.
+    pub fn of_node(config: &Config) -> Self {
+        let peers = config.cluster.nodes.len().saturating_sub(1) as u64;
+        Self {
+            connections: u64::from(config.node.connections_max),
+            table_files: u64::from(config.storage.max_open_files),
+            peers: peers * FILES_PER_PEER,
+            reserved: RESERVED_FILES,
+        }
+    }
+
+    /// What a gateway needs.
+    pub fn of_gateway(config: &Config) -> Self {
+        Self {
+            connections: u64::from(config.gateway.connections_max),
+            table_files: 0,
+            peers: config.cluster.nodes.len() as u64 * FILES_PER_STORE,
+            reserved: RESERVED_FILES,
+        }
+    }
+
+    /// What one process needs that is both.
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            connections: self.connections + other.connections,
+            table_files: self.table_files + other.table_files,
+            peers: self.peers + other.peers,
+            reserved: self.reserved,
+        }
+    }
+
+    /// All uses together.
+    pub const fn total(&self) -> u64 {
+        self.connections + self.table_files + self.peers + self.reserved
+    }
+
+    /// Refuses a budget over the limit, naming the option that asks for most.
+    pub fn check(&self, limit: u64, connections_option: &'static str) -> Result<(), Error> {
+        let needed = self.total();
+        if needed <= limit {
+            return Ok(());
+        }
+        let (option, value) = if self.connections >= self.table_files {
+            (connections_option, self.connections)
+        } else {
+            ("storage.max_open_files", self.table_files)
+        };
+        Err(Error::Files {
+            option,
+            value,
+            rest: needed - value,
+            needed,
+            limit,
+        })
+    }
+}
+
+/// Raises the soft limit on open files to the hard one and says what it is now.
+pub fn raise_open_files() -> Result<u64, Error> {
+    rlimit::increase_nofile_limit(u64::MAX).map_err(Error::Raise)
+}
+
+/// How the memory budget is shared out, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryBudget {
+    /// Greatest size of one memtable; one more may be frozen at the same time.
+    pub memtable: u64,
+    /// RocksDB's block cache.
+    pub block_cache: u64,
+    /// Newest rows of busy timelines.
+    pub tails: u64,
+    /// Proposals on their way.
+    pub queues: u64,
+}
+
+/// Memtables of one shard that exist at once: the active one and a frozen one.
+const MEMTABLES: u64 = 2;
+
+impl MemoryBudget {
+    /// The shares of `[memory]`.
+    pub fn of(config: &Config) -> Self {
+        let memory = &config.memory;
+        let share = |percent: u32| memory.budget_bytes.0 / 100 * u64::from(percent);
+        Self {
+            memtable: share(memory.memtables_percent) / MEMTABLES,
+            block_cache: share(memory.block_cache_percent),
+            tails: share(memory.tails_percent),
+            queues: share(memory.queues_percent),
+        }
+    }
+}
+
+/// Logs both budgets, for the operator who wonders where it goes.
+pub fn log_budget(files: &FileBudget, limit: u64, memory: Option<&MemoryBudget>) {
+    tracing::info!(
+        limit,
+        connections = files.connections,
+        table_files = files.table_files,
+        peers = files.peers,
+        reserved = files.reserved,
+        spare = limit.saturating_sub(files.total()),
+        "file descriptor budget"
+    );
+    if let Some(memory) = memory {
+        tracing::info!(
+            memtable_bytes = memory.memtable,
+            memtables = MEMTABLES,
+            block_cache_bytes = memory.block_cache,
+            tails_bytes = memory.tails,
+            queues_bytes = memory.queues,
+            "memory budget"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn twenty_thousand_files_do_for_fifteen_thousand_connections() {
+        let mut config = Config::default();
+        config.node.connections_max = 15_000;
+        FileBudget::of_node(&config)
+            .check(20_000, "node.connections_max")
+            .expect("fits");
+        config = Config::default();
+        assert_eq!(config.gateway.connections_max, 15_000);
+        FileBudget::of_gateway(&config)
+            .check(20_000, "gateway.connections_max")
+            .expect("fits");
+    }
+
+    #[test]
+    fn a_budget_over_the_limit_names_the_option_and_both_numbers() {
+        let config = Config::default();
+        let error = FileBudget::of_node(&config)
+            .check(1000, "node.connections_max")
+            .expect_err("over");
+        let text = error.to_string();
+        assert!(
+            text.contains("connections_max = 1024") && text.contains("is 1000"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn shares_stay_within_the_memory_budget() {
+        let config = Config::default();
+        let memory = MemoryBudget::of(&config);
+        let sum = memory.memtable * MEMTABLES + memory.block_cache + memory.tails + memory.queues;
+        assert!(sum <= config.memory.budget_bytes.0);
+        assert!(sum > config.memory.budget_bytes.0 * 9 / 10);
+    }
+}
