@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use crate::decode::Malformed;
-use crate::id::ShardId;
+use crate::id::{Seq, ShardId, SlotId, TimelineId};
 
 /// A stored key, printed in hexadecimal.
 #[derive(Clone, PartialEq, Eq)]
@@ -47,11 +47,29 @@ pub enum Error {
         /// The system's answer.
         source: std::io::Error,
     },
+    /// A block of a file fails RocksDB's checksum or makes no sense to it.
+    #[error("file {file} is corrupt at or after key {key}")]
+    CorruptFile {
+        /// The file, or the store's directory if RocksDB does not name it.
+        file: PathBuf,
+        /// The key that was sought, or the last one read before the fault.
+        key: KeyText,
+        /// RocksDB's own words.
+        source: rocksdb::Error,
+    },
     /// A stored row does not decode or fails its checksum.
     #[error("row {key}: {malformed}")]
     CorruptRow {
         /// The row's key as stored.
         key: KeyText,
+        /// What is wrong with it.
+        malformed: Malformed,
+    },
+    /// A snapshot file is not what its maker wrote.
+    #[error("snapshot file {path}: {malformed}")]
+    CorruptSnapshot {
+        /// The file.
+        path: PathBuf,
         /// What is wrong with it.
         malformed: Malformed,
     },
@@ -78,6 +96,32 @@ pub enum Error {
     UnknownShard {
         /// The shard asked for.
         shard: ShardId,
+    },
+    /// The store was made with another slot count, which never changes.
+    #[error("the store at {path} has {stored} slots, {asked} are configured")]
+    SlotCount {
+        /// Where the store is.
+        path: PathBuf,
+        /// As stored at bootstrap.
+        stored: u16,
+        /// As configured now.
+        asked: u16,
+    },
+    /// This shard does not hold such a slot.
+    #[error("slot {slot} is not in this shard")]
+    UnknownSlot {
+        /// The slot asked for.
+        slot: SlotId,
+    },
+    /// A timeline has a gap, which no operation makes.
+    #[error("{timeline} has no row {seq}: the next one is {found}")]
+    MissingRow {
+        /// The timeline.
+        timeline: TimelineId,
+        /// The seq expected.
+        seq: Seq,
+        /// The seq found.
+        found: Seq,
     },
     /// The order of calls was wrong, or a previous fault has stopped this shard.
     #[error("the shard cannot go on: {reason}")]

@@ -3,16 +3,31 @@
 //! Start reading at `key.rs` (what is stored), then `command.rs` and `entry.rs` (what changes
 //! it), `apply.rs` and `procedure/` (how).
 
+mod applied;
+mod base;
 mod command;
 mod decode;
 mod entry;
 mod error;
+mod flush;
 mod handle;
+mod heads;
 mod hlc;
 mod id;
 mod key;
+mod map;
+mod memtable;
+mod options;
+mod range;
 mod row;
+mod shard;
+mod state;
+mod store;
+mod tails;
+mod view;
 
+pub use applied::{AppliedState, LogId};
+pub use base::memory::{IngestCrash, MemoryDisk};
 pub use command::{
     AckCursor, Command, Conversation, CreateGroup, HandleFault, JoinGroup, LeaveGroup, MarkRead,
     Refusal, RegisterUser, Reply, Send, SendGroup,
@@ -20,6 +35,7 @@ pub use command::{
 pub use decode::Malformed;
 pub use entry::{Commands, Entry, EntryBuilder};
 pub use error::{Error, KeyText};
+pub use flush::{BuiltFlush, FrozenFlush};
 pub use handle::{HANDLE_BYTES_MAX, check_handle};
 pub use hlc::Hlc;
 pub use id::{
@@ -27,4 +43,7 @@ pub use id::{
     TimelineId, TimelineKind, UserId, slot_of_handle, slot_of_owner,
 };
 pub use key::{DedupKey, Destination, KeyBytes, NodeKey, StateKey, StoredKey};
+pub use options::EngineOptions;
 pub use row::{Flags, MessageType, NewRow, RefusalCode, Row, StoredRow, content_crc};
+pub use shard::{Applied, ApplyEntry, ApplyPayload, Shard, ShardMetrics};
+pub use store::{STORE_FORMAT, Store};

@@ -1,0 +1,123 @@
+//! How far a shard's state goes: the applied row.
+
+use bytes::Bytes;
+
+use crate::decode::{Malformed, Reader};
+use crate::id::MessageId;
+
+const FORMAT: u8 = 1;
+
+/// Names an entry of the Raft log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LogId {
+    /// The term of the leader that made the entry.
+    pub term: u64,
+    /// That leader.
+    pub node: u64,
+    /// The entry's index.
+    pub index: u64,
+}
+
+/// What a shard's state covers, and what moves with it. Stored as one row per shard in range 0,
+/// in every file that a flush or an install brings.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AppliedState {
+    /// The last entry that is in the state.
+    pub log_id: Option<LogId>,
+    /// The last membership applied, in the encoding of whoever gave it.
+    pub membership: Bytes,
+    /// The entry that brought the membership.
+    pub membership_log_id: Option<LogId>,
+    /// Replicated time, in milliseconds since the Unix epoch: never goes back.
+    pub time_ms: u64,
+    /// The greatest message id newly assigned in this shard.
+    pub last_message_id: MessageId,
+    /// The last entry of the snapshot that was installed last: the only point at which the log
+    /// may end below the applied one.
+    pub last_install: Option<LogId>,
+}
+
+impl AppliedState {
+    /// The row's value: `format u8 | log id | membership log id | last install | time ms u64 |
+    /// last message id u64 | membership`, each log id as `0` or `1 | term | node | index`.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = vec![FORMAT];
+        for log_id in [self.log_id, self.membership_log_id, self.last_install] {
+            out.push(u8::from(log_id.is_some()));
+            if let Some(LogId { term, node, index }) = log_id {
+                for number in [term, node, index] {
+                    out.extend_from_slice(&number.to_be_bytes());
+                }
+            }
+        }
+        out.extend_from_slice(&self.time_ms.to_be_bytes());
+        out.extend_from_slice(&self.last_message_id.0.to_be_bytes());
+        out.extend_from_slice(&self.membership);
+        out
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<AppliedState, Malformed> {
+        let mut reader = Reader::new("applied row", bytes);
+        let format = reader.u8()?;
+        if format != FORMAT {
+            return Err(reader.unknown(format));
+        }
+        Ok(AppliedState {
+            log_id: read_log_id(&mut reader)?,
+            membership_log_id: read_log_id(&mut reader)?,
+            last_install: read_log_id(&mut reader)?,
+            time_ms: reader.u64()?,
+            last_message_id: MessageId(reader.u64()?),
+            membership: Bytes::copy_from_slice(reader.rest()),
+        })
+    }
+}
+
+fn read_log_id(reader: &mut Reader<'_>) -> Result<Option<LogId>, Malformed> {
+    match reader.u8()? {
+        0 => Ok(None),
+        1 => {
+            let (term, node, index) = (reader.u64()?, reader.u64()?, reader.u64()?);
+            Ok(Some(LogId { term, node, index }))
+        }
+        number => Err(reader.unknown(number)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn log_id() -> impl Strategy<Value = Option<LogId>> {
+        let numbers = proptest::option::of((any::<u64>(), any::<u64>(), any::<u64>()));
+        numbers.prop_map(|some| some.map(|(term, node, index)| LogId { term, node, index }))
+    }
+
+    proptest! {
+        #[test]
+        fn the_applied_row_is_read_as_written(
+            log_ids in (log_id(), log_id(), log_id()),
+            time_ms: u64,
+            last: u64,
+            membership: Vec<u8>,
+        ) {
+            let applied = AppliedState {
+                log_id: log_ids.0,
+                membership: membership.into(),
+                membership_log_id: log_ids.1,
+                time_ms,
+                last_message_id: MessageId(last),
+                last_install: log_ids.2,
+            };
+            prop_assert_eq!(AppliedState::decode(&applied.encode()), Ok(applied));
+        }
+    }
+
+    #[test]
+    fn an_unknown_format_is_refused() {
+        assert!(AppliedState::decode(&[9]).is_err());
+        assert!(AppliedState::decode(&[]).is_err());
+    }
+}

@@ -1,0 +1,444 @@
+//! The base store on RocksDB: one instance, one column family, fed by ingested files only.
+//!
+//! Nothing is ever written through RocksDB's memtable or WAL. A stray direct write would make the
+//! next ingest fail, because it would need the blocking flush that is switched off.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use rocksdb::checkpoint::Checkpoint;
+use rocksdb::{
+    BlockBasedOptions, Cache, DB, DBCompressionType, DBRawIterator, ErrorKind,
+    IngestExternalFileOptions, Options, ReadOptions, Snapshot, SstFileWriter, properties,
+};
+use self_cell::self_cell;
+
+use super::{Base, Cursor, FileWriter, ReadView, StagedFile};
+use crate::error::{Error, KeyText};
+use crate::id::RangeId;
+use crate::key::StoredKey;
+use crate::options::EngineOptions;
+
+/// After the last key that any hour or range can have.
+pub(crate) const KEYS_END: [u8; 1] = [0xFF];
+const FILTER_BITS_PER_KEY: f64 = 10.0;
+const BLOCK_BYTES: usize = 16 * 1024;
+const LOG_BYTES_MAX: usize = 4 << 20;
+const LOGS_KEPT: usize = 4;
+
+/// The base store in a directory.
+pub(crate) struct RocksBase {
+    db: Arc<DB>,
+    /// Files are built with the very options that the store was opened with.
+    options: Options,
+    dir: PathBuf,
+    staging: PathBuf,
+    staged: AtomicU64,
+}
+
+impl RocksBase {
+    /// Opens the store in `dir`, made if it is not there, and empties `staging`.
+    pub(crate) fn open(
+        dir: &Path,
+        staging: &Path,
+        engine_options: &EngineOptions,
+    ) -> Result<RocksBase, Error> {
+        empty(staging)?;
+        let options = rocks_options(engine_options);
+        let db = DB::open(&options, dir).map_err(|source| Error::Rocks {
+            operation: "open",
+            path: dir.to_owned(),
+            source,
+        })?;
+        Ok(RocksBase {
+            db: Arc::new(db),
+            options,
+            dir: dir.to_owned(),
+            staging: staging.to_owned(),
+            staged: AtomicU64::new(0),
+        })
+    }
+
+    fn failed(&self, operation: &'static str, source: rocksdb::Error) -> Error {
+        Error::Rocks {
+            operation,
+            path: self.dir.clone(),
+            source,
+        }
+    }
+
+    fn next_path(&self) -> PathBuf {
+        let number = self.staged.fetch_add(1, Ordering::Relaxed);
+        self.staging.join(format!("{number:06}.sst"))
+    }
+
+    /// The hours in which a range has dedup rows.
+    fn hours_of(&self, range: RangeId) -> Result<Vec<u32>, Error> {
+        let view = self.view();
+        let mut hours = Vec::new();
+        let mut from = dedup_key(0, RangeId(0));
+        let mut cursor = view.cursor(&from, &KEYS_END);
+        loop {
+            cursor.seek(&from)?;
+            let Some((key, _)) = cursor.row() else {
+                return Ok(hours);
+            };
+            let split = StoredKey::split(key).map_err(|fault| Error::corrupt_row(key, fault))?;
+            let StoredKey::Dedup {
+                hour, range: found, ..
+            } = split
+            else {
+                return Ok(hours);
+            };
+            from = if found == range {
+                hours.push(hour);
+                dedup_key(hour + 1, RangeId(0))
+            } else if found < range {
+                dedup_key(hour, range)
+            } else {
+                dedup_key(hour + 1, RangeId(0))
+            };
+        }
+    }
+
+    /// A file that hides every row of the ranges.
+    fn tombstones(&self, ranges: &[RangeId]) -> Result<StagedFile, Error> {
+        let mut bounds = Vec::new();
+        for range in ranges {
+            bounds.push((state_key(*range), state_key(RangeId(range.0 + 1))));
+            for hour in self.hours_of(*range)? {
+                bounds.push((
+                    dedup_key(hour, *range),
+                    dedup_key(hour, RangeId(range.0 + 1)),
+                ));
+            }
+        }
+        bounds.sort();
+        let path = self.next_path();
+        let mut writer = SstFileWriter::create(&self.options);
+        let written = writer.open(&path).and_then(|()| {
+            bounds
+                .iter()
+                .try_for_each(|(begin, end)| writer.delete_range(begin, end))?;
+            writer.finish()
+        });
+        written.map_err(|source| Error::Rocks {
+            operation: "write",
+            path: path.clone(),
+            source,
+        })?;
+        Ok(StagedFile {
+            path,
+            bytes: writer.file_size(),
+        })
+    }
+}
+
+fn state_key(range: RangeId) -> Vec<u8> {
+    let mut key = Vec::new();
+    StoredKey::State { range, suffix: &[] }.encode(&mut key);
+    key
+}
+
+fn dedup_key(hour: u32, range: RangeId) -> Vec<u8> {
+    let mut key = Vec::new();
+    StoredKey::Dedup {
+        hour,
+        range,
+        suffix: &[],
+    }
+    .encode(&mut key);
+    key
+}
+
+fn empty(dir: &Path) -> Result<(), Error> {
+    let failed = |operation| {
+        move |source| Error::Io {
+            operation,
+            path: dir.to_owned(),
+            source,
+        }
+    };
+    if dir.exists() {
+        std::fs::remove_dir_all(dir).map_err(failed("empty"))?;
+    }
+    std::fs::create_dir_all(dir).map_err(failed("create"))
+}
+
+fn rocks_options(engine: &EngineOptions) -> Options {
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(&Cache::new_lru_cache(engine.block_cache_bytes));
+    table.set_block_size(BLOCK_BYTES);
+    table.set_bloom_filter(FILTER_BITS_PER_KEY, false);
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.set_block_based_table_factory(&table);
+    options.set_compression_type(DBCompressionType::Lz4);
+    options.set_level_compaction_dynamic_level_bytes(true);
+    options.set_max_open_files(engine.max_open_files);
+    options.set_max_background_jobs(engine.compaction_threads);
+    options.set_bytes_per_sync(1 << 20);
+    options.set_target_file_size_base(64 << 20);
+    options.set_max_bytes_for_level_base(256 << 20);
+    options.set_keep_log_file_num(LOGS_KEPT);
+    options.set_max_log_file_size(LOG_BYTES_MAX);
+    options.set_stats_dump_period_sec(0);
+    options
+}
+
+impl Base for RocksBase {
+    fn view(&self) -> Arc<dyn ReadView> {
+        let snapshot = OwnedSnapshot::new(self.db.clone(), |db| Snapshot::new(db));
+        Arc::new(RocksView {
+            snapshot,
+            dir: self.dir.clone(),
+        })
+    }
+
+    fn writer(&self) -> Result<Box<dyn FileWriter + '_>, Error> {
+        let path = self.next_path();
+        let writer = SstFileWriter::create(&self.options);
+        writer.open(&path).map_err(|source| Error::Rocks {
+            operation: "open",
+            path: path.clone(),
+            source,
+        })?;
+        Ok(Box::new(RocksWriter { writer, path }))
+    }
+
+    fn ingest(&self, files: Vec<StagedFile>, dropped: &[RangeId]) -> Result<(), Error> {
+        let mut paths = Vec::new();
+        if !dropped.is_empty() {
+            paths.push(self.tombstones(dropped)?.path);
+        }
+        paths.extend(files.into_iter().map(|file| file.path));
+        if paths.is_empty() {
+            return Ok(());
+        }
+        let mut options = IngestExternalFileOptions::default();
+        options.set_move_files(true);
+        options.set_allow_blocking_flush(false);
+        self.db
+            .ingest_external_file_opts(&options, paths)
+            .map_err(|source| self.failed("ingest", source))?;
+        let errors = self.db.property_int_value(properties::BACKGROUND_ERRORS);
+        if errors.map_err(|source| self.failed("read a property of", source))? > Some(0) {
+            // RocksDB would go on with a part of its work lost; see the notes of design section 4.
+            let reason = format!("compaction failed in {}", self.dir.display());
+            return Err(Error::Stopped { reason });
+        }
+        Ok(())
+    }
+
+    fn checkpoint(&self, dir: &Path) -> Result<(), Error> {
+        let made = Checkpoint::new(&self.db).and_then(|point| point.create_checkpoint(dir));
+        made.map_err(|source| Error::Rocks {
+            operation: "checkpoint",
+            path: dir.to_owned(),
+            source,
+        })
+    }
+
+    fn verify(&self, fault: &mut dyn FnMut(Error)) -> Result<(), Error> {
+        let files = self
+            .db
+            .live_files()
+            .map_err(|source| self.failed("list files of", source))?;
+        let snapshot = Snapshot::new(&self.db);
+        let mut from = Vec::new();
+        loop {
+            let mut read = ReadOptions::default();
+            read.set_verify_checksums(true);
+            read.fill_cache(false);
+            let mut iterator = snapshot.raw_iterator_opt(read);
+            iterator.seek(&from);
+            let mut last = from.clone();
+            while let Some(key) = iterator.key() {
+                last.clear();
+                last.extend_from_slice(key);
+                iterator.next();
+            }
+            let Err(source) = iterator.status() else {
+                return Ok(());
+            };
+            let broken = corrupt(&self.dir, "verify", &last, source);
+            // The walk goes on behind the broken file: its other rows count as unread.
+            let end = match &broken {
+                Error::CorruptFile { file, .. } => files
+                    .iter()
+                    .find(|live| file.ends_with(live.name.trim_start_matches('/'))),
+                _ => None,
+            };
+            let end = end
+                .and_then(|live| live.end_key.clone())
+                .filter(|end| *end > last);
+            fault(broken);
+            let Some(mut end) = end else { return Ok(()) };
+            end.push(0);
+            from = end;
+        }
+    }
+
+    fn level0_files(&self) -> u64 {
+        let files = self
+            .db
+            .property_int_value(properties::num_files_at_level(0));
+        // Without the figure nobody would know that apply must wait: count as many as there are.
+        files.ok().flatten().unwrap_or(u64::MAX)
+    }
+
+    fn file_bytes(&self) -> u64 {
+        let bytes = self.db.property_int_value(properties::LIVE_SST_FILES_SIZE);
+        bytes.ok().flatten().unwrap_or(0)
+    }
+}
+
+/// Turns a failed read into an error that names what can be named: the file is in RocksDB's own
+/// words only.
+fn corrupt(dir: &Path, operation: &'static str, key: &[u8], source: rocksdb::Error) -> Error {
+    if source.kind() != ErrorKind::Corruption {
+        return Error::Rocks {
+            operation,
+            path: dir.to_owned(),
+            source,
+        };
+    }
+    let text = source.to_string();
+    let file = text.split_whitespace().find(|word| word.ends_with(".sst"));
+    let file = file.map_or_else(|| dir.to_owned(), PathBuf::from);
+    Error::CorruptFile {
+        file,
+        key: KeyText(key.into()),
+        source,
+    }
+}
+
+struct RocksWriter<'a> {
+    writer: SstFileWriter<'a>,
+    path: PathBuf,
+}
+
+impl RocksWriter<'_> {
+    fn written(&self, result: Result<(), rocksdb::Error>) -> Result<(), Error> {
+        let operation = "write";
+        result.map_err(|source| Error::Rocks {
+            operation,
+            path: self.path.clone(),
+            source,
+        })
+    }
+}
+
+impl FileWriter for RocksWriter<'_> {
+    fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), Error> {
+        let result = self.writer.put(key, value);
+        self.written(result)
+    }
+
+    fn delete(&mut self, key: &[u8]) -> Result<(), Error> {
+        let result = self.writer.delete(key);
+        self.written(result)
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<StagedFile, Error> {
+        let result = self.writer.finish();
+        self.written(result)?;
+        Ok(StagedFile {
+            bytes: self.writer.file_size(),
+            path: self.path,
+        })
+    }
+}
+
+self_cell! {
+    /// A RocksDB snapshot that keeps its store open.
+    struct OwnedSnapshot {
+        owner: Arc<DB>,
+        #[covariant]
+        dependent: Snapshot,
+    }
+}
+
+struct RocksView {
+    snapshot: OwnedSnapshot,
+    dir: PathBuf,
+}
+
+impl ReadView for RocksView {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Error> {
+        match self.snapshot.borrow_dependent().get_pinned(key) {
+            Ok(value) => Ok(value.map(|value| Bytes::copy_from_slice(&value))),
+            Err(source) => Err(corrupt(&self.dir, "get", key, source)),
+        }
+    }
+
+    fn cursor<'a>(&'a self, lower: &[u8], upper: &[u8]) -> Box<dyn Cursor + 'a> {
+        let mut read = ReadOptions::default();
+        read.set_iterate_lower_bound(lower);
+        read.set_iterate_upper_bound(upper);
+        let iterator = self.snapshot.borrow_dependent().raw_iterator_opt(read);
+        Box::new(RocksCursor {
+            iterator,
+            dir: &self.dir,
+            near: lower.to_vec(),
+        })
+    }
+}
+
+struct RocksCursor<'a> {
+    iterator: DBRawIterator<'a>,
+    dir: &'a Path,
+    /// Where the walk stood last: what an error names.
+    near: Vec<u8>,
+}
+
+impl RocksCursor<'_> {
+    fn moved(&mut self) -> Result<(), Error> {
+        if self.iterator.valid() {
+            return Ok(());
+        }
+        let status = self.iterator.status();
+        status.map_err(|source| corrupt(self.dir, "scan", &self.near, source))
+    }
+
+    fn note_key(&mut self) {
+        if let Some(key) = self.iterator.key() {
+            self.near.clear();
+            self.near.extend_from_slice(key);
+        }
+    }
+}
+
+impl Cursor for RocksCursor<'_> {
+    fn seek(&mut self, key: &[u8]) -> Result<(), Error> {
+        self.near.clear();
+        self.near.extend_from_slice(key);
+        self.iterator.seek(key);
+        self.moved()
+    }
+
+    fn seek_to_last(&mut self) -> Result<(), Error> {
+        self.iterator.seek_to_last();
+        self.moved()
+    }
+
+    fn next(&mut self) -> Result<(), Error> {
+        self.note_key();
+        self.iterator.next();
+        self.moved()
+    }
+
+    fn prev(&mut self) -> Result<(), Error> {
+        self.note_key();
+        self.iterator.prev();
+        self.moved()
+    }
+
+    fn row(&self) -> Option<(&[u8], &[u8])> {
+        self.iterator.item()
+    }
+}

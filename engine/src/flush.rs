@@ -1,0 +1,250 @@
+//! From memtable to file: freeze, build, ingest, publish.
+//!
+//! The owner calls these from its own threads, one flush of a shard at a time. Ingest is called
+//! by the one thread that changes the base store, after the log has synced the entries.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use fail::fail_point;
+
+use crate::applied::LogId;
+use crate::base::{FileWriter, StagedFile};
+use crate::error::Error;
+use crate::id::{RangeId, SlotId, TimelineId};
+use crate::key::{NodeKey, StateKey, StoredKey};
+use crate::memtable::{Memtable, Tail};
+use crate::range::Ranges;
+use crate::shard::Shard;
+use crate::state::{CutView, Frozen};
+
+/// A memtable that takes no more rows: the argument of [`Shard::build`].
+pub struct FrozenFlush {
+    frozen: Arc<Frozen>,
+}
+
+impl FrozenFlush {
+    /// The last entry in it: what the log must have synced before [`Shard::ingest`].
+    pub fn log_id(&self) -> Option<LogId> {
+        self.frozen.applied.log_id
+    }
+
+    /// Bytes that it pins in memory.
+    pub fn bytes(&self) -> u64 {
+        self.frozen.memtable.bytes()
+    }
+}
+
+/// A finished file in the staging directory: the argument of [`Shard::ingest`].
+pub struct BuiltFlush {
+    frozen: Arc<Frozen>,
+    file: StagedFile,
+}
+
+impl BuiltFlush {
+    /// The last entry in it.
+    pub fn log_id(&self) -> Option<LogId> {
+        self.frozen.applied.log_id
+    }
+
+    /// Bytes of the file.
+    pub fn bytes(&self) -> u64 {
+        self.file.bytes
+    }
+}
+
+impl Shard {
+    /// Whether [`Shard::freeze`] would give something worth its file: a frozen memtable waits, the
+    /// active one is full, or it has something and is `age_ms` old, which the owner measures.
+    pub fn flush_due(&self, age_ms: u64) -> bool {
+        let state = self.state.read();
+        let old = age_ms >= state.options.memtable_age_ms_max;
+        !state.frozen.is_empty() || state.is_full() || (old && state.is_dirty())
+    }
+
+    /// Gives the oldest frozen memtable; freezes the active one if there is none. `None` if
+    /// nothing was applied since the last flush. Entries without rows count: they too let the log
+    /// be purged.
+    pub fn freeze(&self) -> Option<FrozenFlush> {
+        let mut state = self.state.write();
+        if !state.is_dirty() || state.fault.is_some() {
+            return None;
+        }
+        if state.frozen.is_empty() {
+            state.freeze(false);
+        }
+        state.frozen.front().map(|frozen| FrozenFlush {
+            frozen: frozen.clone(),
+        })
+    }
+
+    /// Writes a frozen memtable as one sorted file, the applied row in it. Changes nothing.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn build(&self, flush: &FrozenFlush) -> Result<BuiltFlush, Error> {
+        let ranges = self.state.read().ranges.clone();
+        let frozen = flush.frozen.clone();
+        let mut writer = self.core.base.writer()?;
+        let applied = NodeKey::Applied(self.id()).encode();
+        let mut key = Vec::with_capacity(64);
+        StoredKey::State {
+            range: RangeId::NODE,
+            suffix: applied.as_slice(),
+        }
+        .encode(&mut key);
+        writer.put(&key, &frozen.applied.encode())?;
+        write_state(&frozen.memtable, &ranges, writer.as_mut())?;
+        fail_point!("build", |_| std::process::abort());
+        write_dedup(&frozen.memtable, &ranges, writer.as_mut())?;
+        Ok(BuiltFlush {
+            frozen,
+            file: writer.finish()?,
+        })
+    }
+
+    /// Takes the file into the base store and publishes it: readers change from the memtable to
+    /// the file at one moment. Gives the log id up to which everything is durable in files.
+    ///
+    /// The caller has made sure that this node's log has synced the entries, and every truncation
+    /// queued before them. If an install has thrown the memtable away meanwhile, the file is
+    /// ignored.
+    ///
+    /// # Errors
+    /// The base store failed: the replica must stop.
+    pub fn ingest(&self, built: BuiltFlush) -> Result<LogId, Error> {
+        let _change = self.core.change.lock();
+        let BuiltFlush { frozen, file } = built;
+        if self.state.read().generation == frozen.generation {
+            fail_point!("before_ingest", |_| std::process::abort());
+            let bytes = file.bytes;
+            self.core.base.ingest(vec![file], &[])?;
+            fail_point!("after_ingest", |_| std::process::abort());
+            self.publish(&frozen);
+            self.counters.flushes.fetch_add(1, Ordering::Relaxed);
+            self.counters
+                .flushed_bytes
+                .fetch_add(bytes, Ordering::Relaxed);
+            self.counters
+                .level0_files
+                .store(self.core.base.level0_files(), Ordering::Relaxed);
+        }
+        let flushed = self.state.read().flushed.log_id;
+        flushed.ok_or_else(|| Error::Stopped {
+            reason: "nothing was applied".to_owned(),
+        })
+    }
+
+    fn publish(&self, frozen: &Arc<Frozen>) {
+        let files = self.core.base.view();
+        let slot_count = self.core.options.slot_count;
+        let mut state = self.state.write();
+        let front = state.frozen.pop_front().expect("freeze left it there");
+        assert!(
+            Arc::ptr_eq(&front, frozen),
+            "memtables are flushed in the order they were frozen"
+        );
+        state.files = files.clone();
+        state.flushed = frozen.applied.clone();
+        if frozen.cut {
+            let (ranges, applied) = (state.ranges.clone(), frozen.applied.clone());
+            state.cut = Some(CutView {
+                files,
+                ranges,
+                applied,
+            });
+        }
+        let ranges = state.ranges.clone();
+        let range_of = |timeline: TimelineId| ranges.of_slot(timeline.slot(slot_count));
+        self.tails.lock().flushed(&frozen.memtable, range_of);
+    }
+
+    /// The last entry whose effects are in files: the log may be purged up to it.
+    pub fn flushed(&self) -> Option<LogId> {
+        self.state.read().flushed.log_id
+    }
+}
+
+/// State rows and timelines, range by range. In a range the message rows come first; overwritten
+/// ones are among the state rows, so the two are merged.
+fn write_state(
+    memtable: &Memtable,
+    ranges: &Ranges,
+    writer: &mut dyn FileWriter,
+) -> Result<(), Error> {
+    let mut timelines: Vec<(RangeId, TimelineId, &Tail)> = Vec::new();
+    for (timeline, tail) in memtable.timelines() {
+        timelines.push((range_of(ranges, tail.slot())?, *timeline, tail));
+    }
+    timelines.sort_unstable_by_key(|(range, timeline, _)| (*range, *timeline));
+    let mut timelines = timelines.into_iter().peekable();
+    let mut row_bytes = Vec::new();
+    for (range, slot) in ranges.by_range() {
+        let mut rows = memtable
+            .state_from((slot, [].as_slice().into()))
+            .take_while(|((row_slot, _), _)| *row_slot == slot)
+            .peekable();
+        let mut key = crate::view::state_key(range, &[]);
+        let front = key.len();
+        while let Some((_, timeline, tail)) = timelines.next_if(|(other, ..)| *other == range) {
+            let mut seq = tail.first();
+            while let Some(row) = memtable.row(tail, seq) {
+                let suffix = StateKey::Message { timeline, seq }.encode();
+                while let Some(((_, before), value)) =
+                    rows.next_if(|((_, before), _)| before.as_slice() < suffix.as_slice())
+                {
+                    key.truncate(front);
+                    key.extend_from_slice(before.as_slice());
+                    write_row(writer, &key, value.as_deref())?;
+                }
+                key.truncate(front);
+                key.extend_from_slice(suffix.as_slice());
+                row_bytes.clear();
+                row.encode(&mut row_bytes);
+                writer.put(&key, &row_bytes)?;
+                seq = seq.next();
+            }
+        }
+        for ((_, suffix), value) in rows {
+            key.truncate(front);
+            key.extend_from_slice(suffix.as_slice());
+            write_row(writer, &key, value.as_deref())?;
+        }
+    }
+    Ok(())
+}
+
+fn write_row(writer: &mut dyn FileWriter, key: &[u8], value: Option<&[u8]>) -> Result<(), Error> {
+    match value {
+        Some(value) => writer.put(key, value),
+        None => writer.delete(key),
+    }
+}
+
+fn write_dedup(
+    memtable: &Memtable,
+    ranges: &Ranges,
+    writer: &mut dyn FileWriter,
+) -> Result<(), Error> {
+    let mut rows = Vec::with_capacity(memtable.dedup_rows().len());
+    for row in memtable.dedup_rows() {
+        rows.push((row.key.hour(), range_of(ranges, row.slot)?, row.key, row));
+    }
+    rows.sort_unstable_by_key(|(hour, range, key, _)| (*hour, *range, *key));
+    let mut stored = Vec::with_capacity(64);
+    for (hour, range, key, row) in rows {
+        stored.clear();
+        StoredKey::Dedup {
+            hour,
+            range,
+            suffix: &key.encode(),
+        }
+        .encode(&mut stored);
+        writer.put(&stored, memtable.dedup_value(row))?;
+    }
+    Ok(())
+}
+
+fn range_of(ranges: &Ranges, slot: SlotId) -> Result<RangeId, Error> {
+    ranges.of_slot(slot).ok_or(Error::UnknownSlot { slot })
+}

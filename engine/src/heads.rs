@@ -1,0 +1,118 @@
+//! The heads of the timelines touched last, in bounded memory.
+//!
+//! Only apply puts heads in, under the lock under which it appends, so a head here is never older
+//! than the rows. A reader that found a head in files must not put it in: apply may have appended
+//! since, and a stale head would issue a seq twice.
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::id::{RangeId, Seq, TimelineId};
+
+/// Places per set. A lookup reads one set: two cache lines.
+const WAYS: usize = 4;
+
+/// One timeline's head. Range 0 marks a free place: no timeline is in it.
+#[derive(Clone, Copy, Default)]
+struct Place {
+    owner: u64,
+    seq: u64,
+    range: u32,
+    kind: u8,
+}
+
+/// A set-associative cache of heads, keyed by range and timeline.
+pub(crate) struct HeadCache {
+    sets: Vec<[Place; WAYS]>,
+}
+
+impl HeadCache {
+    /// A cache for about this many timelines.
+    pub(crate) fn new(entries: usize) -> HeadCache {
+        let sets = (entries / WAYS).max(1).next_power_of_two();
+        HeadCache {
+            sets: vec![[Place::default(); WAYS]; sets],
+        }
+    }
+
+    /// The head of a timeline, if it is here.
+    pub(crate) fn get(&self, range: RangeId, timeline: TimelineId) -> Option<Seq> {
+        let wanted = Place::of(range, timeline, Seq::ZERO);
+        let set = &self.sets[self.set(wanted)];
+        set.iter()
+            .find(|place| place.is(wanted))
+            .map(|place| Seq(place.seq))
+    }
+
+    /// Notes a timeline's new head, in the place of the one of its set touched longest ago.
+    pub(crate) fn put(&mut self, range: RangeId, timeline: TimelineId, head: Seq) {
+        let place = Place::of(range, timeline, head);
+        let set_index = self.set(place);
+        let set = &mut self.sets[set_index];
+        let last = set
+            .iter()
+            .position(|other| other.is(place))
+            .unwrap_or(WAYS - 1);
+        set.copy_within(0..last, 1);
+        set[0] = place;
+    }
+
+    fn set(&self, place: Place) -> usize {
+        let mut key = [0; 13];
+        key[..8].copy_from_slice(&place.owner.to_be_bytes());
+        key[8..12].copy_from_slice(&place.range.to_be_bytes());
+        key[12] = place.kind;
+        let mask = u64::try_from(self.sets.len() - 1).expect("a usize fits");
+        usize::try_from(xxh3_64(&key) & mask).expect("below the number of sets")
+    }
+}
+
+impl Place {
+    fn of(range: RangeId, timeline: TimelineId, head: Seq) -> Place {
+        let kind = timeline.kind as u8;
+        Place {
+            owner: timeline.owner,
+            seq: head.0,
+            range: range.0,
+            kind,
+        }
+    }
+
+    fn is(&self, other: Place) -> bool {
+        (self.owner, self.range, self.kind) == (other.owner, other.range, other.kind)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{GroupId, UserId};
+
+    #[test]
+    fn a_head_is_kept_by_range_and_kind() {
+        let mut heads = HeadCache::new(16);
+        let mailbox = UserId(1).mailbox();
+        heads.put(RangeId(1), mailbox, Seq(5));
+        assert_eq!(heads.get(RangeId(1), mailbox), Some(Seq(5)));
+        assert_eq!(heads.get(RangeId(2), mailbox), None);
+        assert_eq!(heads.get(RangeId(1), GroupId(1).timeline()), None);
+        heads.put(RangeId(1), mailbox, Seq(6));
+        assert_eq!(heads.get(RangeId(1), mailbox), Some(Seq(6)));
+    }
+
+    #[test]
+    fn a_full_set_loses_the_one_touched_longest_ago() {
+        let mut heads = HeadCache::new(1);
+        for owner in 1..=4 {
+            heads.put(RangeId(1), UserId(owner).mailbox(), Seq(owner));
+        }
+        heads.put(RangeId(1), UserId(1).mailbox(), Seq(10));
+        heads.put(RangeId(1), UserId(9).mailbox(), Seq(9));
+        assert_eq!(heads.get(RangeId(1), UserId(2).mailbox()), None);
+        for (owner, head) in [(1, 10), (3, 3), (4, 4), (9, 9)] {
+            assert_eq!(
+                heads.get(RangeId(1), UserId(owner).mailbox()),
+                Some(Seq(head))
+            );
+        }
+    }
+}

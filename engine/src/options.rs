@@ -1,0 +1,55 @@
+//! What the engine may use and where its limits lie.
+
+/// Limits and budgets of one node's engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// Hash buckets of owner ids: a cluster constant, stored at bootstrap. 1..=65535.
+    pub slot_count: u16,
+    /// Allocations that the active memtable of a shard may pin, in bytes, before a flush is due.
+    pub memtable_bytes_max: u64,
+    /// Age at which a memtable with anything in it is flushed, in milliseconds by the owner's clock.
+    pub memtable_age_ms_max: u64,
+    /// Frozen memtables of a shard that may wait for their flush before apply stalls. At least 1.
+    pub memtables_frozen_max: usize,
+    /// RocksDB's block cache, in bytes.
+    pub block_cache_bytes: usize,
+    /// Copied rows of the hot timelines of a shard, in bytes.
+    pub tail_cache_bytes: usize,
+    /// Timelines of a shard whose heads are kept in memory.
+    pub head_cache_entries: usize,
+    /// Files that RocksDB may hold open. At least 32.
+    pub max_open_files: i32,
+    /// Files that no compaction has merged yet, above which apply stalls.
+    pub level0_files_max: u64,
+    /// Threads of RocksDB that compact.
+    pub compaction_threads: i32,
+    /// How long a send is recognised, in milliseconds of replicated time.
+    pub dedup_window_ms: u64,
+    /// Members of one group.
+    pub members_max: u32,
+    /// Length of a message's body, in bytes; longer ones are refused.
+    pub body_bytes_max: u32,
+    /// Rows of one group of installed files, in bytes, before the next file is begun.
+    pub install_file_bytes: u64,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self {
+            slot_count: 1024,
+            memtable_bytes_max: 64 << 20,
+            memtable_age_ms_max: 30_000,
+            memtables_frozen_max: 1,
+            block_cache_bytes: 64 << 20,
+            tail_cache_bytes: 16 << 20,
+            head_cache_entries: 1 << 20,
+            max_open_files: 512,
+            level0_files_max: 24,
+            compaction_threads: 2,
+            dedup_window_ms: 7 * 24 * 60 * 60 * 1000,
+            members_max: 500,
+            body_bytes_max: 16 * 1024 - 1,
+            install_file_bytes: 64 << 20,
+        }
+    }
+}

@@ -1,0 +1,370 @@
+//! One shard's replica: apply, reads, and what its owner asks about it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+
+use crate::applied::{AppliedState, LogId};
+use crate::base::ReadView;
+use crate::command::Reply;
+use crate::error::Error;
+use crate::id::{Seq, ShardId, SlotId, TimelineId};
+use crate::key::{KeyBytes, StateKey};
+use crate::row::Row;
+use crate::state::{Context, ShardState};
+use crate::store::StoreCore;
+use crate::tails::TailCache;
+use crate::view::{self, Page, PageRows};
+
+/// What one entry of the log asks of a shard.
+#[derive(Clone, Debug)]
+pub enum ApplyPayload {
+    /// Nothing: an entry that only raises the applied index.
+    Blank,
+    /// A new membership, in the encoding of whoever gives it.
+    Membership(Bytes),
+    /// Commands, as `EntryBuilder` made them. The bytes are kept until they are flushed: they
+    /// must not be a small part of a larger buffer.
+    Commands(Bytes),
+}
+
+/// One entry of the log, committed.
+#[derive(Clone, Debug)]
+pub struct ApplyEntry {
+    /// Its place in the log: one after the entry before.
+    pub log_id: LogId,
+    /// What it asks.
+    pub payload: ApplyPayload,
+}
+
+/// What applying a batch of entries gave.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// One list per entry, one reply per command.
+    pub replies: Vec<Vec<Reply>>,
+    /// The rows that were appended, by timeline, in seq order. Their bodies pin the entries.
+    pub appended: Vec<(TimelineId, Vec<Row>)>,
+}
+
+/// Figures of one shard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ShardMetrics {
+    /// Bytes that the active memtable pins.
+    pub memtable_bytes: u64,
+    /// Bytes that the frozen ones pin.
+    pub frozen_bytes: u64,
+    /// Frozen memtables.
+    pub frozen: u64,
+    /// Files that no compaction has merged yet, of the whole node.
+    pub level0_files: u64,
+    /// Bytes of all files, of the whole node.
+    pub file_bytes: u64,
+    /// Flushes since the store was opened.
+    pub flushes: u64,
+    /// Bytes that they wrote.
+    pub flushed_bytes: u64,
+    /// Snapshots installed since the store was opened.
+    pub installs: u64,
+    /// Bytes of the cached tails.
+    pub tail_cache_bytes: u64,
+}
+
+// The procedures come with `apply.rs`.
+fn apply_entry(_context: &mut Context<'_>, _bytes: &Bytes) -> Result<Vec<Reply>, Error> {
+    Err(Error::Stopped {
+        reason: "commands are not applied yet".to_owned(),
+    })
+}
+
+#[derive(Default)]
+pub(crate) struct Counters {
+    pub(crate) flushes: AtomicU64,
+    pub(crate) flushed_bytes: AtomicU64,
+    pub(crate) installs: AtomicU64,
+    pub(crate) level0_files: AtomicU64,
+}
+
+/// One shard's replica on this node. Apply has one caller; reads may come from any thread.
+///
+/// Lock order: `StoreCore::change`, then `state`, then `tails`. No lock is held while files are
+/// read, except by apply, whose look-ups are its own.
+pub struct Shard {
+    id: ShardId,
+    pub(crate) core: Arc<StoreCore>,
+    pub(crate) state: RwLock<ShardState>,
+    pub(crate) tails: Mutex<TailCache>,
+    pub(crate) counters: Counters,
+}
+
+impl Shard {
+    pub(crate) fn new(id: ShardId, core: Arc<StoreCore>, state: ShardState) -> Shard {
+        let tails = Mutex::new(TailCache::new(core.options.tail_cache_bytes));
+        let counters = Counters::default();
+        Shard {
+            id,
+            core,
+            state: RwLock::new(state),
+            tails,
+            counters,
+        }
+    }
+
+    /// Which shard this is.
+    pub fn id(&self) -> ShardId {
+        self.id
+    }
+
+    /// How far the state goes that readers see.
+    pub fn applied(&self) -> AppliedState {
+        self.state.read().applied.clone()
+    }
+
+    /// Applies committed entries in log order. Each is visible whole, or not at all, to readers;
+    /// all are when this returns.
+    ///
+    /// # Errors
+    /// A fault of this replica's storage or a corrupt entry: the shard refuses everything
+    /// afterwards, and the replica must stop.
+    pub fn apply(&self, batch: &[ApplyEntry]) -> Result<Applied, Error> {
+        let mut applied = Applied::default();
+        applied.replies.reserve(batch.len());
+        let number = {
+            let mut state = self.state.write();
+            state.batches += 1;
+            state.batches
+        };
+        for entry in batch {
+            let mut state = self.state.write();
+            state.check()?;
+            match self.apply_one(&mut state, entry, &mut applied.appended, number) {
+                Ok(replies) => applied.replies.push(replies),
+                Err(error) => {
+                    state.fault = Some(error.to_string());
+                    return Err(error);
+                }
+            }
+        }
+        Ok(applied)
+    }
+
+    fn apply_one(
+        &self,
+        state: &mut ShardState,
+        entry: &ApplyEntry,
+        appended: &mut Vec<(TimelineId, Vec<Row>)>,
+        batch: u64,
+    ) -> Result<Vec<Reply>, Error> {
+        let before = state.applied.log_id.map(|log_id| log_id.index);
+        if before.is_some_and(|before| entry.log_id.index != before + 1) {
+            let before = before.unwrap_or_default();
+            let reason = format!(
+                "entry {} does not follow entry {before}",
+                entry.log_id.index
+            );
+            return Err(Error::Stopped { reason });
+        }
+        let mut cut = false;
+        let replies = match &entry.payload {
+            ApplyPayload::Blank => Vec::new(),
+            ApplyPayload::Membership(membership) => {
+                state.applied.membership = Bytes::copy_from_slice(membership);
+                state.applied.membership_log_id = Some(entry.log_id);
+                Vec::new()
+            }
+            ApplyPayload::Commands(bytes) => {
+                state.active.pin(bytes);
+                let rewrites = state.rewrites;
+                let mut context = Context::new(state, appended, batch, entry.log_id);
+                let replies = apply_entry(&mut context, bytes)?;
+                cut = context.is_cut();
+                if state.rewrites != rewrites {
+                    // Overwrites are rare: all cached tails go rather than the right one.
+                    self.tails.lock().clear();
+                }
+                replies
+            }
+        };
+        state.applied.log_id = Some(entry.log_id);
+        if cut {
+            state.freeze(true);
+        }
+        Ok(replies)
+    }
+
+    /// The owner waits between two entries while this is true: a second memtable is full, or
+    /// compaction falls behind. No lock is held meanwhile.
+    pub fn stalled(&self) -> bool {
+        let full = {
+            let state = self.state.read();
+            state.frozen.len() > state.options.memtables_frozen_max
+                || (state.is_full() && state.frozen.len() >= state.options.memtables_frozen_max)
+        };
+        full || self.too_many_files()
+    }
+
+    fn too_many_files(&self) -> bool {
+        let max = self.core.options.level0_files_max;
+        if self.counters.level0_files.load(Ordering::Relaxed) <= max {
+            return false;
+        }
+        let now = self.core.base.level0_files();
+        self.counters.level0_files.store(now, Ordering::Relaxed);
+        now > max
+    }
+
+    /// The greatest seq of a timeline; 0 if it has none.
+    ///
+    /// # Errors
+    /// A storage fault, or a shard that a fault has stopped.
+    pub fn head(&self, timeline: TimelineId) -> Result<Seq, Error> {
+        let (range, files) = {
+            let state = self.state.read();
+            state.check()?;
+            let range = state.range(self.slot_of(timeline))?;
+            if let Some(head) = state.head_in_memory(range, timeline) {
+                return Ok(head);
+            }
+            (range, state.files.clone())
+        };
+        let last = view::last_seq(files.as_ref(), range, timeline)?;
+        Ok(last.max(self.trim_point(timeline)?))
+    }
+
+    /// The greatest seq of a timeline that is no longer here, inclusive; 0 if all are.
+    ///
+    /// # Errors
+    /// A storage fault, or a shard that a fault has stopped.
+    pub fn trim_point(&self, timeline: TimelineId) -> Result<Seq, Error> {
+        let key = StateKey::TrimPoint { timeline };
+        view::seq_value(self.get(&key)?, &key)
+    }
+
+    /// Rows of a timeline from `from` (inclusive) on, in seq order: at most `limit`, and no more
+    /// after `bytes` of bodies; the first one comes whatever its length. Rows at or below the
+    /// trim point are absent.
+    ///
+    /// # Errors
+    /// A storage fault or a row that fails its checksum, by file and key; a stopped shard.
+    pub fn scan(
+        &self,
+        timeline: TimelineId,
+        from: Seq,
+        limit: usize,
+        bytes: usize,
+    ) -> Result<Vec<Row>, Error> {
+        let from = from.max(self.trim_point(timeline)?.next());
+        let page = Page {
+            timeline,
+            from,
+            rows_max: limit,
+            bytes_max: bytes,
+        };
+        let (range, files, tail, rewrites) = {
+            let state = self.state.read();
+            state.check()?;
+            let slot = self.slot_of(timeline);
+            let tail = view::take_tail(&state, slot, &page);
+            (
+                state.range(slot)?,
+                state.files.clone(),
+                tail,
+                state.rewrites,
+            )
+        };
+        let mut rows = PageRows::new(page);
+        if tail.first.is_none_or(|first| from < first) {
+            self.tails
+                .lock()
+                .read(range, timeline, from, |row| rows.push_cached(row));
+            if !rows.is_full() && tail.first.is_none_or(|first| rows.next() < first) {
+                let cached = rows.rows.len();
+                rows.add_files(files.as_ref(), range, tail.first, &tail)?;
+                if !rows.is_full() {
+                    self.keep_tail(range, timeline, &rows.rows[cached..], rewrites);
+                }
+            }
+        }
+        rows.add_tail(range, tail)?;
+        Ok(rows.rows)
+    }
+
+    /// Caches rows read from files, unless a row was overwritten since the read began.
+    fn keep_tail(
+        &self,
+        range: crate::id::RangeId,
+        timeline: TimelineId,
+        rows: &[Row],
+        rewrites: u64,
+    ) {
+        let state = self.state.read();
+        if state.rewrites == rewrites {
+            self.tails.lock().fill(range, timeline, rows);
+        }
+    }
+
+    /// The value of a state row.
+    pub(crate) fn get(&self, key: &StateKey) -> Result<Option<Bytes>, Error> {
+        let slot = key.slot(self.core.options.slot_count);
+        let encoded = key.encode();
+        let (range, files) = {
+            let state = self.state.read();
+            state.check()?;
+            if let Some(value) = state.in_memory(slot, &encoded) {
+                return Ok(value);
+            }
+            (state.range(slot)?, state.files.clone())
+        };
+        view::get_state(files.as_ref(), range, &encoded)
+    }
+
+    /// All state rows of a slot whose keys begin with a prefix, in key order, of one moment.
+    pub(crate) fn scan_prefix(
+        &self,
+        slot: SlotId,
+        prefix: &KeyBytes,
+    ) -> Result<Vec<(KeyBytes, Bytes)>, Error> {
+        let mut rows = view::Overlay::new();
+        let (range, files) = {
+            let state = self.state.read();
+            state.check()?;
+            view::overlay_prefix(&state, slot, prefix, &mut rows);
+            (state.range(slot)?, state.files.clone())
+        };
+        view::add_prefix(files.as_ref(), range, prefix, &mut rows)?;
+        Ok(view::present(rows))
+    }
+
+    pub(crate) fn slot_of(&self, timeline: TimelineId) -> SlotId {
+        timeline.slot(self.core.options.slot_count)
+    }
+
+    pub(crate) fn files(&self) -> Arc<dyn ReadView> {
+        self.state.read().files.clone()
+    }
+
+    /// Figures.
+    pub fn metrics(&self) -> ShardMetrics {
+        let (memtable_bytes, frozen_bytes, frozen) = {
+            let state = self.state.read();
+            let frozen_bytes = state
+                .frozen
+                .iter()
+                .map(|frozen| frozen.memtable.bytes())
+                .sum();
+            (state.active.bytes(), frozen_bytes, state.frozen.len())
+        };
+        ShardMetrics {
+            memtable_bytes,
+            frozen_bytes,
+            frozen: u64::try_from(frozen).expect("a usize fits"),
+            level0_files: self.core.base.level0_files(),
+            file_bytes: self.core.base.file_bytes(),
+            flushes: self.counters.flushes.load(Ordering::Relaxed),
+            flushed_bytes: self.counters.flushed_bytes.load(Ordering::Relaxed),
+            installs: self.counters.installs.load(Ordering::Relaxed),
+            tail_cache_bytes: u64::try_from(self.tails.lock().bytes()).expect("a usize fits"),
+        }
+    }
+}

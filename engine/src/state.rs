@@ -1,0 +1,346 @@
+//! A shard's state under its one lock, and what a procedure sees of it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::applied::{AppliedState, LogId};
+use crate::base::ReadView;
+use crate::error::Error;
+use crate::heads::HeadCache;
+use crate::id::{MessageId, RangeId, Seq, SlotId, TimelineId};
+use crate::key::{DedupKey, KeyBytes, StateKey, StoredKey};
+use crate::memtable::{Memtable, TailPlace};
+use crate::options::EngineOptions;
+use crate::range::Ranges;
+use crate::row::{NewRow, Row, StoredRow};
+use crate::view;
+
+/// Everything that readers must see together: active and frozen memtables, files, ranges, caches.
+pub(crate) struct ShardState {
+    pub(crate) options: Arc<EngineOptions>,
+    pub(crate) active: Memtable,
+    /// Oldest first. More than one only if a cut came while a flush was on its way.
+    pub(crate) frozen: VecDeque<Arc<Frozen>>,
+    pub(crate) files: Arc<dyn ReadView>,
+    pub(crate) ranges: Arc<Ranges>,
+    pub(crate) heads: HeadCache,
+    pub(crate) applied: AppliedState,
+    /// The applied row in the files.
+    pub(crate) flushed: AppliedState,
+    /// The read view of the last flush that a cut ended.
+    pub(crate) cut: Option<CutView>,
+    /// Rises when an install throws the memtables away: what was built from them is void.
+    pub(crate) generation: u64,
+    /// Rises when a row is overwritten or an install replaces all: what a reader read before must
+    /// not get into a cache after.
+    pub(crate) rewrites: u64,
+    pub(crate) batches: u64,
+    /// Why the shard can't go on.
+    pub(crate) fault: Option<String>,
+}
+
+/// A memtable on its way into a file, with the applied row of its last entry.
+pub(crate) struct Frozen {
+    pub(crate) memtable: Memtable,
+    pub(crate) applied: AppliedState,
+    pub(crate) generation: u64,
+    pub(crate) cut: bool,
+}
+
+/// The files as they were at a cut.
+pub(crate) struct CutView {
+    pub(crate) files: Arc<dyn ReadView>,
+    pub(crate) ranges: Arc<Ranges>,
+    pub(crate) applied: AppliedState,
+}
+
+impl ShardState {
+    /// Memtables, the newest first.
+    pub(crate) fn memtables(&self) -> impl Iterator<Item = &Memtable> {
+        let frozen = self.frozen.iter().rev().map(|frozen| &frozen.memtable);
+        std::iter::once(&self.active).chain(frozen)
+    }
+
+    /// The live range of a slot.
+    pub(crate) fn range(&self, slot: SlotId) -> Result<RangeId, Error> {
+        self.ranges.of_slot(slot).ok_or(Error::UnknownSlot { slot })
+    }
+
+    /// What the memtables say about a key: a value, a tombstone (`Some(None)`), or nothing.
+    pub(crate) fn in_memory(&self, slot: SlotId, key: &KeyBytes) -> Option<Option<Bytes>> {
+        self.memtables()
+            .find_map(|memtable| memtable.get(slot, key))
+            .cloned()
+    }
+
+    /// A timeline's head, as far as memory knows it.
+    pub(crate) fn head_in_memory(&self, range: RangeId, timeline: TimelineId) -> Option<Seq> {
+        let tail = |memtable: &Memtable| Some(memtable.tail(memtable.timeline(timeline)?).last());
+        self.memtables()
+            .find_map(tail)
+            .or_else(|| self.heads.get(range, timeline))
+    }
+
+    /// Ends the active memtable. The caller stands at an entry boundary.
+    pub(crate) fn freeze(&mut self, cut: bool) {
+        let memtable = std::mem::take(&mut self.active);
+        let (applied, generation) = (self.applied.clone(), self.generation);
+        self.frozen.push_back(Arc::new(Frozen {
+            memtable,
+            applied,
+            generation,
+            cut,
+        }));
+    }
+
+    /// There is something that files do not have.
+    pub(crate) fn is_dirty(&self) -> bool {
+        !self.frozen.is_empty() || self.applied != self.flushed
+    }
+
+    /// The active memtable has reached its budget.
+    pub(crate) fn is_full(&self) -> bool {
+        self.active.bytes() >= self.options.memtable_bytes_max
+    }
+
+    /// Fails if a fault has stopped the shard.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        match &self.fault {
+            None => Ok(()),
+            Some(reason) => Err(Error::Stopped {
+                reason: reason.clone(),
+            }),
+        }
+    }
+}
+
+/// The rows that a batch appended, by timeline, in the order in which it touched them first.
+pub(crate) type Appended = Vec<(TimelineId, Vec<Row>)>;
+
+/// What a procedure sees and changes: the shard's state as of the commands before it.
+///
+/// A key is looked up in the active memtable, then the frozen ones, then the files. Nothing here
+/// is undone: a procedure decides first and changes afterwards.
+pub(crate) struct Context<'a> {
+    state: &'a mut ShardState,
+    appended: &'a mut Appended,
+    batch: u64,
+    log_id: LogId,
+    cut: bool,
+}
+
+impl<'a> Context<'a> {
+    pub(crate) fn new(
+        state: &'a mut ShardState,
+        appended: &'a mut Appended,
+        batch: u64,
+        log_id: LogId,
+    ) -> Context<'a> {
+        Context {
+            state,
+            appended,
+            batch,
+            log_id,
+            cut: false,
+        }
+    }
+
+    /// The index of the entry that is applied.
+    pub(crate) fn index(&self) -> u64 {
+        self.log_id.index
+    }
+
+    /// The slots that this shard holds.
+    pub(crate) fn slots(&self) -> RangeInclusive<u16> {
+        self.state.ranges.slots()
+    }
+
+    /// Limits that are equal on all replicas.
+    pub(crate) fn options(&self) -> &EngineOptions {
+        &self.state.options
+    }
+
+    /// The slot of an owner.
+    pub(crate) fn slot_of(&self, owner: u64) -> SlotId {
+        crate::id::slot_of_owner(owner, self.state.options.slot_count)
+    }
+
+    /// Replicated time, in milliseconds since the Unix epoch.
+    pub(crate) fn time_ms(&self) -> u64 {
+        self.state.applied.time_ms
+    }
+
+    /// Takes an entry's time: replicated time never goes back.
+    pub(crate) fn raise_time(&mut self, entry_time_ms: u64) {
+        let time_ms = &mut self.state.applied.time_ms;
+        *time_ms = entry_time_ms.max(*time_ms);
+    }
+
+    /// The greatest message id newly assigned so far.
+    pub(crate) fn last_message_id(&self) -> MessageId {
+        self.state.applied.last_message_id
+    }
+
+    /// Notes a newly assigned message id.
+    pub(crate) fn set_last_message_id(&mut self, id: MessageId) {
+        self.state.applied.last_message_id = id;
+    }
+
+    /// Ends the memtable with this entry, for a hash that is compared across replicas.
+    pub(crate) fn cut(&mut self) {
+        self.cut = true;
+    }
+
+    pub(crate) fn is_cut(&self) -> bool {
+        self.cut
+    }
+
+    /// The greatest seq of a timeline.
+    pub(crate) fn head(&mut self, timeline: TimelineId) -> Result<Seq, Error> {
+        let slot = self.slot_of(timeline.owner);
+        let range = self.state.range(slot)?;
+        if let Some(head) = self.state.head_in_memory(range, timeline) {
+            return Ok(head);
+        }
+        let head = self.head_in_files(timeline, slot, range)?;
+        self.state.heads.put(range, timeline, head);
+        Ok(head)
+    }
+
+    fn head_in_files(
+        &mut self,
+        timeline: TimelineId,
+        slot: SlotId,
+        range: RangeId,
+    ) -> Result<Seq, Error> {
+        let last = view::last_seq(self.state.files.as_ref(), range, timeline)?;
+        let key = StateKey::TrimPoint { timeline };
+        let trimmed = self.get_in(slot, &key.encode())?;
+        Ok(last.max(view::seq_value(trimmed, &key)?))
+    }
+
+    /// Appends a row to a timeline under the next seq: the only place that issues one.
+    pub(crate) fn append(&mut self, timeline: TimelineId, row: NewRow) -> Result<Seq, Error> {
+        let place = self.tail_place(timeline)?;
+        let tail = self.state.active.tail(place);
+        // Of a tail just begun, `last` is one before its first.
+        let (slot, seq) = (tail.slot(), tail.last().next());
+        let range = self.state.range(slot)?;
+        let stored = row.at(timeline, seq);
+        let row = stored.to_row(timeline, seq).map_err(|malformed| {
+            Error::corrupt_row(
+                &StateKey::Message { timeline, seq }.encode().as_slice(),
+                malformed,
+            )
+        })?;
+        self.state.active.append(place, stored);
+        self.state.heads.put(range, timeline, seq);
+        let next = u32::try_from(self.appended.len()).expect("a batch is bounded");
+        match self.state.active.touch(place, self.batch, next) {
+            Some(index) => self.appended[usize::try_from(index).expect("fits")]
+                .1
+                .push(row),
+            None => self.appended.push((timeline, vec![row])),
+        }
+        Ok(seq)
+    }
+
+    fn tail_place(&mut self, timeline: TimelineId) -> Result<TailPlace, Error> {
+        if let Some(place) = self.state.active.timeline(timeline) {
+            return Ok(place);
+        }
+        let head = self.head(timeline)?;
+        let slot = self.slot_of(timeline.owner);
+        Ok(self.state.active.begin_tail(timeline, slot, head.next()))
+    }
+
+    /// Replaces a row that was appended before, at or below the head and above the trim point.
+    pub(crate) fn overwrite(
+        &mut self,
+        timeline: TimelineId,
+        seq: Seq,
+        row: NewRow,
+    ) -> Result<(), Error> {
+        let slot = self.slot_of(timeline.owner);
+        assert!(
+            seq <= self.head(timeline)?,
+            "only rows that were appended are overwritten"
+        );
+        let stored: StoredRow = row.at(timeline, seq);
+        self.state.active.overwrite(timeline, slot, seq, stored);
+        self.state.rewrites += 1;
+        Ok(())
+    }
+
+    /// The value of a state row.
+    pub(crate) fn get(&mut self, key: &StateKey) -> Result<Option<Bytes>, Error> {
+        let slot = key.slot(self.state.options.slot_count);
+        self.get_in(slot, &key.encode())
+    }
+
+    fn get_in(&mut self, slot: SlotId, key: &KeyBytes) -> Result<Option<Bytes>, Error> {
+        match self.state.in_memory(slot, key) {
+            Some(value) => Ok(value),
+            None => view::get_state(self.state.files.as_ref(), self.state.range(slot)?, key),
+        }
+    }
+
+    /// Writes a state row. Message rows have [`Context::append`] and [`Context::overwrite`].
+    pub(crate) fn put(&mut self, key: StateKey, value: impl Into<Bytes>) {
+        let slot = key.slot(self.state.options.slot_count);
+        self.state
+            .active
+            .put(slot, key.encode(), Some(value.into()));
+    }
+
+    /// Removes a state row.
+    pub(crate) fn delete(&mut self, key: &StateKey) {
+        let slot = key.slot(self.state.options.slot_count);
+        self.state.active.put(slot, key.encode(), None);
+    }
+
+    /// All rows of a slot whose keys begin with a prefix, in key order.
+    pub(crate) fn scan_prefix(
+        &mut self,
+        slot: SlotId,
+        prefix: &KeyBytes,
+    ) -> Result<Vec<(KeyBytes, Bytes)>, Error> {
+        let mut rows = BTreeMap::new();
+        view::overlay_prefix(self.state, slot, prefix, &mut rows);
+        view::add_prefix(
+            self.state.files.as_ref(),
+            self.state.range(slot)?,
+            prefix,
+            &mut rows,
+        )?;
+        Ok(view::present(rows))
+    }
+
+    /// The value of a dedup row, whether or not the floor has passed it.
+    pub(crate) fn dedup(&mut self, slot: SlotId, key: &DedupKey) -> Result<Option<Bytes>, Error> {
+        let found = self
+            .state
+            .memtables()
+            .find_map(|memtable| memtable.dedup(slot, key));
+        if let Some(value) = found {
+            return Ok(Some(Bytes::copy_from_slice(value)));
+        }
+        let (hour, range) = (key.hour(), self.state.range(slot)?);
+        let mut stored = Vec::with_capacity(48);
+        StoredKey::Dedup {
+            hour,
+            range,
+            suffix: &key.encode(),
+        }
+        .encode(&mut stored);
+        self.state.files.get(&stored)
+    }
+
+    /// Adds the dedup row of an accepted command.
+    pub(crate) fn put_dedup(&mut self, slot: SlotId, key: DedupKey, value: &[u8]) {
+        self.state.active.put_dedup(slot, key, value);
+    }
+}

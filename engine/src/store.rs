@@ -1,0 +1,337 @@
+//! The store of one node: the base store, the shards on it, and which ranges hold whose rows.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::applied::AppliedState;
+use crate::base::memory::{MemoryBase, MemoryDisk};
+use crate::base::rocks::RocksBase;
+use crate::base::{Base, FileWriter, ReadView};
+use crate::decode::{Malformed, Reader};
+use crate::error::Error;
+use crate::heads::HeadCache;
+use crate::id::{RangeId, ShardId, SlotId};
+use crate::key::{NodeKey, StoredKey};
+use crate::memtable::Memtable;
+use crate::options::EngineOptions;
+use crate::range::{RangeRow, RangeState, Ranges};
+use crate::shard::Shard;
+use crate::state::ShardState;
+use crate::view::{after_prefix, state_key};
+
+/// The format of a store's rows and files that this build reads and writes.
+pub const STORE_FORMAT: u32 = 1;
+
+const STATE_DIR: &str = "state";
+const STAGING_DIR: &str = "staging";
+
+/// What the shards of a store have in common.
+pub(crate) struct StoreCore {
+    pub(crate) base: Box<dyn Base>,
+    pub(crate) options: Arc<EngineOptions>,
+    /// Held by whoever changes the base store: one at a time.
+    pub(crate) change: Mutex<RangeCounter>,
+}
+
+/// The greatest range ever given out on this node.
+pub(crate) struct RangeCounter(u32);
+
+impl RangeCounter {
+    /// A range that no row has ever had.
+    pub(crate) fn next(&mut self) -> RangeId {
+        self.0 = self
+            .0
+            .checked_add(1)
+            .expect("four thousand million ranges outlive a node");
+        RangeId(self.0)
+    }
+}
+
+/// Everything that one node has flushed, and its shards.
+pub struct Store {
+    core: Arc<StoreCore>,
+    shards: RwLock<BTreeMap<ShardId, Arc<Shard>>>,
+}
+
+impl Store {
+    /// Opens the store under a node's directory (`state/`, and `staging/`, which is emptied),
+    /// made if it is not there. Rows of ranges that nothing uses any more are dropped.
+    ///
+    /// # Errors
+    /// RocksDB cannot open it; it has another format or slot count; a row in range 0 is corrupt.
+    pub fn open(dir: &Path, options: EngineOptions) -> Result<Store, Error> {
+        let state = dir.join(STATE_DIR);
+        let base = RocksBase::open(&state, &dir.join(STAGING_DIR), &options)?;
+        Store::on_base(Box::new(base), &state, options)
+    }
+
+    /// Opens the store on a simulated disk.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_in_memory(disk: &MemoryDisk, options: EngineOptions) -> Result<Store, Error> {
+        Store::on_base(
+            Box::new(MemoryBase::open(disk)),
+            &PathBuf::from("memory"),
+            options,
+        )
+    }
+
+    fn on_base(base: Box<dyn Base>, dir: &Path, options: EngineOptions) -> Result<Store, Error> {
+        check_format(base.as_ref(), dir, options.slot_count)?;
+        let node = NodeRows::read(base.view().as_ref())?;
+        if !node.unused.is_empty() {
+            drop_ranges(base.as_ref(), &node.unused)?;
+        }
+        let options = Arc::new(options);
+        let change = Mutex::new(RangeCounter(node.range_counter));
+        let core = Arc::new(StoreCore {
+            base,
+            options,
+            change,
+        });
+        let files = core.base.view();
+        let mut shards = BTreeMap::new();
+        for (shard, applied) in node.applied {
+            let ranges = node.live.get(&shard).cloned().unwrap_or_default();
+            shards.insert(
+                shard,
+                Arc::new(new_shard(&core, shard, files.clone(), ranges, applied)),
+            );
+        }
+        Ok(Store {
+            core,
+            shards: RwLock::new(shards),
+        })
+    }
+
+    /// The shards with a replica here.
+    pub fn shards(&self) -> Vec<ShardId> {
+        self.shards.read().keys().copied().collect()
+    }
+
+    /// A shard's replica.
+    pub fn shard(&self, shard: ShardId) -> Option<Arc<Shard>> {
+        self.shards.read().get(&shard).cloned()
+    }
+
+    /// Makes an empty replica that holds these slots, durably.
+    ///
+    /// # Errors
+    /// The shard is here already, a slot is not below the slot count, or the base store failed.
+    pub fn create_shard(
+        &self,
+        shard: ShardId,
+        slots: RangeInclusive<u16>,
+    ) -> Result<Arc<Shard>, Error> {
+        let mut counter = self.core.change.lock();
+        if self.shards.read().contains_key(&shard) {
+            return Err(Error::Stopped {
+                reason: format!("shard {shard} exists already"),
+            });
+        }
+        if *slots.end() >= self.core.options.slot_count {
+            return Err(Error::UnknownSlot {
+                slot: SlotId(*slots.end()),
+            });
+        }
+        let mut ranges = Ranges::default();
+        let mut rows = NodeFile::default();
+        for slot in slots.map(SlotId) {
+            let range = counter.next();
+            ranges.insert(slot, range);
+            let row = RangeRow {
+                shard,
+                slot,
+                state: RangeState::Live,
+            };
+            rows.put(NodeKey::Range(range), row.encode());
+        }
+        rows.put(NodeKey::RangeCounter, counter.0.to_be_bytes().to_vec());
+        let applied = AppliedState::default();
+        rows.put(NodeKey::Applied(shard), applied.encode());
+        let mut writer = self.core.base.writer()?;
+        rows.write(writer.as_mut())?;
+        self.core.base.ingest(vec![writer.finish()?], &[])?;
+        let made = Arc::new(new_shard(
+            &self.core,
+            shard,
+            self.core.base.view(),
+            ranges,
+            applied,
+        ));
+        self.shards.write().insert(shard, made.clone());
+        Ok(made)
+    }
+
+    /// Makes a copy of everything flushed in a directory that does not exist yet; it can be
+    /// opened like a node's.
+    ///
+    /// # Errors
+    /// The copy cannot be made.
+    pub fn checkpoint(&self, dir: &Path) -> Result<(), Error> {
+        let _change = self.core.change.lock();
+        std::fs::create_dir_all(dir).map_err(|source| Error::Io {
+            operation: "create",
+            path: dir.to_owned(),
+            source,
+        })?;
+        self.core.base.checkpoint(&dir.join(STATE_DIR))
+    }
+}
+
+fn new_shard(
+    core: &Arc<StoreCore>,
+    shard: ShardId,
+    files: Arc<dyn ReadView>,
+    ranges: Ranges,
+    applied: AppliedState,
+) -> Shard {
+    let state = ShardState {
+        options: core.options.clone(),
+        active: Memtable::default(),
+        frozen: VecDeque::new(),
+        files,
+        ranges: Arc::new(ranges),
+        heads: HeadCache::new(core.options.head_cache_entries),
+        flushed: applied.clone(),
+        applied,
+        cut: None,
+        generation: 0,
+        rewrites: 0,
+        batches: 0,
+        fault: None,
+    };
+    Shard::new(shard, core.clone(), state)
+}
+
+/// Reads or, in an empty store, writes the format row.
+fn check_format(base: &dyn Base, dir: &Path, slot_count: u16) -> Result<(), Error> {
+    let key = state_key(RangeId::NODE, NodeKey::Format.encode().as_slice());
+    let Some(value) = base.view().get(&key)? else {
+        let mut writer = base.writer()?;
+        let mut value = STORE_FORMAT.to_be_bytes().to_vec();
+        value.extend_from_slice(&slot_count.to_be_bytes());
+        writer.put(&key, &value)?;
+        return base.ingest(vec![writer.finish()?], &[]);
+    };
+    let mut reader = Reader::new("format row", &value);
+    let read = reader.u32().and_then(|found| Ok((found, reader.u16()?)));
+    let (found, stored) = read.map_err(|fault| Error::corrupt_row(&key, fault))?;
+    if found != STORE_FORMAT {
+        let (path, supported) = (dir.to_owned(), STORE_FORMAT);
+        return Err(Error::UnknownFormat {
+            what: "the store",
+            path,
+            found,
+            supported,
+        });
+    }
+    if stored != slot_count {
+        return Err(Error::SlotCount {
+            path: dir.to_owned(),
+            stored,
+            asked: slot_count,
+        });
+    }
+    Ok(())
+}
+
+/// Hides the rows of ranges, then forgets the ranges.
+pub(crate) fn drop_ranges(base: &dyn Base, ranges: &[RangeId]) -> Result<(), Error> {
+    let mut rows = NodeFile::default();
+    for range in ranges {
+        rows.delete(NodeKey::Range(*range));
+    }
+    let mut writer = base.writer()?;
+    rows.write(writer.as_mut())?;
+    base.ingest(vec![writer.finish()?], ranges)
+}
+
+/// Rows of range 0 on their way into a file.
+#[derive(Default)]
+pub(crate) struct NodeFile {
+    rows: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+}
+
+impl NodeFile {
+    pub(crate) fn put(&mut self, key: NodeKey, value: Vec<u8>) {
+        self.rows.insert(
+            state_key(RangeId::NODE, key.encode().as_slice()),
+            Some(value),
+        );
+    }
+
+    pub(crate) fn delete(&mut self, key: NodeKey) {
+        self.rows
+            .insert(state_key(RangeId::NODE, key.encode().as_slice()), None);
+    }
+
+    pub(crate) fn put_range_counter(&mut self, counter: &RangeCounter) {
+        self.put(NodeKey::RangeCounter, counter.0.to_be_bytes().to_vec());
+    }
+
+    pub(crate) fn write(&self, writer: &mut dyn FileWriter) -> Result<(), Error> {
+        self.rows.iter().try_for_each(|(key, value)| match value {
+            Some(value) => writer.put(key, value),
+            None => writer.delete(key),
+        })
+    }
+}
+
+/// What range 0 says.
+#[derive(Default)]
+struct NodeRows {
+    range_counter: u32,
+    applied: BTreeMap<ShardId, AppliedState>,
+    live: BTreeMap<ShardId, Ranges>,
+    /// Dead ranges, and staged ones: no import outlives its process yet.
+    unused: Vec<RangeId>,
+}
+
+impl NodeRows {
+    fn read(files: &dyn ReadView) -> Result<NodeRows, Error> {
+        let first = state_key(RangeId::NODE, &[]);
+        let mut cursor = files.cursor(&first, &after_prefix(&first));
+        let mut rows = NodeRows::default();
+        cursor.seek(&first)?;
+        while let Some((key, value)) = cursor.row() {
+            rows.add(key, value)
+                .map_err(|malformed| Error::corrupt_row(key, malformed))?;
+            cursor.next()?;
+        }
+        Ok(rows)
+    }
+
+    fn add(&mut self, key: &[u8], value: &[u8]) -> Result<(), Malformed> {
+        let suffix = match StoredKey::split(key)? {
+            StoredKey::State { suffix, .. } | StoredKey::Dedup { suffix, .. } => suffix,
+        };
+        match NodeKey::decode(suffix)? {
+            NodeKey::Format => {}
+            NodeKey::RangeCounter => {
+                self.range_counter = Reader::new("range counter", value).u32()?;
+            }
+            NodeKey::Range(range) => {
+                let row = RangeRow::decode(value)?;
+                match row.state {
+                    RangeState::Live => {
+                        self.live
+                            .entry(row.shard)
+                            .or_default()
+                            .insert(row.slot, range);
+                    }
+                    RangeState::Staged { .. } | RangeState::Dead => self.unused.push(range),
+                }
+            }
+            NodeKey::Applied(shard) => {
+                self.applied.insert(shard, AppliedState::decode(value)?);
+            }
+        }
+        Ok(())
+    }
+}
