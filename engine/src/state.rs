@@ -148,9 +148,9 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// The index of the entry that is applied.
-    pub(crate) fn index(&self) -> u64 {
-        self.log_id.index
+    /// The entry that is applied.
+    pub(crate) fn log_id(&self) -> LogId {
+        self.log_id
     }
 
     /// The slots that this shard holds.
@@ -174,7 +174,7 @@ impl<'a> Context<'a> {
     }
 
     /// Takes an entry's time: replicated time never goes back.
-    pub(crate) fn raise_time(&mut self, entry_time_ms: u64) {
+    pub(crate) fn advance_time(&mut self, entry_time_ms: u64) {
         let time_ms = &mut self.state.applied.time_ms;
         *time_ms = entry_time_ms.max(*time_ms);
     }
@@ -289,7 +289,7 @@ impl<'a> Context<'a> {
     }
 
     /// Writes a state row. Message rows have [`Context::append`] and [`Context::overwrite`].
-    pub(crate) fn put(&mut self, key: StateKey, value: impl Into<Bytes>) {
+    pub(crate) fn put(&mut self, key: &StateKey, value: impl Into<Bytes>) {
         let slot = key.slot(self.state.options.slot_count);
         self.state
             .active
