@@ -11,11 +11,22 @@
 //! most once however often it is sent; after a retryable error at the deadline its outcome is
 //! unknown, and the caller may go on with the same id.
 
+mod calls;
+mod channel;
 mod client;
+mod clock;
+mod follow;
+mod map;
+mod node;
 mod options;
+mod pending;
+mod retry;
+mod router;
+mod submit;
 mod subscribe;
+mod wanted;
 
-pub use client::Client;
+pub use client::{Client, user_handle, user_id};
 pub use mailbox_api::{CallError, v1};
 pub use options::{Auth, ClientOptions, Limits, Timeouts, Tls};
 pub use subscribe::{SubscribeEvent, SubscribeHandle};

@@ -1,7 +1,17 @@
 //! Subscriptions: timelines from a seq, then live, across leaders.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use mailbox_api::CallError;
 use mailbox_api::v1::{ErrorCode, Message, Timeline, TimelineHead};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+use crate::client::Inner;
+use crate::follow::Follower;
+use crate::wanted::Wanted;
 
 /// What a subscription hands over.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,8 +36,34 @@ pub enum SubscribeEvent {
 }
 
 /// Adds and removes the timelines of one subscription; dropping the last clone ends it.
-#[derive(Debug, Clone)]
-pub struct SubscribeHandle {}
+#[derive(Clone)]
+pub struct SubscribeHandle {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    client: Arc<Inner>,
+    runtime: Handle,
+    events: mpsc::Sender<SubscribeEvent>,
+    shards: Mutex<BTreeMap<u32, Arc<Wanted>>>,
+}
+
+/// A subscription without timelines.
+pub(crate) fn start(client: Arc<Inner>) -> (SubscribeHandle, mpsc::Receiver<SubscribeEvent>) {
+    let (events, receiver) = mpsc::channel(client.options.limits.subscribe_queue_max.max(1));
+    let shared = Shared {
+        client,
+        runtime: Handle::current(),
+        events,
+        shards: Mutex::new(BTreeMap::new()),
+    };
+    (
+        SubscribeHandle {
+            shared: Arc::new(shared),
+        },
+        receiver,
+    )
+}
 
 impl SubscribeHandle {
     /// Subscribes to a timeline from `from_seq` (inclusive, from 1); 0 = only what is appended from
@@ -36,15 +72,55 @@ impl SubscribeHandle {
     /// # Errors
     /// `LimitExceeded` when the subscription holds its greatest number of timelines.
     pub fn add(&self, timeline: Timeline, from_seq: u64) -> Result<(), CallError> {
-        let _ = (timeline, from_seq);
-        Err(CallError::new(
-            ErrorCode::Unavailable,
-            "subscriptions are not served yet",
-        ))
+        let max = self.shared.client.options.limits.subscribed_timelines_max;
+        let held: usize = self
+            .shared
+            .shards
+            .lock()
+            .values()
+            .map(|wanted| wanted.len())
+            .sum();
+        if held >= max {
+            let message = format!("{held} timelines are subscribed to, the limit is {max}");
+            return Err(CallError::new(ErrorCode::LimitExceeded, message));
+        }
+        self.wanted(&timeline).add(timeline, from_seq);
+        Ok(())
     }
 
     /// Ends a timeline's subscription; events already queued may still arrive.
     pub fn remove(&self, timeline: Timeline) {
-        let _ = timeline;
+        self.wanted(&timeline).remove(&timeline);
+    }
+
+    /// What is wanted of the timeline's shard; the first time, its follower is started.
+    fn wanted(&self, timeline: &Timeline) -> Arc<Wanted> {
+        let shared = &self.shared;
+        let shard = shared
+            .client
+            .router
+            .with_map(|map| map.shard_of_owner(timeline.owner));
+        let mut shards = shared.shards.lock();
+        let wanted = shards.entry(shard).or_insert_with(|| {
+            let wanted = Arc::new(Wanted::default());
+            let follower = Follower {
+                client: Arc::clone(&shared.client),
+                shard,
+                wanted: Arc::clone(&wanted),
+                events: shared.events.clone(),
+                term: 0,
+            };
+            shared.runtime.spawn(follower.run());
+            wanted
+        });
+        Arc::clone(wanted)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        for wanted in self.shards.lock().values() {
+            wanted.close();
+        }
     }
 }

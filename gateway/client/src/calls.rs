@@ -1,0 +1,253 @@
+//! The unary calls: filled in, routed to their shard's leader, repeated with the same id.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use mailbox_api::CallError;
+use mailbox_api::v1::{
+    self, ErrorCode, HeadsRequest, HeadsResponse, SyncRequest, SyncResponse, Timeline,
+    mark_read_request,
+};
+
+use crate::client::Client;
+
+impl Client {
+    /// Pages of timelines behind a read barrier (unless `stale`). Shards are filled in; timelines of
+    /// several shards are asked for shard by shard, each with the whole limit.
+    pub async fn sync(&self, request: SyncRequest) -> Result<SyncResponse, CallError> {
+        let mut by_shard: BTreeMap<u32, SyncRequest> = BTreeMap::new();
+        let shell = SyncRequest {
+            ranges: Vec::new(),
+            groups_of: None,
+            ..request.clone()
+        };
+        if let Some(user) = request.groups_of {
+            let shard = self.shard_of_user(Some(&user));
+            let part = by_shard.entry(shard).or_insert_with(|| shell.clone());
+            part.groups_of = Some(user);
+        }
+        for range in request.ranges {
+            let shard = self.shard_of_timeline(range.timeline.as_ref());
+            by_shard
+                .entry(shard)
+                .or_insert_with(|| shell.clone())
+                .ranges
+                .push(range);
+        }
+        let mut whole = SyncResponse::default();
+        for (shard, mut part) in by_shard {
+            part.shard = shard;
+            let answer = self.call(shard, |node| {
+                let part = part.clone();
+                async move { node.mailbox().sync(part).await }
+            });
+            let answer = answer.await?;
+            whole.pages.extend(answer.pages);
+            whole.groups.extend(answer.groups);
+        }
+        Ok(whole)
+    }
+
+    /// The same on the node at `address` only, without repeats: for tools that compare nodes. The
+    /// request's shard is taken as it is.
+    pub async fn sync_at(
+        &self,
+        address: &str,
+        request: SyncRequest,
+    ) -> Result<SyncResponse, CallError> {
+        let mut mailbox = self.inner().router.node_at(address)?.mailbox();
+        let answer = self.inner().once(mailbox.sync(request)).await;
+        answer.map_err(|failure| failure.error)
+    }
+
+    /// Heads of timelines behind a read barrier (unless `stale`). Shards are filled in.
+    pub async fn heads(&self, request: HeadsRequest) -> Result<HeadsResponse, CallError> {
+        let mut by_shard: BTreeMap<u32, Vec<Timeline>> = BTreeMap::new();
+        for timeline in request.timelines {
+            let shard = self.shard_of_timeline(Some(&timeline));
+            by_shard.entry(shard).or_default().push(timeline);
+        }
+        let mut whole = HeadsResponse::default();
+        for (shard, timelines) in by_shard {
+            let part = HeadsRequest {
+                shard,
+                timelines,
+                stale: request.stale,
+            };
+            let answer = self.call(shard, |node| {
+                let part = part.clone();
+                async move { node.mailbox().heads(part).await }
+            });
+            whole.heads.extend(answer.await?.heads);
+        }
+        Ok(whole)
+    }
+
+    /// Registers a handle. An empty `request_id` is filled in.
+    pub async fn register_user(
+        &self,
+        mut request: v1::RegisterUserRequest,
+    ) -> Result<v1::RegisterUserResponse, CallError> {
+        self.fill_id(&mut request.request_id);
+        let shard = self
+            .inner()
+            .router
+            .with_map(|map| map.shard_of_handle(&request.handle));
+        let call = self.call(shard, |node| {
+            let request = request.clone();
+            async move { node.mailbox().register_user(request).await }
+        });
+        call.await
+    }
+
+    /// The id and handle of a user known by either.
+    pub async fn resolve_user(
+        &self,
+        request: v1::ResolveUserRequest,
+    ) -> Result<v1::ResolveUserResponse, CallError> {
+        let shard = self.shard_of_user(request.user.as_ref());
+        let call = self.call(shard, |node| {
+            let request = request.clone();
+            async move { node.mailbox().resolve_user(request).await }
+        });
+        call.await
+    }
+
+    /// Creates a group. An empty `request_id` is filled in.
+    pub async fn create_group(
+        &self,
+        mut request: v1::CreateGroupRequest,
+    ) -> Result<v1::CreateGroupResponse, CallError> {
+        self.fill_id(&mut request.request_id);
+        let shard = self.shard_of_user(request.creator.as_ref());
+        let call = self.call(shard, |node| {
+            let request = request.clone();
+            async move { node.mailbox().create_group(request).await }
+        });
+        call.await
+    }
+
+    /// Joins a group. An empty `request_id` is filled in.
+    pub async fn join_group(
+        &self,
+        mut request: v1::JoinGroupRequest,
+    ) -> Result<v1::JoinGroupResponse, CallError> {
+        self.fill_id(&mut request.request_id);
+        let shard = self.shard_of_owner(request.group);
+        let call = self.call(shard, |node| {
+            let request = request.clone();
+            async move { node.mailbox().join_group(request).await }
+        });
+        call.await
+    }
+
+    /// Leaves a group. An empty `request_id` is filled in.
+    pub async fn leave_group(
+        &self,
+        mut request: v1::LeaveGroupRequest,
+    ) -> Result<v1::LeaveGroupResponse, CallError> {
+        self.fill_id(&mut request.request_id);
+        let shard = self.shard_of_owner(request.group);
+        let call = self.call(shard, |node| {
+            let request = request.clone();
+            async move { node.mailbox().leave_group(request).await }
+        });
+        call.await
+    }
+
+    /// Raises a read mark. An empty `request_id` is filled in.
+    pub async fn mark_read(
+        &self,
+        mut request: v1::MarkReadRequest,
+    ) -> Result<v1::MarkReadResponse, CallError> {
+        self.fill_id(&mut request.request_id);
+        let shard = match request.conversation {
+            Some(mark_read_request::Conversation::Group(group)) => self.shard_of_owner(group),
+            Some(mark_read_request::Conversation::Peer(_)) | None => {
+                self.shard_of_user(request.user.as_ref())
+            }
+        };
+        let call = self.call(shard, |node| {
+            let request = request.clone();
+            async move { node.mailbox().mark_read(request).await }
+        });
+        call.await
+    }
+
+    /// Raises a device's cursor. An empty `request_id` is filled in.
+    pub async fn ack_cursor(
+        &self,
+        mut request: v1::AckCursorRequest,
+    ) -> Result<v1::AckCursorResponse, CallError> {
+        self.fill_id(&mut request.request_id);
+        let shard = self.shard_of_user(request.user.as_ref());
+        let call = self.call(shard, |node| {
+            let request = request.clone();
+            async move { node.mailbox().ack_cursor(request).await }
+        });
+        call.await
+    }
+
+    /// What the node at `address` (`host:port`) knows of itself and its cluster, asked once; `None`:
+    /// whichever node answers.
+    pub async fn status(&self, address: Option<&str>) -> Result<v1::StatusResponse, CallError> {
+        let nodes = match address {
+            Some(address) => vec![self.inner().router.node_at(address)?],
+            None => self.inner().router.nodes(),
+        };
+        let mut last = CallError::new(ErrorCode::Unavailable, "no node is known");
+        for node in nodes {
+            let mut admin = node.admin();
+            match self.inner().once(admin.status(v1::StatusRequest {})).await {
+                Ok(status) => return Ok(status),
+                Err(failure) => last = failure.error,
+            }
+        }
+        Err(last)
+    }
+
+    /// The state hash of a shard on the node at `address`, at the cut `cut_index`, which is awaited
+    /// there; without an address the shard's leader is asked, and with `cut_index` 0 it makes a new
+    /// cut. Waits up to the call's deadline.
+    pub async fn state_hash(
+        &self,
+        address: Option<&str>,
+        request: v1::StateHashRequest,
+    ) -> Result<v1::StateHashResponse, CallError> {
+        let router = &self.inner().router;
+        let node = match address {
+            Some(address) => router.node_at(address)?,
+            None => router.leader(request.shard),
+        };
+        let mut admin = node.admin();
+        let deadline = self.options().timeouts.deadline;
+        match tokio::time::timeout(deadline, admin.state_hash(request)).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(CallError::from_status(&status)),
+            Err(_) => Err(CallError::new(
+                ErrorCode::Unavailable,
+                format!("no state hash within {} ms", deadline.as_millis()),
+            )),
+        }
+    }
+
+    fn fill_id(&self, request_id: &mut Bytes) {
+        if request_id.is_empty() {
+            *request_id = Bytes::copy_from_slice(self.new_message_id().as_bytes());
+        }
+    }
+
+    fn shard_of_owner(&self, owner: u64) -> u32 {
+        self.inner()
+            .router
+            .with_map(|map| map.shard_of_owner(owner))
+    }
+
+    fn shard_of_user(&self, user: Option<&v1::UserRef>) -> u32 {
+        self.inner().router.with_map(|map| map.shard_of_user(user))
+    }
+
+    fn shard_of_timeline(&self, timeline: Option<&Timeline>) -> u32 {
+        self.shard_of_owner(timeline.map_or(0, |timeline| timeline.owner))
+    }
+}

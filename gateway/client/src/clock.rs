@@ -1,0 +1,60 @@
+//! The cluster's time, as this process knows it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+/// A monotonic clock set by a node's: a device's own wall clock may be wrong by years.
+#[derive(Debug)]
+pub(crate) struct ServerClock {
+    start: Instant,
+    /// The server's time at `start`, ms since the Unix epoch.
+    start_ms: AtomicU64,
+}
+
+impl ServerClock {
+    pub(crate) fn new() -> Self {
+        Self {
+            start: Instant::now(),
+            start_ms: AtomicU64::new(0),
+        }
+    }
+
+    /// Takes a node's reading; it was made about half a round trip before now.
+    pub(crate) fn set(&self, server_ms: u64, round_trip: Duration) {
+        let elapsed_ms = millis(self.start.elapsed());
+        let now_ms = server_ms.saturating_add(millis(round_trip / 2));
+        self.start_ms
+            .store(now_ms.saturating_sub(elapsed_ms), Ordering::Relaxed);
+    }
+
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.start_ms.load(Ordering::Relaxed) + millis(self.start.elapsed())
+    }
+
+    pub(crate) fn new_id(&self) -> Uuid {
+        uuid::Builder::from_unix_timestamp_millis(self.now_ms(), &rand::random()).into_uuid()
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_carry_the_servers_time_and_not_ours() {
+        let clock = ServerClock::new();
+        let server_ms = 4_000_000_000_000;
+        clock.set(server_ms, Duration::from_millis(10));
+        let (seconds, nanos) = clock.new_id().get_timestamp().expect("a UUIDv7").to_unix();
+        let id_ms = seconds * 1000 + u64::from(nanos) / 1_000_000;
+        assert!(id_ms >= server_ms + 5);
+        assert!(id_ms <= clock.now_ms());
+        assert_eq!(clock.new_id().get_version_num(), 7);
+    }
+}

@@ -1,0 +1,194 @@
+//! Follows one shard's leader for a subscription, from stream to stream.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures_util::Stream;
+use mailbox_api::CallError;
+use mailbox_api::v1::{ErrorCode, SubscribeRequest, SubscribeResponse};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tonic::Streaming;
+
+use crate::client::Inner;
+use crate::node::Node;
+use crate::pending::Failure;
+use crate::retry::{Advice, Backoff, advice};
+use crate::subscribe::SubscribeEvent;
+use crate::wanted::Wanted;
+
+/// Missed heartbeats after which a stream is given up.
+const HEARTBEATS_MISSED_MAX: u32 = 3;
+
+/// The requests of one stream.
+struct Requests {
+    wanted: Arc<Wanted>,
+    stream: u64,
+}
+
+impl Stream for Requests {
+    type Item = SubscribeRequest;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.wanted.poll_request(self.stream, context)
+    }
+}
+
+/// The task of one (subscription, shard).
+pub(crate) struct Follower {
+    pub(crate) client: Arc<Inner>,
+    pub(crate) shard: u32,
+    pub(crate) wanted: Arc<Wanted>,
+    pub(crate) events: mpsc::Sender<SubscribeEvent>,
+    /// Greatest term seen: a stream with a smaller one comes from a leader that has been replaced.
+    pub(crate) term: u64,
+}
+
+/// Why a stream is over.
+enum End {
+    /// Nobody listens any more.
+    Closed,
+    Failed(Failure),
+}
+
+impl From<Failure> for End {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl Follower {
+    pub(crate) async fn run(mut self) {
+        let events = self.events.clone();
+        tokio::select! {
+            () = events.closed() => self.wanted.close(),
+            () = self.follow() => {}
+        }
+    }
+
+    async fn follow(&mut self) {
+        let mut backoff = Backoff::endless(&self.client.options.timeouts);
+        while self.wanted.filled().await {
+            let node = self.client.router.leader(self.shard);
+            let begun = Instant::now();
+            let End::Failed(failure) = self.follow_on(&node).await else {
+                return;
+            };
+            tracing::debug!(shard = self.shard, node = node.address(), error = %failure.error,
+                "a subscribe stream ended");
+            if begun.elapsed() > self.client.options.timeouts.backoff_max * 4 {
+                backoff = Backoff::endless(&self.client.options.timeouts);
+            }
+            if self.client.router.learn(self.shard, &node, &failure) == Advice::GiveUp {
+                for timeline in self.wanted.remove_all() {
+                    let error = failure.error.clone();
+                    if self
+                        .hand_over(Some(SubscribeEvent::Ended { timeline, error }))
+                        .await
+                        .is_err()
+                    {
+                        return;
+                    }
+                }
+            }
+            backoff.wait(&failure.error).await;
+        }
+    }
+
+    /// One stream, until it fails.
+    async fn follow_on(&mut self, node: &Node) -> End {
+        match self.read_stream(node).await {
+            Ok(never) => match never {},
+            Err(end) => end,
+        }
+    }
+
+    async fn read_stream(&mut self, node: &Node) -> Result<std::convert::Infallible, End> {
+        let timeouts = self.client.options.timeouts.clone();
+        let mut responses = self.open(node).await?;
+        let mut seen = Instant::now();
+        let mut watch = tokio::time::interval(timeouts.heartbeat / 2);
+        watch.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                response = responses.message() => {
+                    match response {
+                        Ok(Some(response)) => self.take(response).await?,
+                        Ok(None) if self.wanted.is_closed() => return Err(End::Closed),
+                        Ok(None) => return Err(broken("the node ended the stream")),
+                        Err(status) => return Err(Failure::from_status(&status).into()),
+                    }
+                    // A slow receiver is no silence of the node.
+                    seen = Instant::now();
+                }
+                _ = watch.tick() => {
+                    if self.wanted.is_closed() {
+                        return Err(End::Closed);
+                    }
+                    if seen.elapsed() > timeouts.heartbeat * HEARTBEATS_MISSED_MAX {
+                        return Err(broken("the node missed three heartbeats"));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn open(&self, node: &Node) -> Result<Streaming<SubscribeResponse>, End> {
+        let stream = self.wanted.begin_stream();
+        let requests = Requests {
+            wanted: Arc::clone(&self.wanted),
+            stream,
+        };
+        let mut mailbox = node.mailbox();
+        let opened = mailbox.subscribe(requests);
+        match tokio::time::timeout(self.client.options.timeouts.attempt, opened).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(Failure::from_status(&status).into()),
+            Err(_) => Err(broken("no stream was opened in time")),
+        }
+    }
+
+    async fn take(&mut self, response: SubscribeResponse) -> Result<(), End> {
+        if response.term < self.term {
+            let message = format!("a leader of term {}, before {}", response.term, self.term);
+            return Err(Failure::from(CallError::new(ErrorCode::NotLeader, message)).into());
+        }
+        self.term = response.term;
+        for batch in response.batches {
+            self.hand_over(self.wanted.accept(batch)).await?;
+        }
+        let patience = self.client.options.timeouts.heartbeat;
+        self.hand_over(
+            self.wanted
+                .accept_heads(response.heads, Instant::now(), patience),
+        )
+        .await?;
+        for ended in response.ended {
+            let error = CallError(ended.error.unwrap_or_default());
+            if advice(error.code()) != Advice::GiveUp {
+                return Err(Failure::from(error).into());
+            }
+            if let Some(timeline) = ended.timeline {
+                self.hand_over(self.wanted.end(timeline, error)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn hand_over(&self, event: Option<SubscribeEvent>) -> Result<(), End> {
+        match event {
+            Some(event) => self.events.send(event).await.map_err(|_| End::Closed),
+            None => Ok(()),
+        }
+    }
+}
+
+fn broken(message: &str) -> End {
+    let error = CallError::new(ErrorCode::Unavailable, message);
+    End::Failed(Failure {
+        error,
+        broken: true,
+    })
+}

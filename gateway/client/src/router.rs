@@ -1,0 +1,275 @@
+//! Which node to ask: the shard map, the leaders seen last, and the nodes there are.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use mailbox_api::CallError;
+use mailbox_api::v1::{ErrorCode, ShardMapResponse};
+use parking_lot::RwLock;
+
+use crate::channel::{Credentials, bare_address};
+use crate::map::ShardMap;
+use crate::node::Node;
+use crate::options::ClientOptions;
+use crate::pending::Failure;
+use crate::retry::{Advice, advice};
+
+/// Routing state, shared by all calls of a client.
+pub(crate) struct Router {
+    options: Arc<ClientOptions>,
+    credentials: Credentials,
+    state: RwLock<State>,
+}
+
+struct State {
+    map: ShardMap,
+    /// In the order in which they are tried; never empty.
+    nodes: Vec<Arc<Node>>,
+    /// Who was last known or guessed to lead a shard.
+    leaders: BTreeMap<u32, Arc<Node>>,
+}
+
+impl Router {
+    /// Starts from the addresses of the options.
+    pub(crate) fn new(options: &Arc<ClientOptions>) -> Result<Self, CallError> {
+        let credentials = Credentials::new(&options.auth)?;
+        let mut nodes: Vec<Arc<Node>> = Vec::new();
+        for address in &options.addresses {
+            if !nodes
+                .iter()
+                .any(|node| node.address() == bare_address(address))
+            {
+                nodes.push(Arc::new(Node::new(address, &credentials, options)?));
+            }
+        }
+        if nodes.is_empty() {
+            return Err(CallError::new(
+                ErrorCode::InvalidArgument,
+                "no node's address is given",
+            ));
+        }
+        let state = State {
+            map: ShardMap::default(),
+            nodes,
+            leaders: BTreeMap::new(),
+        };
+        Ok(Self {
+            options: Arc::clone(options),
+            credentials,
+            state: RwLock::new(state),
+        })
+    }
+
+    /// Reads the map, without blocking anyone for longer than a look-up.
+    pub(crate) fn with_map<T>(&self, read: impl FnOnce(&ShardMap) -> T) -> T {
+        read(&self.state.read().map)
+    }
+
+    pub(crate) fn nodes(&self) -> Vec<Arc<Node>> {
+        self.state.read().nodes.clone()
+    }
+
+    /// The node at an address; one that the map does not name is connected for this call only.
+    pub(crate) fn node_at(&self, address: &str) -> Result<Arc<Node>, CallError> {
+        if let Some(node) = find(&self.state.read().nodes, address) {
+            return Ok(node);
+        }
+        Node::new(address, &self.credentials, &self.options).map(Arc::new)
+    }
+
+    /// Takes over a new map; connections to nodes that stay are kept.
+    pub(crate) fn replace_map(&self, response: &ShardMapResponse) {
+        let mut state = self.state.write();
+        let mut nodes = Vec::with_capacity(response.nodes.len());
+        for named in &response.nodes {
+            let made = match find(&state.nodes, &named.address) {
+                Some(node) => Ok(node),
+                None => Node::new(&named.address, &self.credentials, &self.options).map(Arc::new),
+            };
+            match made {
+                Ok(node) => nodes.push(node),
+                Err(error) => tracing::warn!(node = named.node, %error, "skip a node of the map"),
+            }
+        }
+        if !nodes.is_empty() {
+            state.nodes = nodes;
+        }
+        state.map = ShardMap::new(response);
+        let State { nodes, leaders, .. } = &mut *state;
+        leaders.retain(|_, leader| nodes.iter().any(|node| Arc::ptr_eq(node, leader)));
+        // A leader seen in an answer is newer than the map of a node that may lag.
+        for placement in &response.shards {
+            let named = response
+                .nodes
+                .iter()
+                .find(|named| named.node == placement.leader);
+            if let Some(leader) = named.and_then(|named| find(nodes, &named.address)) {
+                leaders.entry(placement.shard).or_insert(leader);
+            }
+        }
+    }
+
+    /// Who probably leads the shard.
+    pub(crate) fn leader(&self, shard: u32) -> Arc<Node> {
+        let state = self.state.read();
+        match state.leaders.get(&shard) {
+            Some(leader) => Arc::clone(leader),
+            None => Arc::clone(&state.nodes[0]),
+        }
+    }
+
+    /// Learns from an attempt that failed on `node`; tells whether and where to try again.
+    pub(crate) fn learn(&self, shard: u32, node: &Arc<Node>, failure: &Failure) -> Advice {
+        if failure.broken {
+            node.suspect_for(self.options.timeouts.attempt);
+        }
+        let advice = advice(failure.error.code());
+        if advice == Advice::OtherNode {
+            self.move_from(shard, node, &failure.error.0.leader_address);
+        }
+        advice
+    }
+
+    /// Follows the hint if there is one that can be trusted, else goes round. Of many calls that
+    /// failed on one node only the first moves on.
+    fn move_from(&self, shard: u32, node: &Arc<Node>, hint: &str) {
+        let mut state = self.state.write();
+        let current = state.leaders.get(&shard).unwrap_or(&state.nodes[0]);
+        if !Arc::ptr_eq(current, node) {
+            return;
+        }
+        let hinted = find(&state.nodes, hint)
+            .filter(|hinted| !Arc::ptr_eq(hinted, node) && !hinted.is_suspect());
+        let next = hinted.unwrap_or_else(|| next_after(&state.nodes, node));
+        state.leaders.insert(shard, next);
+    }
+}
+
+fn find(nodes: &[Arc<Node>], address: &str) -> Option<Arc<Node>> {
+    let address = bare_address(address);
+    nodes.iter().find(|node| node.address() == address).cloned()
+}
+
+/// The next node in turn that is not suspect; if all are, simply the next.
+fn next_after(nodes: &[Arc<Node>], node: &Arc<Node>) -> Arc<Node> {
+    let at = nodes
+        .iter()
+        .position(|other| Arc::ptr_eq(other, node))
+        .unwrap_or(0);
+    let mut others = (1..=nodes.len()).map(|step| &nodes[(at + step) % nodes.len()]);
+    let next = others.clone().find(|other| !other.is_suspect());
+    Arc::clone(next.or_else(|| others.next()).unwrap_or(node))
+}
+
+#[cfg(test)]
+mod tests {
+    use mailbox_api::v1::{Error, NodeAddress, ShardPlacement, SlotSpan};
+
+    use super::*;
+    use crate::options::Auth;
+
+    fn router() -> Router {
+        let addresses = vec![
+            "http://h:1".into(),
+            "h:2".into(),
+            "h:3".into(),
+            "h:1".into(),
+        ];
+        let options = ClientOptions::new(addresses, Auth::Token("t".into()));
+        Router::new(&Arc::new(options)).unwrap()
+    }
+
+    fn not_leader(address: &str) -> Failure {
+        let leader_address = address.to_owned();
+        let code = ErrorCode::NotLeader as i32;
+        Failure::from(CallError(Error {
+            code,
+            leader_address,
+            ..Error::default()
+        }))
+    }
+
+    #[tokio::test]
+    async fn a_hint_is_followed() {
+        let router = router();
+        let node = router.leader(0);
+        assert_eq!(
+            router.learn(0, &node, &not_leader("h:3")),
+            Advice::OtherNode
+        );
+        assert_eq!(router.leader(0).address(), "h:3");
+        assert_eq!(
+            router.leader(1).address(),
+            "h:1",
+            "another shard is not touched"
+        );
+    }
+
+    #[tokio::test]
+    async fn many_failures_on_one_node_move_on_once() {
+        let router = router();
+        let node = router.leader(0);
+        for _ in 0..5 {
+            router.learn(0, &node, &not_leader(""));
+        }
+        assert_eq!(router.leader(0).address(), "h:2");
+    }
+
+    #[tokio::test]
+    async fn a_hint_to_a_node_that_just_broke_is_not_followed() {
+        let router = router();
+        let dead = router.leader(0);
+        let error = CallError::new(ErrorCode::Unavailable, "refused");
+        router.learn(
+            0,
+            &dead,
+            &Failure {
+                error,
+                broken: true,
+            },
+        );
+        let follower = router.leader(0);
+        assert_eq!(follower.address(), "h:2");
+        router.learn(0, &follower, &not_leader("h:1"));
+        assert_eq!(router.leader(0).address(), "h:3");
+    }
+
+    #[tokio::test]
+    async fn a_refusal_moves_nothing() {
+        let router = router();
+        let node = router.leader(0);
+        let refusal = CallError::new(ErrorCode::IdReused, "").into();
+        assert_eq!(router.learn(0, &node, &refusal), Advice::GiveUp);
+        assert_eq!(router.leader(0).address(), "h:1");
+    }
+
+    #[tokio::test]
+    async fn a_map_brings_nodes_and_leaders_but_keeps_what_was_seen() {
+        let router = router();
+        let kept = router.leader(0);
+        router.learn(0, &kept, &not_leader("h:2"));
+        let nodes = [(1, "h:1"), (2, "h:2"), (4, "h:4")];
+        let named = nodes.map(|(node, address)| NodeAddress {
+            node,
+            address: address.into(),
+        });
+        let placement = |shard, leader| ShardPlacement {
+            shard,
+            leader,
+            slots: vec![SlotSpan {
+                first: shard,
+                last: shard,
+            }],
+            ..ShardPlacement::default()
+        };
+        router.replace_map(&ShardMapResponse {
+            slot_count: 2,
+            nodes: named.to_vec(),
+            shards: vec![placement(0, 1), placement(1, 4)],
+            ..ShardMapResponse::default()
+        });
+        assert_eq!(router.leader(0).address(), "h:2");
+        assert_eq!(router.leader(1).address(), "h:4");
+        assert!(router.nodes().iter().any(|node| Arc::ptr_eq(node, &kept)));
+    }
+}
