@@ -380,6 +380,15 @@ impl Destination {
         }
     }
 
+    /// The timeline, if it is one.
+    pub fn as_timeline(self) -> Option<TimelineId> {
+        let kind = TimelineKind::from_u8(self.kind)?;
+        Some(TimelineId {
+            kind,
+            owner: self.owner,
+        })
+    }
+
     /// A handle, by its hash.
     pub fn handle(hash: u64) -> Destination {
         Destination {

@@ -4,9 +4,11 @@
 //! it), `apply.rs` and `procedure/` (how).
 
 mod applied;
+mod apply;
 mod base;
 mod command;
 mod decode;
+mod dedup;
 mod entry;
 mod error;
 mod flush;
@@ -18,11 +20,13 @@ mod key;
 mod map;
 mod memtable;
 mod options;
+mod procedure;
 mod range;
 mod row;
 mod shard;
 mod state;
 mod store;
+mod table;
 mod tails;
 mod view;
 
@@ -47,3 +51,4 @@ pub use options::EngineOptions;
 pub use row::{Flags, MessageType, NewRow, RefusalCode, Row, StoredRow, content_crc};
 pub use shard::{Applied, ApplyEntry, ApplyPayload, Shard, ShardMetrics};
 pub use store::{STORE_FORMAT, Store};
+pub use table::{Membership, SPANS_MAX, Span};

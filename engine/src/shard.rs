@@ -7,8 +7,10 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
 use crate::applied::{AppliedState, LogId};
+use crate::apply::apply_entry;
 use crate::base::ReadView;
 use crate::command::Reply;
+use crate::entry::Entry;
 use crate::error::Error;
 use crate::id::{Seq, ShardId, SlotId, TimelineId};
 use crate::key::{KeyBytes, StateKey};
@@ -69,13 +71,6 @@ pub struct ShardMetrics {
     pub installs: u64,
     /// Bytes of the cached tails.
     pub tail_cache_bytes: u64,
-}
-
-// The procedures come with `apply.rs`.
-fn apply_entry(_context: &mut Context<'_>, _bytes: &Bytes) -> Result<Vec<Reply>, Error> {
-    Err(Error::Stopped {
-        reason: "commands are not applied yet".to_owned(),
-    })
 }
 
 #[derive(Default)]
@@ -177,7 +172,10 @@ impl Shard {
                 state.active.pin(bytes);
                 let rewrites = state.rewrites;
                 let mut context = Context::new(state, appended, batch, entry.log_id);
-                let replies = apply_entry(&mut context, bytes)?;
+                let entry = Entry::open(bytes.clone())
+                    .map_err(|malformed| Error::CorruptEntry { malformed })?;
+                let mut replies = Vec::new();
+                apply_entry(&mut context, &entry, &mut replies)?;
                 cut = context.is_cut();
                 if state.rewrites != rewrites {
                     // Overwrites are rare: all cached tails go rather than the right one.

@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use crate::applied::{AppliedState, LogId};
 use crate::base::ReadView;
+use crate::dedup::Floors;
 use crate::error::Error;
 use crate::heads::HeadCache;
 use crate::id::{MessageId, RangeId, Seq, SlotId, TimelineId};
@@ -28,6 +29,8 @@ pub(crate) struct ShardState {
     pub(crate) ranges: Arc<Ranges>,
     pub(crate) heads: HeadCache,
     pub(crate) applied: AppliedState,
+    /// The dedup floors of the slots, as apply knows them; to be emptied by an install.
+    pub(crate) floors: Floors,
     /// The applied row in the files.
     pub(crate) flushed: AppliedState,
     /// The read view of the last flush that a cut ended.
@@ -161,6 +164,11 @@ impl<'a> Context<'a> {
     /// Limits that are equal on all replicas.
     pub(crate) fn options(&self) -> &EngineOptions {
         &self.state.options
+    }
+
+    /// The dedup floors of the slots, as apply knows them.
+    pub(crate) fn floors(&mut self) -> &mut Floors {
+        &mut self.state.floors
     }
 
     /// The slot of an owner.
