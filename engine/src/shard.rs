@@ -8,11 +8,10 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::applied::{AppliedState, LogId};
 use crate::apply::apply_entry;
-use crate::base::ReadView;
 use crate::command::Reply;
 use crate::entry::Entry;
 use crate::error::Error;
-use crate::id::{Seq, ShardId, SlotId, TimelineId};
+use crate::id::{RangeId, Seq, ShardId, SlotId, TimelineId};
 use crate::key::{KeyBytes, StateKey};
 use crate::row::Row;
 use crate::state::{Context, ShardState};
@@ -289,13 +288,7 @@ impl Shard {
     }
 
     /// Caches rows read from files, unless a row was overwritten since the read began.
-    fn keep_tail(
-        &self,
-        range: crate::id::RangeId,
-        timeline: TimelineId,
-        rows: &[Row],
-        rewrites: u64,
-    ) {
+    fn keep_tail(&self, range: RangeId, timeline: TimelineId, rows: &[Row], rewrites: u64) {
         let state = self.state.read();
         if state.rewrites == rewrites {
             self.tails.lock().fill(range, timeline, rows);
@@ -336,10 +329,6 @@ impl Shard {
 
     pub(crate) fn slot_of(&self, timeline: TimelineId) -> SlotId {
         timeline.slot(self.core.options.slot_count)
-    }
-
-    pub(crate) fn files(&self) -> Arc<dyn ReadView> {
-        self.state.read().files.clone()
     }
 
     /// Figures.

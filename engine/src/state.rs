@@ -10,6 +10,7 @@ use crate::applied::{AppliedState, LogId};
 use crate::base::ReadView;
 use crate::dedup::Floors;
 use crate::error::Error;
+use crate::hash::StateHash;
 use crate::heads::HeadCache;
 use crate::id::{MessageId, RangeId, Seq, SlotId, TimelineId};
 use crate::key::{DedupKey, KeyBytes, StateKey, StoredKey};
@@ -35,6 +36,8 @@ pub(crate) struct ShardState {
     pub(crate) flushed: AppliedState,
     /// The read view of the last flush that a cut ended.
     pub(crate) cut: Option<CutView>,
+    /// The hash of the last cut, once somebody has asked for it.
+    pub(crate) cut_hash: Option<StateHash>,
     /// Rises when an install throws the memtables away: what was built from them is void.
     pub(crate) generation: u64,
     /// Rises when a row is overwritten or an install replaces all: what a reader read before must

@@ -203,6 +203,7 @@ fn new_shard(
         flushed: applied.clone(),
         applied,
         cut: None,
+        cut_hash: None,
         generation: 0,
         rewrites: 0,
         batches: 0,
