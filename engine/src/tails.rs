@@ -131,6 +131,11 @@ impl TailCache {
         }
     }
 
+    /// Forgets a timeline.
+    pub(crate) fn forget(&mut self, range: RangeId, timeline: TimelineId) {
+        self.take(range, timeline);
+    }
+
     /// Forgets everything.
     pub(crate) fn clear(&mut self) {
         self.runs.clear();

@@ -1,0 +1,179 @@
+//! The cluster under load: spawned for the run, or somebody else's.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use indicatif::ProgressBar;
+use mailbox_client::Client;
+use mailbox_client::v1::RegisterUserRequest;
+use mailbox_cluster::{Cluster, ClusterOptions};
+
+use super::disk;
+use crate::node::parse_nodes;
+use crate::process;
+
+/// Registrations on the way at a time.
+const REGISTRATIONS: usize = 512;
+/// How long the disk is probed.
+const PROBE: Duration = Duration::from_secs(2);
+/// How long a node may take to stop.
+const STOP_WITHIN: Duration = Duration::from_secs(12);
+
+/// The flags of a spawned cluster.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct SpawnArgs {
+    /// Start a throw-away cluster of so many nodes (1 or 3) on this machine, load it, stop it
+    #[arg(long, value_name = "N", value_parser = parse_nodes)]
+    pub(super) spawn: Option<usize>,
+    /// Where a spawned cluster keeps its data; a new directory in it is made and removed again
+    #[arg(long, value_name = "DIR", default_value = "./target/bench")]
+    pub(super) dir: PathBuf,
+    /// Take a DIR in memory, where an fsync costs and proves nothing
+    #[arg(long)]
+    pub(super) allow_tmpfs: bool,
+    /// The `mailboxd` to run; default: the one beside this program
+    #[arg(long, value_name = "FILE", env = "MAILBOXD")]
+    pub(super) mailboxd: Option<PathBuf>,
+}
+
+/// A cluster of our own, and what is known of its disk.
+pub(super) struct Spawned {
+    pub(super) cluster: Cluster,
+    pub(super) file_system: String,
+    pub(super) fdatasync_per_s: f64,
+    dir: tempfile::TempDir,
+}
+
+/// What a spawned cluster has used so far.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Usage {
+    pub(super) cpu_us: u64,
+    pub(super) written_bytes: u64,
+    pub(super) stored_bytes: u64,
+    pub(super) fsyncs: Option<u64>,
+}
+
+impl Spawned {
+    /// Checks and probes the disk, then starts the nodes.
+    pub(super) async fn start(
+        args: &SpawnArgs,
+        nodes: usize,
+        gateway: bool,
+    ) -> anyhow::Result<Self> {
+        let (file_system, fdatasync_per_s) = probe(&args.dir, args.allow_tmpfs)?;
+        let dir = tempfile::Builder::new()
+            .prefix("run-")
+            .tempdir_in(&args.dir)
+            .with_context(|| format!("make a directory in {}", args.dir.display()))?;
+        eprintln!("starting {nodes} node(s) in {}", dir.path().display());
+        let cluster = Cluster::start(ClusterOptions {
+            nodes,
+            dir: Some(dir.path().to_owned()),
+            binary: args.mailboxd.clone(),
+            gateway,
+            ..ClusterOptions::default()
+        })
+        .await
+        .context("start the cluster")?;
+        Ok(Self {
+            cluster,
+            file_system,
+            fdatasync_per_s,
+            dir,
+        })
+    }
+
+    /// What all nodes have used so far.
+    pub(super) async fn usage(&self) -> anyhow::Result<Usage> {
+        let (mut cpu_us, mut written_bytes, mut fsyncs) = (0, 0, Some(0));
+        for node in self.cluster.nodes() {
+            let Some(pid) = node.pid() else {
+                bail!("node {} does not run any more", node.id())
+            };
+            cpu_us += process::cpu_us(pid)?;
+            written_bytes += process::written_bytes(pid)?;
+            let of_node = crate::metrics::log_fsyncs(node).await?;
+            fsyncs = fsyncs.zip(of_node).map(|(sum, of_node)| sum + of_node);
+        }
+        let stored_bytes = disk::stored_bytes(self.dir.path())?;
+        Ok(Usage {
+            cpu_us,
+            written_bytes,
+            stored_bytes,
+            fsyncs,
+        })
+    }
+
+    /// Stops the nodes as an operator would, and removes the data.
+    pub(super) async fn stop(self) -> anyhow::Result<()> {
+        for node in self.cluster.nodes() {
+            node.stop(STOP_WITHIN).await?;
+        }
+        drop(self.cluster);
+        self.dir.close().context("remove the data")
+    }
+}
+
+fn probe(dir: &Path, allow_tmpfs: bool) -> anyhow::Result<(String, f64)> {
+    std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+    let file_system = disk::file_system(dir)?;
+    if disk::is_memory(&file_system) && !allow_tmpfs {
+        bail!(
+            "{} is on {file_system}, in memory: an fsync there costs and proves nothing. \
+             Choose another --dir, or say --allow-tmpfs",
+            dir.display()
+        );
+    }
+    let fdatasync_per_s = disk::fdatasync_per_s(dir, PROBE)?;
+    Ok((file_system, fdatasync_per_s))
+}
+
+/// Registers `count` users with handles of their own and returns their ids.
+pub(super) async fn register(client: &Client, count: usize) -> anyhow::Result<Arc<[u64]>> {
+    // Another run may have left its users in a cluster that is not ours.
+    let run = uuid::Uuid::now_v7().simple().to_string();
+    let bar = ProgressBar::new(count as u64).with_message("users");
+    bar.set_style(crate::output::bar_style());
+    let users: Vec<u64> = futures_util::stream::iter(0..count)
+        .map(|number| {
+            let handle = format!("bench-{run}-{number}");
+            let request = RegisterUserRequest {
+                handle,
+                ..Default::default()
+            };
+            let (client, bar) = (client.clone(), bar.clone());
+            async move {
+                let registered = client.register_user(request).await?;
+                bar.inc(1);
+                Ok::<_, mailbox_client::CallError>(registered.user)
+            }
+        })
+        .buffer_unordered(REGISTRATIONS)
+        .try_collect()
+        .await
+        .context("register users")?;
+    bar.finish_and_clear();
+    Ok(users.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_system_in_memory_is_refused_unless_allowed() {
+        let Ok(dir) = tempfile::tempdir_in("/dev/shm") else {
+            eprintln!("skipped: there is no /dev/shm to write to");
+            return;
+        };
+        if !disk::is_memory(&disk::file_system(dir.path()).unwrap()) {
+            eprintln!("skipped: /dev/shm is not in memory");
+            return;
+        }
+        let error = probe(dir.path(), false).unwrap_err().to_string();
+        assert!(error.contains("--allow-tmpfs"), "{error}");
+    }
+}

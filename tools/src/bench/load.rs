@@ -1,0 +1,279 @@
+//! The two ways to load: a closed loop keeps a number of sends on the way, an open loop begins
+//! sends at a fixed rate whatever the answers do.
+//!
+//! Latency runs from hand-over to ack. In an open loop it runs from the moment at which the send
+//! was *due*: when the cluster stalls, sends that had to wait for their turn count with their wait
+//! (no coordinated omission).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use hdrhistogram::Histogram;
+
+/// Tasks that make load together.
+pub(super) const RUNNERS: usize = 4;
+/// Greatest latency that is kept, in microseconds; a slower send counts as this.
+const LATENCY_US_MAX: u64 = 120_000_000;
+/// Most sends that an open loop keeps unanswered per runner; beyond it sends wait, and their wait
+/// counts in their latency.
+const OPEN_SENDS_MAX: usize = 50_000;
+/// How long the last sends may take after the end.
+const DRAIN: Duration = Duration::from_secs(30);
+/// A run ends early at so many errors: a cluster that is down answers fast.
+const ERRORS_MAX: u64 = 10_000;
+/// How often an open loop looks for sends that are due.
+const TICK: Duration = Duration::from_millis(1);
+
+/// How hard to load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shape {
+    /// So many sends on the way at any time.
+    Closed { in_flight: usize },
+    /// So many sends begun per second.
+    Open { rate: u64 },
+}
+
+/// Where a run stands; shared by its runners.
+pub(super) struct Clock {
+    begin: Instant,
+    warm: Instant,
+    end: Instant,
+    over: AtomicBool,
+    /// Acks inside the measured time.
+    acked: AtomicU64,
+    /// Errors, at any time.
+    errors: AtomicU64,
+}
+
+impl Clock {
+    /// A run that begins now.
+    pub(super) fn start(warmup: Duration, measured: Duration) -> Arc<Self> {
+        let begin = Instant::now();
+        let warm = begin + warmup;
+        Arc::new(Self {
+            begin,
+            warm,
+            end: warm + measured,
+            over: AtomicBool::new(false),
+            acked: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+        })
+    }
+
+    /// Acks inside the measured time so far.
+    pub(super) fn acked(&self) -> u64 {
+        self.acked.load(Ordering::Relaxed)
+    }
+
+    /// Errors so far, warm-up included.
+    pub(super) fn errors(&self) -> u64 {
+        self.errors.load(Ordering::Relaxed)
+    }
+
+    /// Waits for the end of the warm-up.
+    pub(super) async fn warmed_up(&self) {
+        tokio::time::sleep_until(self.warm.into()).await;
+    }
+
+    /// Waits for the end of the measured time.
+    pub(super) async fn ended(&self) {
+        tokio::time::sleep_until(self.end.into()).await;
+    }
+
+    fn is_over(&self, now: Instant) -> bool {
+        now >= self.end || self.over.load(Ordering::Relaxed)
+    }
+}
+
+/// One runner's share: it makes sends, one future each, and measures them. `make` hands a send
+/// over and resolves to whether it was acked.
+pub(super) async fn run<F, S>(clock: Arc<Clock>, shape: Shape, make: F) -> Histogram<u64>
+where
+    F: FnMut() -> S,
+    S: Future<Output = bool>,
+{
+    match shape {
+        Shape::Closed { in_flight } => closed(&clock, in_flight, make).await,
+        Shape::Open { rate } => open(&clock, rate, make).await,
+    }
+}
+
+/// An empty histogram of latencies in microseconds.
+pub(super) fn histogram() -> Histogram<u64> {
+    Histogram::new_with_max(LATENCY_US_MAX, 3).expect("the bounds are constants that fit")
+}
+
+/// Splits a load between runners, the remainder to the first ones.
+pub(super) fn split(shape: Shape, runners: usize, runner: usize) -> Shape {
+    let share = |total: u64| {
+        let (runners, runner) = (runners as u64, runner as u64);
+        total / runners + u64::from(runner < total % runners)
+    };
+    match shape {
+        Shape::Closed { in_flight } => {
+            let share = usize::try_from(share(in_flight as u64)).unwrap_or(usize::MAX);
+            Shape::Closed { in_flight: share }
+        }
+        Shape::Open { rate } => Shape::Open { rate: share(rate) },
+    }
+}
+
+async fn closed<F, S>(clock: &Clock, in_flight: usize, mut make: F) -> Histogram<u64>
+where
+    F: FnMut() -> S,
+    S: Future<Output = bool>,
+{
+    let mut tally = Tally {
+        clock,
+        latencies_us: histogram(),
+    };
+    let mut sends = FuturesUnordered::new();
+    for _ in 0..in_flight {
+        sends.push(timed(Instant::now(), make()));
+    }
+    while let Ok(Some(sent)) = tokio::time::timeout(DRAIN, sends.next()).await {
+        let now = Instant::now();
+        tally.count(sent, now);
+        if !clock.is_over(now) {
+            sends.push(timed(now, make()));
+        }
+    }
+    tally.abandon(sends.len())
+}
+
+async fn open<F, S>(clock: &Clock, rate: u64, mut make: F) -> Histogram<u64>
+where
+    F: FnMut() -> S,
+    S: Future<Output = bool>,
+{
+    let mut tally = Tally {
+        clock,
+        latencies_us: histogram(),
+    };
+    let mut sends = FuturesUnordered::new();
+    let mut begun = 0_u64;
+    let mut ticks = tokio::time::interval(TICK);
+    while !clock.is_over(Instant::now()) {
+        tokio::select! {
+            biased;
+            _ = ticks.tick() => {
+                let due = due_by(Instant::now().duration_since(clock.begin), rate);
+                while begun < due && sends.len() < OPEN_SENDS_MAX {
+                    sends.push(timed(clock.begin + due_at(begun, rate), make()));
+                    begun += 1;
+                }
+            }
+            Some(sent) = sends.next() => tally.count(sent, Instant::now()),
+        }
+    }
+    while let Ok(Some(sent)) = tokio::time::timeout(DRAIN, sends.next()).await {
+        tally.count(sent, Instant::now());
+    }
+    tally.abandon(sends.len())
+}
+
+/// How many sends are due after `elapsed`.
+fn due_by(elapsed: Duration, rate: u64) -> u64 {
+    u64::try_from(elapsed.as_nanos() * u128::from(rate) / 1_000_000_000).unwrap_or(u64::MAX)
+}
+
+/// When send `number`, from 0, is due.
+fn due_at(number: u64, rate: u64) -> Duration {
+    let nanos = u128::from(number) * 1_000_000_000 / u128::from(rate.max(1));
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
+
+async fn timed(begin: Instant, send: impl Future<Output = bool>) -> (Instant, bool) {
+    (begin, send.await)
+}
+
+struct Tally<'a> {
+    clock: &'a Clock,
+    latencies_us: Histogram<u64>,
+}
+
+impl Tally<'_> {
+    /// Counts a send that was acked inside the measured time, and any error.
+    fn count(&mut self, (begin, acked): (Instant, bool), now: Instant) {
+        if !acked {
+            if self.clock.errors.fetch_add(1, Ordering::Relaxed) + 1 >= ERRORS_MAX {
+                self.clock.over.store(true, Ordering::Relaxed);
+            }
+        } else if now >= self.clock.warm && now < self.clock.end {
+            self.clock.acked.fetch_add(1, Ordering::Relaxed);
+            let latency_us = now.saturating_duration_since(begin).as_micros();
+            self.latencies_us
+                .saturating_record(u64::try_from(latency_us).unwrap_or(u64::MAX));
+        }
+    }
+
+    /// Sends without an answer long after the end are errors.
+    fn abandon(self, sends: usize) -> Histogram<u64> {
+        self.clock.errors.fetch_add(sends as u64, Ordering::Relaxed);
+        self.latencies_us
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_add_up() {
+        let shares = |shape| -> u64 {
+            let share = |runner| match split(shape, 4, runner) {
+                Shape::Closed { in_flight } => in_flight as u64,
+                Shape::Open { rate } => rate,
+            };
+            (0..4).map(share).sum()
+        };
+        assert_eq!(shares(Shape::Closed { in_flight: 258 }), 258);
+        assert_eq!(shares(Shape::Open { rate: 3 }), 3);
+    }
+
+    #[test]
+    fn a_send_is_due_when_it_is_due() {
+        assert_eq!(due_by(Duration::from_secs(2), 400), 800);
+        assert_eq!(due_at(800, 400), Duration::from_secs(2));
+        assert_eq!(due_by(due_at(123, 400), 400), 123);
+    }
+
+    #[test]
+    fn an_open_loop_counts_the_wait_of_a_stall() {
+        let clock = Clock::start(Duration::ZERO, Duration::from_secs(60));
+        let mut tally = Tally {
+            clock: &clock,
+            latencies_us: histogram(),
+        };
+        let due = clock.begin;
+        tally.count((due, true), due + Duration::from_millis(500));
+        assert!(tally.latencies_us.max() >= 499_000);
+        assert_eq!((clock.acked(), clock.errors()), (1, 0));
+    }
+
+    #[tokio::test]
+    async fn a_closed_loop_keeps_its_number_of_sends_and_counts_errors() {
+        let clock = Clock::start(Duration::ZERO, Duration::from_secs(60));
+        let (now, most, made) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+        let latencies = run(Arc::clone(&clock), Shape::Closed { in_flight: 8 }, || {
+            let number = made.fetch_add(1, Ordering::Relaxed);
+            let (now, most) = (&now, &most);
+            async move {
+                most.fetch_max(now.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+                tokio::task::yield_now().await;
+                now.fetch_sub(1, Ordering::Relaxed);
+                // Nothing but errors from 100 on: they end the run.
+                number != 50 && number < 100
+            }
+        })
+        .await;
+        assert_eq!(most.load(Ordering::Relaxed), 8);
+        assert_eq!(clock.acked(), 99);
+        assert_eq!(latencies.len(), 99);
+        assert!(clock.errors() >= ERRORS_MAX, "{}", clock.errors());
+        assert_eq!(clock.acked() + clock.errors(), made.load(Ordering::Relaxed));
+    }
+}

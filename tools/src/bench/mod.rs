@@ -1,0 +1,101 @@
+//! `mailbox-bench`: the subcommands and their dispatch.
+
+mod cluster;
+mod disk;
+mod gateway;
+mod load;
+mod report;
+mod send;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::output::OutputArgs;
+
+/// Load a mailbox cluster and measure it.
+///
+/// Each run prints what was reached and what it cost: CPU and bytes per send, on the servers and
+/// here. The generator shares the machine with a cluster that it spawns, so compare runs of one
+/// machine only. tools/README.md says how every figure is measured. An error during a run makes
+/// the exit status 1.
+#[derive(Parser)]
+#[command(name = "mailbox-bench", version, propagate_version = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    output: OutputArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// 1:1 sends over gRPC, as a gateway makes them
+    Send(send::Args),
+    /// 1:1 sends over WebSockets, through real gateways
+    Gateway(Box<gateway::Args>),
+}
+
+/// Runs `mailbox-bench` with the process's arguments.
+pub fn mailbox_bench() -> ExitCode {
+    let cli = Cli::parse();
+    crate::log_to_stderr();
+    let output = cli.output;
+    crate::exit_code(crate::block_on(async move {
+        let report = match cli.command {
+            Command::Send(args) => send::run(args).await?,
+            Command::Gateway(args) => gateway::run(*args).await?,
+        };
+        output.print(&report, report::Report::human)?;
+        Ok(report.errors == 0)
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_cluster_is_spawned_or_named_but_not_both() {
+        for line in [
+            &["mailbox-bench", "send"][..],
+            &[
+                "mailbox-bench",
+                "send",
+                "--spawn",
+                "3",
+                "--target",
+                "127.0.0.1:7700",
+            ],
+            &["mailbox-bench", "send", "--spawn", "2"],
+            &[
+                "mailbox-bench",
+                "send",
+                "--spawn",
+                "3",
+                "--rate",
+                "10",
+                "--in-flight",
+                "10",
+            ],
+        ] {
+            assert!(Cli::try_parse_from(line).is_err(), "{line:?} was taken");
+        }
+        let line = [
+            "mailbox-bench",
+            "send",
+            "--spawn",
+            "3",
+            "--seconds",
+            "20",
+            "--json",
+        ];
+        assert!(Cli::try_parse_from(line).unwrap().output.is_json());
+    }
+}

@@ -1,0 +1,269 @@
+//! `mailbox-bench send`: 1:1 sends over gRPC, as a gateway makes them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hdrhistogram::Histogram;
+use mailbox_client::v1::{MessageType, SendRequest, UserRef, send_request, user_ref};
+use mailbox_client::{Client, content_crc};
+use rand::RngExt as _;
+use rand::rngs::SmallRng;
+
+use super::cluster::{SpawnArgs, Spawned, Usage, register};
+use super::load::{self, Clock, RUNNERS, Shape};
+use super::report::{Report, per_send, percentile_ms, round};
+use crate::node::NodeArgs;
+use crate::process;
+
+/// 1:1 sends over gRPC, as a gateway makes them.
+///
+/// Users are registered before the clock starts. Sender and recipient are drawn uniformly, bodies
+/// are random bytes, every send has a fresh id. The default is a closed loop with --in-flight sends
+/// on the way; --rate begins sends at a fixed rate instead and counts the wait of those that came
+/// late. A warm-up is left out of all figures.
+#[derive(clap::Args)]
+#[command(group = clap::ArgGroup::new("where").required(true).args(["spawn", "target"]))]
+pub(super) struct Args {
+    #[command(flatten)]
+    spawn: SpawnArgs,
+    /// Load this cluster instead: gRPC addresses of its nodes
+    #[arg(long, value_name = "ADDR", num_args = 1.., value_delimiter = ',')]
+    target: Vec<String>,
+    /// The secret of the cluster at --target
+    #[arg(long, value_name = "FILE", env = "MAILBOX_SECRET_FILE")]
+    secret_file: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    load: LoadArgs,
+}
+
+/// The flags of the load, the same over gRPC and through gateways.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct LoadArgs {
+    /// Seconds that are measured, after the warm-up
+    #[arg(long, value_name = "S", default_value_t = 20)]
+    pub(super) seconds: u64,
+    /// Seconds of load before anything is measured
+    #[arg(long, value_name = "S", default_value_t = 3)]
+    pub(super) warmup: u64,
+    /// Closed loop: sends on the way at any time
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) in_flight: u32,
+    /// Open loop: sends begun per second
+    #[arg(long, value_name = "N", conflicts_with = "in_flight", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) rate: Option<u64>,
+    /// Users, registered before the clock starts
+    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = parse_users)]
+    pub(super) users: usize,
+    /// Bytes of every body
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub(super) body_bytes: usize,
+}
+
+fn parse_users(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(users) if users > 0 => Ok(users),
+        _ => Err(format!("`{text}` is not a number of users, from 1")),
+    }
+}
+
+impl LoadArgs {
+    /// The load that was asked for.
+    pub(super) fn shape(&self) -> Shape {
+        match self.rate {
+            Some(rate) => Shape::Open { rate },
+            None => Shape::Closed {
+                in_flight: self.in_flight as usize,
+            },
+        }
+    }
+
+    /// A run's clock, started now.
+    pub(super) fn clock(&self) -> Arc<Clock> {
+        Clock::start(
+            Duration::from_secs(self.warmup),
+            Duration::from_secs(self.seconds),
+        )
+    }
+}
+
+pub(super) async fn run(args: Args) -> anyhow::Result<Report> {
+    let (spawned, client, nodes) = match args.spawn.spawn {
+        Some(nodes) => {
+            let spawned = Spawned::start(&args.spawn, nodes, false).await?;
+            let client = spawned.cluster.client().await?;
+            (Some(spawned), client, nodes)
+        }
+        None => {
+            let node = NodeArgs {
+                addresses: args.target.clone(),
+                secret_file: args.secret_file.clone(),
+                token: None,
+                cluster_id: None,
+                ca_file: None,
+            };
+            let client = node.connect().await?;
+            let nodes = client.shard_map().await?.nodes.len();
+            (None, client, nodes)
+        }
+    };
+    let users = register(&client, args.load.users).await?;
+    let clock = args.load.clock();
+    let runners = (0..RUNNERS).map(|runner| {
+        let shape = load::split(args.load.shape(), RUNNERS, runner);
+        let mut source = Source::new(client.clone(), users.clone(), args.load.body_bytes);
+        let clock = Arc::clone(&clock);
+        tokio::spawn(load::run(clock, shape, move || source.send()))
+    });
+    let runners: Vec<_> = runners.collect();
+    let measured = Measured::take(&clock, spawned.as_ref()).await?;
+    let mut latencies = load::histogram();
+    for runner in runners {
+        latencies.add(runner.await?)?;
+    }
+    let report = measured.report(&args.load, nodes, &clock, &latencies, spawned.as_ref());
+    if let Some(spawned) = spawned {
+        spawned.stop().await?;
+    }
+    Ok(report)
+}
+
+/// Makes the sends of one runner.
+struct Source {
+    client: Client,
+    users: Arc<[u64]>,
+    body_bytes: usize,
+    rng: SmallRng,
+}
+
+impl Source {
+    fn new(client: Client, users: Arc<[u64]>, body_bytes: usize) -> Self {
+        Self {
+            client,
+            users,
+            body_bytes,
+            rng: rand::make_rng(),
+        }
+    }
+
+    /// Hands one send over; resolves to whether it was acked.
+    fn send(&mut self) -> impl Future<Output = bool> + use<> {
+        let request = self.request();
+        let client = self.client.clone();
+        async move {
+            match client.send(request).await {
+                Ok(_) => true,
+                Err(error) => {
+                    tracing::error!(%error, "send");
+                    false
+                }
+            }
+        }
+    }
+
+    fn request(&mut self) -> SendRequest {
+        let sender = self.draw();
+        let recipient = self.draw();
+        let mut body = vec![0; self.body_bytes];
+        self.rng.fill(body.as_mut_slice());
+        let id = self.client.new_message_id().into_bytes();
+        SendRequest {
+            sender: Some(sender),
+            destination: Some(send_request::Destination::User(recipient)),
+            content_crc: content_crc(&id, MessageType::Opaque, &body),
+            client_msg_id: Bytes::copy_from_slice(&id),
+            r#type: MessageType::Opaque as i32,
+            body: Bytes::from(body),
+            shown_message_id: 0,
+        }
+    }
+
+    fn draw(&mut self) -> UserRef {
+        let user = self.users[self.rng.random_range(0..self.users.len())];
+        UserRef {
+            user: Some(user_ref::User::Id(user)),
+        }
+    }
+}
+
+/// What was used inside the measured time.
+pub(super) struct Measured {
+    before: Option<Usage>,
+    after: Option<Usage>,
+    client_cpu_us: u64,
+    seconds: f64,
+    acked: u64,
+}
+
+impl Measured {
+    /// Looks at all counters at the end of the warm-up and at the end of the measured time.
+    pub(super) async fn take(clock: &Clock, spawned: Option<&Spawned>) -> anyhow::Result<Self> {
+        let usage = async || match spawned {
+            Some(spawned) => spawned.usage().await.map(Some),
+            None => Ok(None),
+        };
+        clock.warmed_up().await;
+        let begin = std::time::Instant::now();
+        let before = usage().await?;
+        let cpu_before = process::cpu_us(std::process::id())?;
+        clock.ended().await;
+        let client_cpu_us = process::cpu_us(std::process::id())? - cpu_before;
+        let after = usage().await?;
+        let seconds = begin.elapsed().as_secs_f64();
+        Ok(Self {
+            before,
+            after,
+            client_cpu_us,
+            seconds,
+            acked: clock.acked(),
+        })
+    }
+
+    /// The figures, per second and per acked send.
+    pub(super) fn report(
+        &self,
+        load: &LoadArgs,
+        nodes: usize,
+        clock: &Clock,
+        latencies_us: &Histogram<u64>,
+        spawned: Option<&Spawned>,
+    ) -> Report {
+        let used = |of: fn(&Usage) -> u64| {
+            let (before, after) = (self.before.as_ref()?, self.after.as_ref()?);
+            // Stored bytes may also shrink: compaction.
+            Some(per_send(of(after).saturating_sub(of(before)), self.acked))
+        };
+        let fsyncs = self.before.and_then(|before| before.fsyncs);
+        let fsyncs = fsyncs.zip(self.after.and_then(|after| after.fsyncs));
+        let (in_flight, rate, shape) = match load.shape() {
+            Shape::Closed { in_flight } => (Some(in_flight as u64), None, "closed"),
+            Shape::Open { rate } => (None, Some(rate), "open"),
+        };
+        let percentile = |percent| percentile_ms(latencies_us, percent);
+        Report {
+            nodes: nodes as u64,
+            users: load.users as u64,
+            in_flight,
+            rate,
+            body_bytes: load.body_bytes as u64,
+            shape,
+            warmup_s: load.warmup as f64,
+            fs: spawned.map(|spawned| spawned.file_system.clone()),
+            fsync: true,
+            sends_per_s: round(self.acked as f64 / self.seconds, 1),
+            errors: clock.errors(),
+            p50_ms: percentile(50.0),
+            p95_ms: percentile(95.0),
+            p99_ms: percentile(99.0),
+            p999_ms: percentile(99.9),
+            server_cpu_us_per_send: used(|usage| usage.cpu_us),
+            client_cpu_us_per_send: per_send(self.client_cpu_us, self.acked),
+            fsyncs_per_s: fsyncs.map(|(before, after)| {
+                round(after.saturating_sub(before) as f64 / self.seconds, 1)
+            }),
+            disk_fdatasync_per_s: spawned.map(|spawned| round(spawned.fdatasync_per_s, 1)),
+            bytes_per_send: used(|usage| usage.written_bytes),
+            stored_bytes_per_send: used(|usage| usage.stored_bytes),
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! `mailboxctl status`: every node and shard of a cluster.
+
+use std::collections::BTreeMap;
+
+use comfy_table::Table;
+use mailbox_client::Client;
+use mailbox_client::v1::{ShardMapResponse, ShardStatus, StateHashRequest, StatusResponse};
+use serde::Serialize;
+
+use crate::node::NodeArgs;
+use crate::output::{OutputArgs, grouped};
+
+/// Show every node and shard of a cluster, and how many nodes it can lose.
+///
+/// Each node answers from what it knows itself, without a quorum: `status` works best when the
+/// cluster does not. The exit status is 1 when a node does not answer or replicas differ.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Also compare the replicas: the leader makes a cut, and each node hashes its rows there
+    #[arg(long)]
+    state_hash: bool,
+    #[command(flatten)]
+    node: NodeArgs,
+}
+
+#[derive(Serialize)]
+struct ClusterView {
+    cluster_id: String,
+    /// Nodes that may fail, beyond those that do not answer now, before some shard stops serving;
+    /// negative when one has stopped.
+    can_lose: i64,
+    nodes: Vec<NodeView>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    state_hashes: Vec<HashView>,
+}
+
+#[derive(Serialize)]
+struct NodeView {
+    node: u64,
+    address: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<String>,
+    uptime_ms: u64,
+    disk_free_bytes: u64,
+    clock_skew_ms: i64,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    clock_fault: String,
+    shards: Vec<ShardView>,
+}
+
+#[derive(Serialize)]
+struct ShardView {
+    shard: u32,
+    role: String,
+    leader: u64,
+    term: u64,
+    last_index: u64,
+    committed_index: u64,
+    applied_index: u64,
+    flushed_index: u64,
+    purged_index: u64,
+    memtable_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct HashView {
+    shard: u32,
+    index: u64,
+    equal: bool,
+    replicas: Vec<ReplicaHash>,
+}
+
+#[derive(Serialize)]
+struct ReplicaHash {
+    node: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state_hash: Option<String>,
+    rows: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+pub(super) async fn run(args: Args, output: OutputArgs) -> anyhow::Result<bool> {
+    let client = args.node.connect().await?;
+    let map = client.shard_map().await?;
+    let mut view = look(&client, &map).await;
+    if args.state_hash {
+        view.state_hashes = hash_all(&client, &map).await?;
+    }
+    output.print(&view, human)?;
+    let all_answer = view.nodes.iter().all(|node| node.error.is_none());
+    Ok(all_answer && view.state_hashes.iter().all(|hash| hash.equal))
+}
+
+async fn look(client: &Client, map: &ShardMapResponse) -> ClusterView {
+    let mut nodes = Vec::new();
+    for node in &map.nodes {
+        let status = client.status(Some(&node.address)).await;
+        nodes.push(NodeView::new(node.node, node.address.clone(), status));
+    }
+    let up = |node: &u64| {
+        nodes
+            .iter()
+            .any(|view| view.node == *node && view.error.is_none())
+    };
+    let shards = map.shards.iter().map(|shard| {
+        let answering = shard.replicas.iter().filter(|node| up(node)).count();
+        (answering, shard.replicas.len())
+    });
+    let can_lose = can_lose(shards);
+    ClusterView {
+        cluster_id: map.cluster_id.clone(),
+        can_lose,
+        nodes,
+        state_hashes: Vec::new(),
+    }
+}
+
+/// Of each shard: replicas that answer, and all of them.
+fn can_lose(shards: impl Iterator<Item = (usize, usize)>) -> i64 {
+    let spare = |(answering, all): (usize, usize)| answering as i64 - (all as i64 / 2 + 1);
+    shards.map(spare).min().unwrap_or(0)
+}
+
+impl NodeView {
+    fn new(
+        node: u64,
+        address: String,
+        status: Result<StatusResponse, mailbox_client::CallError>,
+    ) -> Self {
+        let (status, error) = match status {
+            Ok(status) => (status, None),
+            Err(error) => (StatusResponse::default(), Some(error.to_string())),
+        };
+        Self {
+            node,
+            address,
+            version: error.is_none().then_some(status.version),
+            error,
+            uptime_ms: status.uptime_ms,
+            disk_free_bytes: status.disk_free_bytes,
+            clock_skew_ms: status.clock_skew_ms,
+            clock_fault: status.clock_fault,
+            shards: status.shards.into_iter().map(ShardView::new).collect(),
+        }
+    }
+}
+
+impl ShardView {
+    fn new(status: ShardStatus) -> Self {
+        Self {
+            shard: status.shard,
+            role: status.role,
+            leader: status.leader,
+            term: status.term,
+            last_index: status.last_index,
+            committed_index: status.committed_index,
+            applied_index: status.applied_index,
+            flushed_index: status.flushed_index,
+            purged_index: status.purged_index,
+            memtable_bytes: status.memtable_bytes,
+        }
+    }
+}
+
+async fn hash_all(client: &Client, map: &ShardMapResponse) -> anyhow::Result<Vec<HashView>> {
+    let addresses: BTreeMap<u64, &str> = map
+        .nodes
+        .iter()
+        .map(|node| (node.node, node.address.as_str()))
+        .collect();
+    let mut views = Vec::new();
+    for shard in &map.shards {
+        let request = StateHashRequest {
+            shard: shard.shard,
+            cut_index: 0,
+        };
+        let index = client.state_hash(None, request).await?.applied_index;
+        let mut replicas = Vec::new();
+        for &node in &shard.replicas {
+            let request = StateHashRequest {
+                shard: shard.shard,
+                cut_index: index,
+            };
+            let hash = match addresses.get(&node) {
+                Some(address) => client.state_hash(Some(address), request).await,
+                None => continue,
+            };
+            replicas.push(match hash {
+                Ok(hash) => ReplicaHash {
+                    node,
+                    state_hash: Some(crate::node::hex(&hash.hash)),
+                    rows: hash.rows,
+                    error: None,
+                },
+                Err(error) => ReplicaHash {
+                    node,
+                    state_hash: None,
+                    rows: 0,
+                    error: Some(error.to_string()),
+                },
+            });
+        }
+        let first = replicas
+            .first()
+            .and_then(|replica| replica.state_hash.clone());
+        let equal = first.is_some() && replicas.iter().all(|replica| replica.state_hash == first);
+        views.push(HashView {
+            shard: shard.shard,
+            index,
+            equal,
+            replicas,
+        });
+    }
+    Ok(views)
+}
+
+fn human(view: &ClusterView) -> String {
+    let mut text = match view.can_lose {
+        spare if spare < 0 => {
+            format!(
+                "cluster {}: some shard has no majority and does not serve\n",
+                view.cluster_id
+            )
+        }
+        0 => format!(
+            "cluster {}: serves; losing one more node stops it\n",
+            view.cluster_id
+        ),
+        spare => format!(
+            "cluster {}: serves and can lose {spare} node(s)\n",
+            view.cluster_id
+        ),
+    };
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table.set_header([
+        "node",
+        "address",
+        "shard",
+        "role",
+        "term",
+        "last",
+        "committed",
+        "applied",
+        "flushed",
+        "disk free",
+        "clock",
+    ]);
+    for node in &view.nodes {
+        if let Some(error) = &node.error {
+            table.add_row([node.node.to_string(), node.address.clone(), error.clone()]);
+        }
+        for shard in &node.shards {
+            table.add_row([
+                node.node.to_string(),
+                node.address.clone(),
+                shard.shard.to_string(),
+                shard.role.clone(),
+                shard.term.to_string(),
+                grouped(shard.last_index),
+                grouped(shard.committed_index),
+                grouped(shard.applied_index),
+                grouped(shard.flushed_index),
+                format!("{} MiB", grouped(node.disk_free_bytes >> 20)),
+                clock(node),
+            ]);
+        }
+    }
+    text.push_str(&table.trim_fmt());
+    for hash in &view.state_hashes {
+        let verdict = if hash.equal { "equal" } else { "DIFFERENT" };
+        text.push_str(&format!(
+            "\nshard {} at index {}: {verdict}",
+            hash.shard, hash.index
+        ));
+        for replica in &hash.replicas {
+            let what = match (&replica.state_hash, &replica.error) {
+                (Some(hash), _) => format!("{hash} over {} rows", grouped(replica.rows)),
+                (None, error) => error.clone().unwrap_or_default(),
+            };
+            text.push_str(&format!("\n  node {}: {what}", replica.node));
+        }
+    }
+    text
+}
+
+fn clock(node: &NodeView) -> String {
+    if node.clock_fault.is_empty() {
+        format!("{:+} ms", node.clock_skew_ms)
+    } else {
+        node.clock_fault.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mailbox_client::CallError;
+    use mailbox_client::v1::ErrorCode;
+
+    #[test]
+    fn what_may_be_lost_is_that_of_the_weakest_shard() {
+        assert_eq!(can_lose([(3, 3)].into_iter()), 1);
+        assert_eq!(can_lose([(3, 3), (2, 3)].into_iter()), 0);
+        assert_eq!(can_lose([(1, 3)].into_iter()), -1);
+        assert_eq!(can_lose([(1, 1)].into_iter()), 0);
+    }
+
+    #[test]
+    fn a_silent_node_is_shown_with_its_error() {
+        let error = CallError::new(ErrorCode::Unavailable, "connection refused");
+        let silent = NodeView::new(2, "127.0.0.1:7702".to_owned(), Err(error));
+        let shard = ShardStatus {
+            role: "leader".to_owned(),
+            term: 7,
+            ..ShardStatus::default()
+        };
+        let status = StatusResponse {
+            shards: vec![shard],
+            ..StatusResponse::default()
+        };
+        let leader = NodeView::new(1, "127.0.0.1:7701".to_owned(), Ok(status));
+        let view = ClusterView {
+            cluster_id: "blue".to_owned(),
+            can_lose: 0,
+            nodes: vec![leader, silent],
+            state_hashes: Vec::new(),
+        };
+        let text = human(&view);
+        assert!(text.contains("losing one more node stops it"), "{text}");
+        assert!(text.contains("connection refused"), "{text}");
+        let json = serde_json::to_value(&view).unwrap();
+        assert_eq!(json["nodes"][0]["shards"][0]["role"], "leader");
+        assert_eq!(json["nodes"][1]["error"], "Unavailable: connection refused");
+    }
+}

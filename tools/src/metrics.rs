@@ -1,0 +1,79 @@
+//! Reads a node's Prometheus page.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use mailbox_cluster::Node;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+/// Syncs of the log's files so far.
+const LOG_FSYNCS: &str = "mailbox_log_fsyncs_total";
+/// Greatest page that is read, in bytes.
+const PAGE_BYTES_MAX: u64 = 4 << 20;
+/// How long a page may take.
+const PAGE_WITHIN: Duration = Duration::from_secs(5);
+
+/// How often `node` has synced its log; `None` if it has no metrics page.
+pub(crate) async fn log_fsyncs(node: &Node) -> anyhow::Result<Option<u64>> {
+    let Some(address) = address_of(node) else {
+        return Ok(None);
+    };
+    let page = tokio::time::timeout(PAGE_WITHIN, page(address))
+        .await
+        .map_err(anyhow::Error::from)
+        .flatten()
+        .with_context(|| format!("read the metrics of node {} at {address}", node.id()))?;
+    Ok(counter(&page, LOG_FSYNCS))
+}
+
+/// Where the node serves its page. A node's flags do not tell it yet.
+fn address_of(_node: &Node) -> Option<&str> {
+    None
+}
+
+async fn page(address: &str) -> anyhow::Result<String> {
+    let mut stream = TcpStream::connect(address).await?;
+    let request = format!("GET /metrics HTTP/1.0\r\nHost: {address}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut response = String::new();
+    stream
+        .take(PAGE_BYTES_MAX)
+        .read_to_string(&mut response)
+        .await?;
+    let Some((head, body)) = response.split_once("\r\n\r\n") else {
+        bail!("no HTTP response")
+    };
+    if !head.starts_with("HTTP/1.1 200") && !head.starts_with("HTTP/1.0 200") {
+        bail!("answered {}", head.lines().next().unwrap_or_default());
+    }
+    Ok(body.to_owned())
+}
+
+/// The sum of a counter over all its labels; `None` if the page does not have it.
+fn counter(page: &str, name: &str) -> Option<u64> {
+    let values = page.lines().filter_map(|line| {
+        let rest = line.strip_prefix(name)?;
+        let value = match rest.strip_prefix('{') {
+            Some(labelled) => labelled.rsplit_once('}')?.1,
+            None => rest.strip_prefix(' ')?,
+        };
+        value.split_whitespace().next()?.parse::<u64>().ok()
+    });
+    values.reduce(|sum, value| sum + value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counter_is_summed_over_its_labels() {
+        let page = "# TYPE mailbox_log_fsyncs counter\nmailbox_log_fsyncs_total 41\n\
+            mailbox_x_total{shard=\"0\"} 3\nmailbox_x_total{shard=\"1\"} 4\n\
+            mailbox_x_total_other 9\n";
+        assert_eq!(counter(page, LOG_FSYNCS), Some(41));
+        assert_eq!(counter(page, "mailbox_x_total"), Some(7));
+        assert_eq!(counter(page, "mailbox_y_total"), None);
+    }
+}
