@@ -325,3 +325,130 @@ impl Row {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::id::GroupId;
+
+    fn new_row() -> impl Strategy<Value = NewRow> {
+        let numbers = (any::<u64>(), any::<u64>(), any::<u128>(), 0..1_u64 << 48);
+        let marks = (any::<u8>(), any::<u8>());
+        (
+            numbers,
+            marks,
+            proptest::collection::vec(any::<u8>(), 0..300),
+        )
+            .prop_map(
+                |((message_id, correspondent, id, sent_at_ms), (kind, flags), body)| {
+                    let (id, kind) = (Uuid::from_u128(id), MessageType(kind));
+                    NewRow {
+                        message_id: MessageId(message_id),
+                        correspondent: UserId(correspondent),
+                        client_msg_id: id,
+                        sent_at_ms,
+                        kind,
+                        flags: Flags(flags),
+                        content_crc: content_crc(id, kind, &body),
+                        body: body.into(),
+                    }
+                },
+            )
+    }
+
+    fn encoded(row: &StoredRow) -> Bytes {
+        let mut out = Vec::new();
+        row.encode(&mut out);
+        out.into()
+    }
+
+    proptest! {
+        #[test]
+        fn rows_are_read_as_written(new in new_row(), owner: u64, seq: u64) {
+            let (timeline, seq) = (UserId(owner).mailbox(), Seq(seq));
+            let row = new.at(timeline, seq);
+            let bytes = encoded(&row);
+            prop_assert_eq!(bytes.len(), row.encoded_len());
+            prop_assert_eq!(StoredRow::decode(timeline, seq, &bytes), Ok(row));
+        }
+
+        #[test]
+        fn a_flipped_bit_is_noticed(new in new_row(), bit: proptest::sample::Index) {
+            let (timeline, seq) = (UserId(7).mailbox(), Seq(8));
+            let mut bytes = encoded(&new.at(timeline, seq)).to_vec();
+            let bit = bit.index(bytes.len() * 8);
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            prop_assert!(StoredRow::decode(timeline, seq, &bytes.into()).is_err());
+        }
+
+        #[test]
+        fn a_row_in_another_place_is_noticed(new in new_row(), owner: u64, seq: u64) {
+            let (timeline, at) = (UserId(7).mailbox(), Seq(8));
+            let bytes = encoded(&new.at(timeline, at));
+            let other = UserId(owner).mailbox();
+            let same = (other, Seq(seq)) == (timeline, at);
+            prop_assert_eq!(StoredRow::decode(other, Seq(seq), &bytes).is_ok(), same);
+            prop_assert!(StoredRow::decode(GroupId(7).timeline(), at, &bytes).is_err());
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes: Vec<u8>) {
+            let _ = StoredRow::decode(UserId(7).mailbox(), Seq(8), &bytes.into());
+        }
+
+        #[test]
+        fn damaged_content_stays_visible(mut new in new_row()) {
+            new.content_crc ^= 1;
+            prop_assert!(new.at(UserId(7).mailbox(), Seq(8)).check(UserId(7).mailbox(), Seq(8)).is_err());
+        }
+    }
+
+    fn row_in(timeline: TimelineId, flags: Flags, kind: MessageType, body: Bytes) -> Row {
+        let new = NewRow {
+            message_id: MessageId(1),
+            correspondent: UserId(2),
+            client_msg_id: Uuid::nil(),
+            sent_at_ms: 3,
+            kind,
+            flags,
+            content_crc: content_crc(Uuid::nil(), kind, &body),
+            body,
+        };
+        new.at(timeline, Seq(1)).to_row(timeline, Seq(1)).unwrap()
+    }
+
+    #[test]
+    fn sender_and_recipient_follow_from_the_place() {
+        let (mailbox, text) = (UserId(7).mailbox(), MessageType::TEXT);
+        let sent = row_in(mailbox, Flags::OUTGOING, text, Bytes::new());
+        assert_eq!((sent.sender, sent.recipient), (UserId(7), UserId(2)));
+        let received = row_in(mailbox, Flags::default(), text, Bytes::new());
+        assert_eq!(
+            (received.sender, received.recipient),
+            (UserId(2), UserId(7))
+        );
+        let grouped = row_in(GroupId(7).timeline(), Flags::default(), text, Bytes::new());
+        assert_eq!((grouped.sender, grouped.recipient), (UserId(2), UserId(0)));
+    }
+
+    #[test]
+    fn a_refusal_names_its_message() {
+        let body = refusal_body(Seq(5), RefusalCode::UnknownUser);
+        let row = row_in(
+            UserId(7).mailbox(),
+            Flags::OUTGOING,
+            MessageType::REFUSAL,
+            body,
+        );
+        assert_eq!(row.refused, Some((Seq(5), RefusalCode::UnknownUser)));
+        assert!(row.body.is_empty());
+    }
+
+    #[test]
+    fn headers_stay_within_their_budget() {
+        assert!(HEADER_LEN + CRC_LEN <= 48);
+        assert!(size_of::<StoredRow>() <= 88);
+    }
+}
