@@ -94,9 +94,7 @@ impl Shard {
         }
         .encode(&mut key);
         writer.put(&key, &frozen.applied.encode())?;
-        write_state(&frozen.memtable, &ranges, writer.as_mut())?;
-        fail_point!("build", |_| std::process::abort());
-        write_dedup(&frozen.memtable, &ranges, writer.as_mut())?;
+        write_rows(&frozen.memtable, &ranges, writer.as_mut())?;
         Ok(BuiltFlush {
             frozen,
             file: writer.finish()?,
@@ -163,6 +161,17 @@ impl Shard {
     pub fn flushed(&self) -> Option<LogId> {
         self.state.read().flushed.log_id
     }
+}
+
+/// Everything of a memtable but its applied row, in key order.
+pub(crate) fn write_rows(
+    memtable: &Memtable,
+    ranges: &Ranges,
+    writer: &mut dyn FileWriter,
+) -> Result<(), Error> {
+    write_state(memtable, ranges, writer)?;
+    fail_point!("build", |_| std::process::abort());
+    write_dedup(memtable, ranges, writer)
 }
 
 /// State rows and timelines, range by range. In a range the message rows come first; overwritten

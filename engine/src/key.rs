@@ -162,6 +162,9 @@ const TAG_GROUP_COUNTER: u8 = 12;
 const TAG_DEDUP_FLOOR: u8 = 13;
 
 impl StateKey {
+    /// What all trim points of a range begin with.
+    pub(crate) const TRIM_POINT_TAG: u8 = TAG_TRIM_POINT;
+
     /// The slot that holds this row.
     pub fn slot(&self, slot_count: u16) -> SlotId {
         match self {
@@ -378,6 +381,15 @@ impl Destination {
             kind: timeline.kind as u8,
             owner: timeline.owner,
         }
+    }
+
+    /// The timeline, if it is one.
+    pub fn as_timeline(self) -> Option<TimelineId> {
+        let kind = TimelineKind::from_u8(self.kind)?;
+        Some(TimelineId {
+            kind,
+            owner: self.owner,
+        })
     }
 
     /// A handle, by its hash.

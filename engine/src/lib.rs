@@ -4,27 +4,36 @@
 //! it), `apply.rs` and `procedure/` (how).
 
 mod applied;
+mod apply;
 mod base;
 mod command;
 mod decode;
+mod dedup;
 mod entry;
 mod error;
 mod flush;
 mod handle;
+mod hash;
 mod heads;
 mod hlc;
 mod id;
+mod install;
 mod key;
 mod map;
 mod memtable;
 mod options;
+mod procedure;
 mod range;
 mod row;
 mod shard;
+mod snapshot;
 mod state;
 mod store;
+mod table;
 mod tails;
+mod verify;
 mod view;
+mod walk;
 
 pub use applied::{AppliedState, LogId};
 pub use base::memory::{IngestCrash, MemoryDisk};
@@ -37,6 +46,7 @@ pub use entry::{Commands, Entry, EntryBuilder};
 pub use error::{Error, KeyText};
 pub use flush::{BuiltFlush, FrozenFlush};
 pub use handle::{HANDLE_BYTES_MAX, check_handle};
+pub use hash::StateHash;
 pub use hlc::Hlc;
 pub use id::{
     DeviceId, GroupId, InvalidDevice, MessageId, NotATimeline, RangeId, Seq, ShardId, SlotId,
@@ -46,4 +56,7 @@ pub use key::{DedupKey, Destination, KeyBytes, NodeKey, StateKey, StoredKey};
 pub use options::EngineOptions;
 pub use row::{Flags, MessageType, NewRow, RefusalCode, Row, StoredRow, content_crc};
 pub use shard::{Applied, ApplyEntry, ApplyPayload, Shard, ShardMetrics};
+pub use snapshot::{SNAPSHOT_FORMAT, Snapshot, SnapshotFile, SnapshotMeta};
 pub use store::{STORE_FORMAT, Store};
+pub use table::{Membership, SPANS_MAX, Span};
+pub use verify::VerifyReport;

@@ -7,10 +7,11 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
 use crate::applied::{AppliedState, LogId};
-use crate::base::ReadView;
+use crate::apply::apply_entry;
 use crate::command::Reply;
+use crate::entry::Entry;
 use crate::error::Error;
-use crate::id::{Seq, ShardId, SlotId, TimelineId};
+use crate::id::{RangeId, Seq, ShardId, SlotId, TimelineId};
 use crate::key::{KeyBytes, StateKey};
 use crate::row::Row;
 use crate::state::{Context, ShardState};
@@ -69,13 +70,6 @@ pub struct ShardMetrics {
     pub installs: u64,
     /// Bytes of the cached tails.
     pub tail_cache_bytes: u64,
-}
-
-// The procedures come with `apply.rs`.
-fn apply_entry(_context: &mut Context<'_>, _bytes: &Bytes) -> Result<Vec<Reply>, Error> {
-    Err(Error::Stopped {
-        reason: "commands are not applied yet".to_owned(),
-    })
 }
 
 #[derive(Default)]
@@ -177,7 +171,10 @@ impl Shard {
                 state.active.pin(bytes);
                 let rewrites = state.rewrites;
                 let mut context = Context::new(state, appended, batch, entry.log_id);
-                let replies = apply_entry(&mut context, bytes)?;
+                let entry = Entry::open(bytes.clone())
+                    .map_err(|malformed| Error::CorruptEntry { malformed })?;
+                let mut replies = Vec::new();
+                apply_entry(&mut context, &entry, &mut replies)?;
                 cut = context.is_cut();
                 if state.rewrites != rewrites {
                     // Overwrites are rare: all cached tails go rather than the right one.
@@ -291,13 +288,7 @@ impl Shard {
     }
 
     /// Caches rows read from files, unless a row was overwritten since the read began.
-    fn keep_tail(
-        &self,
-        range: crate::id::RangeId,
-        timeline: TimelineId,
-        rows: &[Row],
-        rewrites: u64,
-    ) {
+    fn keep_tail(&self, range: RangeId, timeline: TimelineId, rows: &[Row], rewrites: u64) {
         let state = self.state.read();
         if state.rewrites == rewrites {
             self.tails.lock().fill(range, timeline, rows);
@@ -338,10 +329,6 @@ impl Shard {
 
     pub(crate) fn slot_of(&self, timeline: TimelineId) -> SlotId {
         timeline.slot(self.core.options.slot_count)
-    }
-
-    pub(crate) fn files(&self) -> Arc<dyn ReadView> {
-        self.state.read().files.clone()
     }
 
     /// Figures.

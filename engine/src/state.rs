@@ -8,7 +8,9 @@ use bytes::Bytes;
 
 use crate::applied::{AppliedState, LogId};
 use crate::base::ReadView;
+use crate::dedup::Floors;
 use crate::error::Error;
+use crate::hash::StateHash;
 use crate::heads::HeadCache;
 use crate::id::{MessageId, RangeId, Seq, SlotId, TimelineId};
 use crate::key::{DedupKey, KeyBytes, StateKey, StoredKey};
@@ -28,10 +30,14 @@ pub(crate) struct ShardState {
     pub(crate) ranges: Arc<Ranges>,
     pub(crate) heads: HeadCache,
     pub(crate) applied: AppliedState,
+    /// The dedup floors of the slots, as apply knows them; to be emptied by an install.
+    pub(crate) floors: Floors,
     /// The applied row in the files.
     pub(crate) flushed: AppliedState,
     /// The read view of the last flush that a cut ended.
     pub(crate) cut: Option<CutView>,
+    /// The hash of the last cut, once somebody has asked for it.
+    pub(crate) cut_hash: Option<StateHash>,
     /// Rises when an install throws the memtables away: what was built from them is void.
     pub(crate) generation: u64,
     /// Rises when a row is overwritten or an install replaces all: what a reader read before must
@@ -161,6 +167,11 @@ impl<'a> Context<'a> {
     /// Limits that are equal on all replicas.
     pub(crate) fn options(&self) -> &EngineOptions {
         &self.state.options
+    }
+
+    /// The dedup floors of the slots, as apply knows them.
+    pub(crate) fn floors(&mut self) -> &mut Floors {
+        &mut self.state.floors
     }
 
     /// The slot of an owner.

@@ -12,6 +12,7 @@ use crate::base::memory::{MemoryBase, MemoryDisk};
 use crate::base::rocks::RocksBase;
 use crate::base::{Base, FileWriter, ReadView};
 use crate::decode::{Malformed, Reader};
+use crate::dedup::Floors;
 use crate::error::Error;
 use crate::heads::HeadCache;
 use crate::id::{RangeId, ShardId, SlotId};
@@ -198,9 +199,11 @@ fn new_shard(
         files,
         ranges: Arc::new(ranges),
         heads: HeadCache::new(core.options.head_cache_entries),
+        floors: Floors::default(),
         flushed: applied.clone(),
         applied,
         cut: None,
+        cut_hash: None,
         generation: 0,
         rewrites: 0,
         batches: 0,

@@ -131,11 +131,6 @@ impl TailCache {
         }
     }
 
-    /// Forgets a timeline.
-    pub(crate) fn forget(&mut self, range: RangeId, timeline: TimelineId) {
-        self.take(range, timeline);
-    }
-
     /// Forgets everything.
     pub(crate) fn clear(&mut self) {
         self.runs.clear();

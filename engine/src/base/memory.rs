@@ -273,14 +273,6 @@ impl MemoryCursor<'_> {
                 .next()
         };
     }
-
-    fn last_below(&mut self, upper: Bytes) {
-        self.at = if upper <= self.lower {
-            None
-        } else {
-            self.rows.range(self.lower.clone()..upper).next_back()
-        };
-    }
 }
 
 impl Cursor for MemoryCursor<'_> {
@@ -291,20 +283,15 @@ impl Cursor for MemoryCursor<'_> {
     }
 
     fn seek_to_last(&mut self) -> Result<(), Error> {
-        self.last_below(self.upper.clone());
+        let empty = self.upper <= self.lower;
+        let rows = (!empty).then(|| self.rows.range(self.lower.clone()..self.upper.clone()));
+        self.at = rows.and_then(|mut rows| rows.next_back());
         Ok(())
     }
 
     fn next(&mut self) -> Result<(), Error> {
         if let Some((key, _)) = self.at {
             self.first_in(Bound::Excluded(key.clone()));
-        }
-        Ok(())
-    }
-
-    fn prev(&mut self) -> Result<(), Error> {
-        if let Some((key, _)) = self.at {
-            self.last_below(key.clone());
         }
         Ok(())
     }

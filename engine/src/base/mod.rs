@@ -79,9 +79,6 @@ pub(crate) trait Cursor {
     /// Goes to the next row.
     fn next(&mut self) -> Result<(), Error>;
 
-    /// Goes to the row before.
-    fn prev(&mut self) -> Result<(), Error>;
-
     /// The row it is on, or `None` past the ends.
     fn row(&self) -> Option<(&[u8], &[u8])>;
 }

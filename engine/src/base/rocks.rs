@@ -432,12 +432,6 @@ impl Cursor for RocksCursor<'_> {
         self.moved()
     }
 
-    fn prev(&mut self) -> Result<(), Error> {
-        self.note_key();
-        self.iterator.prev();
-        self.moved()
-    }
-
     fn row(&self) -> Option<(&[u8], &[u8])> {
         self.iterator.item()
     }

@@ -1,24 +1,35 @@
 //! Nodes that make one cluster.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::bail;
-use mailbox_client::Client;
+use anyhow::{Context as _, bail};
+use mailbox_client::{Auth, CallError, Client, ClientOptions, v1};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::OnceCell;
 
-use crate::node::{IoBytes, Node};
+use crate::layout::{Layout, key_file};
+use crate::node::{Node, Places, data_dir};
+use crate::process::Spawner;
+use crate::usage::IoBytes;
+use crate::{binary, config};
+
+const READY_POLL: Duration = Duration::from_millis(50);
 
 /// What [`Cluster::start`] makes.
 #[derive(Debug, Clone)]
 pub struct ClusterOptions {
     /// 1 or 3.
     pub nodes: usize,
-    /// Where data, configs and logs go. `None`: a temporary directory, removed at the end unless
-    /// the thread panics or [`Cluster::keep_files`] was called.
+    /// Where data, configs and logs go; used before, it must hold as many nodes, which go on with
+    /// their data. `None`: a temporary directory, removed at the end unless the thread panics or
+    /// [`Cluster::keep_files`] was called.
     pub dir: Option<PathBuf>,
     /// The `mailboxd` to run. `None`: `$MAILBOXD`, else the file beside the running executable.
     pub binary: Option<PathBuf>,
-    /// Whether each node also serves as a gateway.
+    /// Whether each node has a gateway beside it.
     pub gateway: bool,
     /// TOML merged over the config that is written for each node.
     pub extra_config: String,
@@ -42,10 +53,24 @@ impl Default for ClusterOptions {
 /// Running nodes; dropping it kills them all.
 #[derive(Debug)]
 pub struct Cluster {
+    // Before the directory, so that nothing runs in it any more when it is removed.
     nodes: Vec<Node>,
     dir: PathBuf,
+    temporary: Option<TempDir>,
     secret_file: PathBuf,
     auth_key_file: PathBuf,
+    cluster_id: String,
+    /// For questions of our own.
+    client: OnceCell<DebugClient>,
+}
+
+/// A client has nothing to show.
+struct DebugClient(Client);
+
+impl std::fmt::Debug for DebugClient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Client")
+    }
 }
 
 impl Cluster {
@@ -55,7 +80,73 @@ impl Cluster {
     /// When the binary is missing, a node exits, or nothing serves in time; with the end of the
     /// nodes' logs.
     pub async fn start(options: ClusterOptions) -> anyhow::Result<Self> {
-        bail!("cannot start {} nodes", options.nodes)
+        let ready_within = options.ready_within;
+        let mut cluster = Self::prepare(options)?;
+        for node in &cluster.nodes {
+            node.start()?;
+            node.start_gateway()?;
+        }
+        if let Err(error) = cluster.wait_ready(ready_within).await {
+            cluster.keep_files();
+            return Err(error);
+        }
+        Ok(cluster)
+    }
+
+    /// Everything but processes.
+    fn prepare(options: ClusterOptions) -> anyhow::Result<Self> {
+        if !matches!(options.nodes, 1 | 3) {
+            bail!("a cluster has 1 or 3 nodes, not {}", options.nodes);
+        }
+        let binary = binary::find(options.binary.as_deref())?;
+        let (dir, temporary) = match options.dir {
+            Some(dir) => (dir, None),
+            None => {
+                let made = tempfile::Builder::new()
+                    .prefix("mailbox-cluster-")
+                    .tempdir();
+                let made = made.context("make a temporary directory")?;
+                (made.path().to_owned(), Some(made))
+            }
+        };
+        std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+        let dir = std::path::absolute(&dir).with_context(|| format!("find {}", dir.display()))?;
+        let layout = Layout::load_or_make(&dir, options.nodes)?;
+        let secret_file = key_file(&dir, "mailbox.secret")?;
+        let auth_key_file = key_file(&dir, "auth.key")?;
+        let spawner = Spawner::new()?;
+        let mut nodes = Vec::with_capacity(layout.nodes.len());
+        for (i, ports) in layout.nodes.iter().enumerate() {
+            let id = i as u64 + 1;
+            let node_dir = dir.join(format!("node{id}"));
+            std::fs::create_dir_all(&node_dir)
+                .with_context(|| format!("create {}", node_dir.display()))?;
+            let files = config::Files {
+                secret: &secret_file,
+                auth_key: &auth_key_file,
+                dir: &data_dir(&node_dir),
+            };
+            let text = config::document(&layout, i, &files, &options.extra_config)?;
+            let path = node_dir.join("mailbox.toml");
+            std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+            let places = Places {
+                binary: &binary,
+                dir: &node_dir,
+                config: path,
+            };
+            nodes.push(Node::new(id, *ports, places, options.gateway, &spawner));
+        }
+        let cluster_id = layout.cluster_id;
+        let client = OnceCell::new();
+        Ok(Self {
+            nodes,
+            dir,
+            temporary,
+            secret_file,
+            auth_key_file,
+            cluster_id,
+            client,
+        })
     }
 
     /// Node `i`, counted from 0.
@@ -81,33 +172,141 @@ impl Cluster {
         &self.secret_file
     }
 
-    /// The HS256 key with which the gateways check tokens.
+    /// The HS256 key with which nodes and gateways check tokens.
     pub fn auth_key_file(&self) -> &Path {
         &self.auth_key_file
     }
 
     /// The id in every node's config.
     pub fn cluster_id(&self) -> &str {
-        "cluster"
+        &self.cluster_id
     }
 
-    /// Keeps data and logs when the cluster ends.
-    pub fn keep_files(&mut self) {}
+    /// Keeps data and logs when the cluster ends; returns where.
+    pub fn keep_files(&mut self) -> &Path {
+        if let Some(temporary) = &mut self.temporary {
+            temporary.disable_cleanup(true);
+        }
+        &self.dir
+    }
 
-    /// A client with the cluster secret.
+    /// Options of a client with the cluster secret and all nodes' addresses, to be changed by whoever
+    /// needs other limits or times.
+    pub fn client_options(&self) -> anyhow::Result<ClientOptions> {
+        let addresses = self
+            .nodes
+            .iter()
+            .map(|node| node.address().to_owned())
+            .collect();
+        let auth = Auth::secret_file(&self.secret_file, Some(self.cluster_id.clone()))
+            .with_context(|| format!("read {}", self.secret_file.display()))?;
+        Ok(ClientOptions::new(addresses, auth))
+    }
+
+    /// A new client with the cluster secret, connections of its own and every default.
     pub async fn client(&self) -> anyhow::Result<Client> {
-        bail!("no client")
+        Client::connect(self.client_options()?)
+            .await
+            .context("connect to the cluster")
     }
 
-    /// The position in [`Cluster::nodes`] of the node that leads shard 0, if the running nodes agree
-    /// on one that runs.
+    /// The position in [`Cluster::nodes`] of the node that leads shard 0: of those that say they do,
+    /// the one with the greatest term. `None` while there is none among the nodes that run.
     pub async fn leader(&self) -> Option<usize> {
-        None
+        let client = self.own_client().await.ok()?;
+        let mut found: Option<(u64, usize)> = None;
+        for (i, node) in self.nodes.iter().enumerate() {
+            if node.pid().is_none() || node.is_paused() {
+                continue;
+            }
+            let Ok(status) = client.status(Some(node.address())).await else {
+                continue;
+            };
+            let shard = status.shards.iter().find(|shard| shard.shard == 0);
+            if let Some(shard) = shard.filter(|shard| shard.leader == node.id()) {
+                found = found.max(Some((shard.term, i)));
+            }
+        }
+        found.map(|(_, i)| i)
     }
 
-    /// Waits until every running node answers and a leader serves.
+    /// Waits until every running node (paused ones aside) answers, a leader serves reads and every
+    /// running gateway is ready.
+    ///
+    /// # Errors
+    /// When it takes longer, or a node ended by itself; with the end of its log.
     pub async fn wait_ready(&self, within: Duration) -> anyhow::Result<()> {
-        bail!("nothing serves within {within:?}")
+        let begun = Instant::now();
+        loop {
+            let error = match self.check_ready().await {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            for node in &self.nodes {
+                node.check_alive()?;
+            }
+            if begun.elapsed() >= within {
+                let logs: String = self
+                    .nodes
+                    .iter()
+                    .map(|node| format!("\n--- node {}\n{}", node.id(), node.log_tail()))
+                    .collect();
+                return Err(
+                    error.context(format!("the cluster is not ready within {within:?}{logs}"))
+                );
+            }
+            tokio::time::sleep(READY_POLL).await;
+        }
+    }
+
+    async fn check_ready(&self) -> anyhow::Result<()> {
+        let client = self.own_client().await.context("ask for the shard map")?;
+        for node in self
+            .nodes
+            .iter()
+            .filter(|node| node.pid().is_some() && !node.is_paused())
+        {
+            client
+                .status(Some(node.address()))
+                .await
+                .with_context(|| format!("ask node {} for its status", node.id()))?;
+            if let Some(gateway) = node
+                .gateway_address()
+                .filter(|_| node.gateway_pid().is_some())
+            {
+                gateway_ready(gateway)
+                    .await
+                    .with_context(|| format!("ask the gateway of node {}", node.id()))?;
+            }
+        }
+        // Behind a read barrier: answered by a leader that has a majority.
+        let timeline = v1::Timeline {
+            kind: v1::TimelineKind::Mailbox as i32,
+            owner: 0,
+        };
+        let request = v1::HeadsRequest {
+            shard: 0,
+            timelines: vec![timeline],
+            stale: false,
+        };
+        client
+            .heads(request)
+            .await
+            .context("read through the leader")?;
+        Ok(())
+    }
+
+    async fn own_client(&self) -> Result<&Client, CallError> {
+        let made = self.client.get_or_try_init(|| async {
+            let mut options = self
+                .client_options()
+                .map_err(|error| CallError::new(v1::ErrorCode::Internal, format!("{error:#}")))?;
+            // Questions are put again and again by who asks; each is to be answered soon.
+            options.timeouts.deadline = Duration::from_secs(2);
+            options.timeouts.attempt = Duration::from_secs(1);
+            Client::connect(options).await.map(DebugClient)
+        });
+        made.await.map(|client| &client.0)
     }
 
     /// User and system time of all nodes, dead processes included.
@@ -117,6 +316,95 @@ impl Cluster {
 
     /// Bytes moved by all nodes, dead processes included.
     pub fn io_bytes(&self) -> IoBytes {
-        IoBytes::default()
+        self.nodes
+            .iter()
+            .map(Node::io_bytes)
+            .fold(IoBytes::default(), |sum, one| sum + one)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let dir = self.keep_files();
+            // A test that fails has no other way to say where to look.
+            eprintln!("data and logs of the nodes are kept in {}", dir.display());
+        }
+        self.nodes.clear();
+    }
+}
+
+/// `GET /readyz` must say 200.
+async fn gateway_ready(address: &str) -> anyhow::Result<()> {
+    let answer = async {
+        let mut socket = TcpStream::connect(address).await?;
+        let request =
+            format!("GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        socket.write_all(request.as_bytes()).await?;
+        let mut status_line = [0; 12];
+        socket.read_exact(&mut status_line).await?;
+        anyhow::Ok(status_line)
+    };
+    let status_line = tokio::time::timeout(Duration::from_secs(2), answer)
+        .await
+        .context("wait for /readyz")??;
+    if &status_line != b"HTTP/1.1 200" {
+        bail!("/readyz answered {}", String::from_utf8_lossy(&status_line));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_node_that_exits_is_told_with_its_log() {
+        let options = ClusterOptions {
+            nodes: 1,
+            binary: Some("/bin/false".into()),
+            ..ClusterOptions::default()
+        };
+        let mut cluster = Cluster::prepare(options).unwrap();
+        cluster.node(0).start().unwrap();
+        let error = cluster
+            .wait_ready(Duration::from_secs(60))
+            .await
+            .unwrap_err();
+        assert!(
+            error.to_string().starts_with("node 1 ended with"),
+            "{error:#}"
+        );
+        let dir = cluster.keep_files().to_owned();
+        drop(cluster);
+        assert!(dir.join("node1/mailbox.toml").exists());
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn temporary_files_are_removed_and_given_directories_are_not() {
+        let given = tempfile::tempdir().unwrap();
+        for dir in [None, Some(given.path().to_owned())] {
+            let binary = Some("/bin/true".into());
+            let kept = dir.is_some();
+            let options = ClusterOptions {
+                binary,
+                dir,
+                ..ClusterOptions::default()
+            };
+            let cluster = Cluster::prepare(options).unwrap();
+            let dir = cluster.dir().to_owned();
+            drop(cluster);
+            assert_eq!(dir.exists(), kept);
+        }
+    }
+
+    #[test]
+    fn two_nodes_are_refused() {
+        let options = ClusterOptions {
+            nodes: 2,
+            ..ClusterOptions::default()
+        };
+        assert!(Cluster::prepare(options).is_err());
     }
 }

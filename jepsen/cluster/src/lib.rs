@@ -1,10 +1,17 @@
 //! Starts, stops, kills and restarts real `mailboxd` processes on one machine.
 //!
 //! For tests, benchmarks and people who want a cluster to play with. Everything listens on
-//! loopback, on ports that were free at the start; no process outlives the [`Cluster`].
+//! loopback, on ports that were free at the first start; no process outlives the [`Cluster`], not
+//! even when its owner is killed (where `setpriv` is installed).
 
+mod binary;
 mod cluster;
+mod config;
+mod layout;
 mod node;
+mod process;
+mod usage;
 
 pub use cluster::{Cluster, ClusterOptions};
-pub use node::{IoBytes, Node};
+pub use node::Node;
+pub use usage::IoBytes;

@@ -1,30 +1,67 @@
-//! One `mailboxd server` process of a cluster.
+//! One node of a cluster: a `mailboxd server` and, if asked for, a `mailboxd gateway` beside it.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::bail;
 
-/// Bytes that processes have moved, as Linux counts them in `/proc/<pid>/io`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct IoBytes {
-    /// Fetched from the block device.
-    pub read: u64,
-    /// Sent to the block device, or to the page cache that will be.
-    pub written: u64,
-}
+use crate::layout::Ports;
+use crate::process::{Process, Spawner};
+use crate::usage::{IoBytes, Usage};
 
-/// One node: its addresses and files stay the same over restarts.
+/// A node; its addresses and files stay the same over restarts. `start`, `kill`, `pause`, `resume`
+/// and `stop` are about the server, the store node proper; its gateway is a process of its own.
 #[derive(Debug)]
 pub struct Node {
     id: u64,
     address: String,
-    gateway: Option<String>,
+    metrics_address: String,
+    gateway_address: Option<String>,
     dir: PathBuf,
-    log: PathBuf,
+    config: PathBuf,
+    server: Process,
+    gateway: Option<Process>,
+}
+
+/// Where a node's files are.
+pub(crate) struct Places<'a> {
+    pub(crate) binary: &'a Path,
+    /// Holds config, logs and data.
+    pub(crate) dir: &'a Path,
+    pub(crate) config: PathBuf,
 }
 
 impl Node {
+    pub(crate) fn new(
+        id: u64,
+        ports: Ports,
+        places: Places<'_>,
+        gateway: bool,
+        spawner: &Spawner,
+    ) -> Self {
+        let process = |role: &str| {
+            let arguments = vec![
+                OsString::from(role),
+                "--config".into(),
+                places.config.clone().into(),
+            ];
+            let log = places.dir.join(format!("{role}.log"));
+            Process::new(places.binary, arguments, log, spawner.clone())
+        };
+        Self {
+            id,
+            address: format!("127.0.0.1:{}", ports.node),
+            metrics_address: format!("127.0.0.1:{}", ports.metrics),
+            gateway_address: gateway.then(|| format!("127.0.0.1:{}", ports.gateway)),
+            dir: data_dir(places.dir),
+            server: process("server"),
+            gateway: gateway.then(|| process("gateway")),
+            config: places.config,
+        }
+    }
+
     /// Its node id, from 1.
     pub fn id(&self) -> u64 {
         self.id
@@ -35,9 +72,19 @@ impl Node {
         &self.address
     }
 
+    /// Where its server serves `/metrics`: `127.0.0.1:port`.
+    pub fn metrics_address(&self) -> Option<&str> {
+        Some(&self.metrics_address)
+    }
+
+    /// Where its gateway listens: `127.0.0.1:port`, if it has one.
+    pub fn gateway_address(&self) -> Option<&str> {
+        self.gateway_address.as_deref()
+    }
+
     /// Where its gateway listens, as `ws://127.0.0.1:port`, if it has one.
     pub fn gateway_url(&self) -> Option<String> {
-        self.gateway
+        self.gateway_address
             .as_ref()
             .map(|address| format!("ws://{address}"))
     }
@@ -47,58 +94,143 @@ impl Node {
         &self.dir
     }
 
-    /// What it wrote to stdout and stderr, over all its lives.
+    /// Its config file.
+    pub fn config_path(&self) -> &Path {
+        &self.config
+    }
+
+    /// What its server wrote to stdout and stderr, over all its lives.
     pub fn log_path(&self) -> &Path {
-        &self.log
+        self.server.log()
     }
 
-    /// The running process, if there is one.
+    /// What its gateway wrote, if it has one.
+    pub fn gateway_log_path(&self) -> Option<&Path> {
+        self.gateway.as_ref().map(Process::log)
+    }
+
+    /// The running server process, if there is one.
     pub fn pid(&self) -> Option<u32> {
-        None
+        self.server.pid()
     }
 
-    /// Starts the process; does nothing if it runs. It may take a while to serve.
+    /// The running gateway process, if there is one.
+    pub fn gateway_pid(&self) -> Option<u32> {
+        self.gateway.as_ref().and_then(Process::pid)
+    }
+
+    /// Whether [`Node::pause`] holds the server.
+    pub fn is_paused(&self) -> bool {
+        self.server.is_paused()
+    }
+
+    /// How the server's last life ended; `None` while it runs.
+    pub fn exit_status(&self) -> Option<ExitStatus> {
+        self.server.status()
+    }
+
+    /// Starts the server; does nothing if it runs. It may take a while to serve.
     ///
     /// # Errors
     /// When the binary cannot be started.
     pub fn start(&self) -> anyhow::Result<()> {
-        bail!("cannot start node {}", self.id)
+        self.server.start()
     }
 
-    /// SIGKILL, and waits until the process is gone. False if it did not run.
+    /// Starts the gateway, if the node has one; does nothing if it runs.
+    pub fn start_gateway(&self) -> anyhow::Result<()> {
+        self.gateway.as_ref().map_or(Ok(()), Process::start)
+    }
+
+    /// SIGKILL for the server; returns when the process is gone. False if it did not run.
     pub fn kill(&self) -> anyhow::Result<bool> {
-        Ok(false)
+        self.server.kill()
     }
 
-    /// SIGSTOP. False if it did not run.
+    /// SIGKILL for the gateway. False if it did not run.
+    pub fn kill_gateway(&self) -> anyhow::Result<bool> {
+        self.gateway.as_ref().map_or(Ok(false), Process::kill)
+    }
+
+    /// SIGSTOP for the server. False if it did not run.
     pub fn pause(&self) -> anyhow::Result<bool> {
-        Ok(false)
+        self.server.pause()
     }
 
-    /// SIGCONT. False if it did not run.
+    /// SIGCONT for the server. False if it did not run.
     pub fn resume(&self) -> anyhow::Result<bool> {
-        Ok(false)
+        self.server.resume()
     }
 
-    /// SIGTERM, and waits for the exit; returns its status, `None` if it did not run.
+    /// SIGTERM for the server, and waits for its exit; returns its status, `None` if it did not run.
     ///
     /// # Errors
     /// When it still runs after `patience`; it is then killed.
-    pub async fn stop(
-        &self,
-        patience: Duration,
-    ) -> anyhow::Result<Option<std::process::ExitStatus>> {
-        let _ = patience;
-        Ok(None)
+    pub async fn stop(&self, patience: Duration) -> anyhow::Result<Option<ExitStatus>> {
+        self.server.stop(patience).await
+    }
+
+    /// The same for the gateway.
+    ///
+    /// # Errors
+    /// As [`Node::stop`].
+    pub async fn stop_gateway(&self, patience: Duration) -> anyhow::Result<Option<ExitStatus>> {
+        match &self.gateway {
+            Some(gateway) => gateway.stop(patience).await,
+            None => Ok(None),
+        }
     }
 
     /// User and system time of this node's processes, dead ones included.
     pub fn cpu_time(&self) -> Duration {
-        Duration::ZERO
+        self.usage().cpu
     }
 
     /// Bytes moved by this node's processes, dead ones included.
     pub fn io_bytes(&self) -> IoBytes {
-        IoBytes::default()
+        self.usage().io
     }
+
+    fn usage(&self) -> Usage {
+        let gateway = self
+            .gateway
+            .as_ref()
+            .map_or_else(Usage::default, Process::usage);
+        self.server.usage() + gateway
+    }
+
+    /// An error if a process of this node ended by itself.
+    pub(crate) fn check_alive(&self) -> anyhow::Result<()> {
+        let gateway = self.gateway.as_ref();
+        for process in [Some(&self.server), gateway].into_iter().flatten() {
+            if let Some(status) = process.status() {
+                let log = process.log().display();
+                bail!(
+                    "node {} ended with {status}; the end of {log}:\n{}",
+                    self.id,
+                    tail(process)
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// The end of the server's log, for messages to people.
+    pub fn log_tail(&self) -> String {
+        tail(&self.server)
+    }
+}
+
+/// Where a node keeps its data, below its own directory.
+pub(crate) fn data_dir(dir: &Path) -> PathBuf {
+    dir.join("data")
+}
+
+const TAIL_LINES: usize = 20;
+
+fn tail(process: &Process) -> String {
+    let text = std::fs::read(process.log()).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<_> = text.lines().collect();
+    lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
 }

@@ -1,0 +1,55 @@
+//! Entries to state changes: the only way by which a shard's rows change.
+//!
+//! Deterministic: what an entry does is a function of the rows and of its bytes. The time is the
+//! entry's; there is no clock, no randomness and no order of places of a hash map in here, and a
+//! lint (`.clippy.toml`) says so.
+
+use crate::command::{Command, Reply};
+use crate::entry::Entry;
+use crate::error::Error;
+use crate::procedure::{self, No};
+use crate::state::Context;
+use crate::{Malformed, dedup};
+
+/// Runs an entry's commands in order and appends one reply for each.
+///
+/// # Errors
+/// A fault of this replica: the entry may be half done, and the replica must stop.
+pub(crate) fn apply_entry(
+    ctx: &mut Context<'_>,
+    entry: &Entry,
+    replies: &mut Vec<Reply>,
+) -> Result<(), Error> {
+    ctx.advance_time(entry.time_ms());
+    dedup::raise_floors(ctx)?;
+    replies.reserve(entry.count().min(entry.len_bytes()));
+    for command in entry.commands() {
+        let command = command.map_err(|malformed: Malformed| Error::CorruptEntry { malformed })?;
+        let reply = match run(ctx, command) {
+            Ok(reply) => reply,
+            Err(No::Refusal(refusal)) => Reply::Refused(refusal),
+            Err(No::Fault(fault)) => return Err(fault),
+        };
+        replies.push(reply);
+    }
+    Ok(())
+}
+
+fn run(ctx: &mut Context<'_>, command: Command) -> Result<Reply, No> {
+    match command {
+        Command::Send(call) => procedure::send(ctx, call),
+        Command::SendGroup(call) => procedure::send_group(ctx, call),
+        Command::RegisterUser(call) => procedure::register_user(ctx, &call),
+        Command::CreateGroup(call) => procedure::create_group(ctx, call),
+        Command::JoinGroup(call) => procedure::join_group(ctx, &call),
+        Command::LeaveGroup(call) => procedure::leave_group(ctx, &call),
+        Command::MarkRead(call) => procedure::mark_read(ctx, &call),
+        Command::AckCursor(call) => procedure::ack_cursor(ctx, call),
+        Command::Cut => {
+            ctx.cut();
+            Ok(Reply::Cut {
+                index: ctx.log_id().index,
+            })
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! Puts a snapshot in the place of a shard's state.
+//!
+//! The rows go into new ranges, in files that nobody reads yet. One ingest brings them, the map
+//! rows that make the new ranges live and the old ones dead, and the applied row: a crash leaves
+//! the old state or the new one. The old ranges are dropped afterwards, or at the next open.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use fail::fail_point;
+
+use crate::base::{FileWriter, StagedFile};
+use crate::decode::Malformed;
+use crate::error::Error;
+use crate::id::{RangeId, SlotId};
+use crate::key::{DedupKey, NodeKey, StateKey, StoredKey};
+use crate::memtable::Memtable;
+use crate::range::{RangeRow, RangeState, Ranges};
+use crate::row::StoredRow;
+use crate::shard::Shard;
+use crate::snapshot::{SnapshotMeta, SnapshotRow, read_files};
+use crate::store::{NodeFile, drop_ranges};
+use crate::walk::Place;
+
+impl Shard {
+    /// Replaces everything that this replica has by a snapshot's files, given in their order.
+    /// Durable when it returns. The same snapshot may be installed again.
+    ///
+    /// The caller has made sure that every append and truncation queued for this shard's log
+    /// before is synced, and that nothing is applied meanwhile.
+    ///
+    /// # Errors
+    /// A file is corrupt, incomplete or of another shard: nothing has changed. Or the base store
+    /// failed: the replica must stop.
+    pub fn install(&self, meta: &SnapshotMeta, files: &[PathBuf]) -> Result<(), Error> {
+        self.check_meta(meta)?;
+        let old = self.state.read().ranges.clone();
+        let mut new = Ranges::default();
+        {
+            // Ranges rise with the slots: the order of a snapshot's rows is that of their keys.
+            let mut counter = self.core.change.lock();
+            for (slot, _) in old.by_slot() {
+                new.insert(slot, counter.next());
+            }
+        }
+        let staged = self.stage(&new, files)?;
+        self.switch(meta, &old, new, staged)?;
+        fail_point!("after_install", |_| std::process::abort());
+        let _change = self.core.change.lock();
+        let dropped: Vec<RangeId> = old.by_range().map(|(range, _)| range).collect();
+        drop_ranges(self.core.base.as_ref(), &dropped)?;
+        self.counters.installs.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn check_meta(&self, meta: &SnapshotMeta) -> Result<(), Error> {
+        let slot_count = self.core.options.slot_count;
+        if meta.shard != self.id() {
+            return Err(Error::UnknownShard { shard: meta.shard });
+        }
+        if meta.slot_count != slot_count {
+            let path = PathBuf::from("snapshot");
+            return Err(Error::SlotCount {
+                path,
+                stored: meta.slot_count,
+                asked: slot_count,
+            });
+        }
+        if meta.applied.log_id.is_none() {
+            return Err(Error::Stopped {
+                reason: "a snapshot of nothing".to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Checks every row and writes it under its new key.
+    fn stage(&self, ranges: &Ranges, files: &[PathBuf]) -> Result<Vec<StagedFile>, Error> {
+        let (slot_count, bytes_max) = (
+            self.core.options.slot_count,
+            self.core.options.install_file_bytes,
+        );
+        let mut staged = Vec::new();
+        let mut open: Option<(Box<dyn FileWriter + '_>, u64)> = None;
+        let mut last = Vec::new();
+        let mut key = Vec::new();
+        read_files(self.id(), files, &mut |path, row| {
+            check_row(path, slot_count, &row)?;
+            let range = ranges
+                .of_slot(row.slot)
+                .ok_or(Error::UnknownSlot { slot: row.slot })?;
+            key.clear();
+            match row.place {
+                Place::State(suffix) => StoredKey::State { range, suffix }.encode(&mut key),
+                Place::Dedup(hour, suffix) => {
+                    StoredKey::Dedup {
+                        hour,
+                        range,
+                        suffix,
+                    }
+                    .encode(&mut key);
+                }
+            }
+            if key <= last {
+                let (what, number) = ("order of snapshot rows", u64::from(row.slot.0));
+                return Err(corrupt(path, Malformed::Unknown { what, number }));
+            }
+            last.clone_from(&key);
+            let (mut writer, mut bytes) = match open.take() {
+                Some(open) => open,
+                None => (self.core.base.writer()?, 0),
+            };
+            writer.put(&key, row.value)?;
+            bytes += u64::try_from(key.len() + row.value.len()).expect("a usize fits");
+            if bytes >= bytes_max {
+                staged.push(writer.finish()?);
+            } else {
+                open = Some((writer, bytes));
+            }
+            Ok(())
+        })?;
+        if let Some((writer, _)) = open {
+            staged.push(writer.finish()?);
+        }
+        Ok(staged)
+    }
+
+    /// The one ingest, and its publication.
+    fn switch(
+        &self,
+        meta: &SnapshotMeta,
+        old: &Ranges,
+        new: Ranges,
+        mut staged: Vec<StagedFile>,
+    ) -> Result<(), Error> {
+        let mut applied = meta.applied.clone();
+        applied.last_install = applied.log_id;
+        let counter = self.core.change.lock();
+        let mut rows = NodeFile::default();
+        let mut map = |slot: SlotId, range, state| {
+            let row = RangeRow {
+                shard: self.id(),
+                slot,
+                state,
+            };
+            rows.put(NodeKey::Range(range), row.encode());
+        };
+        old.by_slot()
+            .for_each(|(slot, range)| map(slot, range, RangeState::Dead));
+        new.by_slot()
+            .for_each(|(slot, range)| map(slot, range, RangeState::Live));
+        rows.put_range_counter(&counter);
+        rows.put(NodeKey::Applied(self.id()), applied.encode());
+        let mut writer = self.core.base.writer()?;
+        rows.write(writer.as_mut())?;
+        staged.push(writer.finish()?);
+
+        // The memtables go first: what was built from them must never follow the snapshot.
+        let mut state = self.state.write();
+        state.generation += 1;
+        let thrown = (
+            std::mem::take(&mut state.active),
+            std::mem::take(&mut state.frozen),
+        );
+        state.fault = Some("an install has failed".to_owned());
+        fail_point!("before_install", |_| std::process::abort());
+        self.core.base.ingest(staged, &[])?;
+        state.fault = None;
+        state.files = self.core.base.view();
+        state.ranges = Arc::new(new);
+        state.flushed = applied.clone();
+        state.applied = applied;
+        state.cut = None;
+        state.cut_hash = None;
+        state.floors = Default::default();
+        state.rewrites += 1;
+        state.active = Memtable::default();
+        self.tails.lock().clear();
+        drop(state);
+        drop(thrown);
+        Ok(())
+    }
+}
+
+fn corrupt(path: &Path, malformed: Malformed) -> Error {
+    Error::CorruptSnapshot {
+        path: path.to_owned(),
+        malformed,
+    }
+}
+
+/// A row must be what a replica could have made: its key decodes, lies in its slot, and a message
+/// fits its checksum.
+fn check_row(path: &Path, slot_count: u16, row: &SnapshotRow<'_>) -> Result<(), Error> {
+    let fault = |malformed| corrupt(path, malformed);
+    let (what, number) = ("slot of a snapshot row", u64::from(row.slot.0));
+    match row.place {
+        Place::State(suffix) => {
+            let key = StateKey::decode(suffix).map_err(fault)?;
+            if key.slot(slot_count) != row.slot {
+                return Err(fault(Malformed::Unknown { what, number }));
+            }
+            if let StateKey::Message { timeline, seq } = key {
+                let value = Bytes::copy_from_slice(row.value);
+                StoredRow::decode(timeline, seq, &value).map_err(fault)?;
+            }
+        }
+        Place::Dedup(hour, suffix) => {
+            let key = DedupKey::decode(suffix).map_err(fault)?;
+            if key.hour() != hour {
+                let (what, number) = ("hour of a snapshot row", u64::from(hour));
+                return Err(fault(Malformed::Unknown { what, number }));
+            }
+        }
+    }
+    Ok(())
+}

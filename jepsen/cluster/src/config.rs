@@ -1,0 +1,130 @@
+//! The TOML file of one node, read by its server and its gateway.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use toml::{Table, Value};
+
+use crate::layout::Layout;
+
+/// Three nodes, their gateways and a load generator are to fit on a small machine.
+const MEMORY_BUDGET: &str = "256 MiB";
+const SLOT_COUNT: i64 = 64;
+
+/// What a node's file says about files.
+pub(crate) struct Files<'a> {
+    pub(crate) secret: &'a Path,
+    pub(crate) auth_key: &'a Path,
+    pub(crate) dir: &'a Path,
+}
+
+/// The config of node `i` (from 0), with `extra` merged over it.
+pub(crate) fn document(
+    layout: &Layout,
+    i: usize,
+    files: &Files<'_>,
+    extra: &str,
+) -> anyhow::Result<String> {
+    let address = |port: u16| Value::from(format!("127.0.0.1:{port}"));
+    let path = |path: &Path| Value::from(path.to_string_lossy().into_owned());
+    let ports = layout.nodes[i];
+    let nodes: Table = (1..)
+        .zip(&layout.nodes)
+        .map(|(id, ports): (u64, _)| (id.to_string(), address(ports.node)))
+        .collect();
+    let id = i64::try_from(i + 1).context("number the node")?;
+    let mut config = Table::new();
+    set(
+        &mut config,
+        "cluster",
+        [
+            ("id", Value::from(layout.cluster_id.clone())),
+            ("secret_file", path(files.secret)),
+            ("slot_count", Value::from(SLOT_COUNT)),
+            ("nodes", Value::from(nodes)),
+        ],
+    );
+    set(
+        &mut config,
+        "node",
+        [
+            ("id", Value::from(id)),
+            ("dir", path(files.dir)),
+            ("listen", address(ports.node)),
+            ("metrics_listen", address(ports.metrics)),
+        ],
+    );
+    set(&mut config, "gateway", [("listen", address(ports.gateway))]);
+    set(
+        &mut config,
+        "auth",
+        [("hs256_secret_file", path(files.auth_key))],
+    );
+    set(
+        &mut config,
+        "memory",
+        [("budget_bytes", Value::from(MEMORY_BUDGET))],
+    );
+    let extra: Table = extra.parse().context("parse the extra config")?;
+    merge(&mut config, extra);
+    toml::to_string(&config).context("encode the config")
+}
+
+fn set<const N: usize>(config: &mut Table, section: &str, options: [(&str, Value); N]) {
+    let options: Table = options
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value))
+        .collect();
+    config.insert(section.to_owned(), Value::from(options));
+}
+
+/// Tables are joined key by key; anything else is replaced.
+fn merge(config: &mut Table, over: Table) {
+    for (key, value) in over {
+        match (config.get_mut(&key), value) {
+            (Some(Value::Table(below)), Value::Table(above)) => merge(below, above),
+            (_, value) => {
+                config.insert(key, value);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::Ports;
+
+    fn config(extra: &str) -> anyhow::Result<Table> {
+        let ports = Ports {
+            node: 1,
+            metrics: 2,
+            gateway: 3,
+        };
+        let layout = Layout {
+            cluster_id: "c".into(),
+            nodes: vec![ports; 3],
+        };
+        let secret = Path::new("/s");
+        let files = Files {
+            secret,
+            auth_key: Path::new("/k"),
+            dir: Path::new("/d"),
+        };
+        Ok(document(&layout, 1, &files, extra)?.parse()?)
+    }
+
+    #[test]
+    fn extra_options_go_over_ours_and_leave_the_rest() {
+        let config = config("[cluster]\ngroup_members_max = 9\nid = \"x\"").unwrap();
+        assert_eq!(config["cluster"]["group_members_max"], Value::from(9));
+        assert_eq!(config["cluster"]["id"], Value::from("x"));
+        assert_eq!(config["cluster"]["nodes"]["3"], Value::from("127.0.0.1:1"));
+        assert_eq!(config["node"]["id"], Value::from(2));
+    }
+
+    #[test]
+    fn extra_that_is_no_toml_is_refused() {
+        assert!(config("[cluster").is_err());
+    }
+}

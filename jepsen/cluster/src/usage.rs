@@ -1,0 +1,105 @@
+//! What processes have used, from `/proc`.
+
+use std::ops::Add;
+use std::time::Duration;
+
+/// Ticks in a second, in `/proc/<pid>/stat`: Linux shows 100 to user space on every architecture.
+const TICKS_PER_SECOND: u32 = 100;
+
+/// Bytes that processes have moved, as Linux counts them in `/proc/<pid>/io`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct IoBytes {
+    /// Fetched from the block device.
+    pub read: u64,
+    /// Sent to the block device, or to the page cache that will be.
+    pub written: u64,
+}
+
+impl Add for IoBytes {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            read: self.read + other.read,
+            written: self.written + other.written,
+        }
+    }
+}
+
+/// CPU time and bytes of one process or of several.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Usage {
+    pub(crate) cpu: Duration,
+    pub(crate) io: IoBytes,
+}
+
+impl Add for Usage {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            cpu: self.cpu + other.cpu,
+            io: self.io + other.io,
+        }
+    }
+}
+
+impl Usage {
+    /// Of a process that runs or has not been reaped; zero where there is no `/proc`.
+    pub(crate) fn of(pid: u32) -> Self {
+        let read = |name| std::fs::read_to_string(format!("/proc/{pid}/{name}"));
+        Self {
+            cpu: read("stat")
+                .ok()
+                .and_then(|text| cpu_time(&text))
+                .unwrap_or_default(),
+            io: read("io").map(|text| io_bytes(&text)).unwrap_or_default(),
+        }
+    }
+}
+
+/// User and system time. The command's name may hold anything, so fields count from its last `)`.
+fn cpu_time(stat: &str) -> Option<Duration> {
+    let fields = stat.rsplit_once(')')?.1;
+    let mut times = fields.split_whitespace().skip(11).map(str::parse::<u32>);
+    let (user, system) = (times.next()?.ok()?, times.next()?.ok()?);
+    Some(Duration::from_secs(1) * (user + system) / TICKS_PER_SECOND)
+}
+
+fn io_bytes(io: &str) -> IoBytes {
+    let field = |name: &str| {
+        let mut fields = io.lines().filter_map(|line| line.split_once(": "));
+        fields
+            .find(|(key, _)| *key == name)
+            .and_then(|(_, value)| value.trim().parse().ok())
+    };
+    IoBytes {
+        read: field("read_bytes").unwrap_or(0),
+        written: field("write_bytes").unwrap_or(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_time_is_found_behind_any_command_name() {
+        let stat = "12 (a) b (c) S 1 12 12 0 -1 4194560 9 0 0 0 150 25 7 8 20 0 1 0 5 6 7";
+        assert_eq!(cpu_time(stat), Some(Duration::from_millis(1750)));
+        assert_eq!(cpu_time("nonsense"), None);
+    }
+
+    #[test]
+    fn bytes_are_those_of_the_device() {
+        let io =
+            "rchar: 1\nwchar: 2\nread_bytes: 4096\nwrite_bytes: 8192\ncancelled_write_bytes: 5";
+        assert_eq!(
+            io_bytes(io),
+            IoBytes {
+                read: 4096,
+                written: 8192
+            }
+        );
+    }
+}
