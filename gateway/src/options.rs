@@ -58,8 +58,8 @@ impl GatewayOptions {
 /// Bounds of a gateway.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Connections open at once; further ones wait in the kernel's backlog. Each costs one
-    /// descriptor.
+    /// Connections open at once; further ones are closed as soon as they are accepted. Each costs
+    /// one descriptor.
     pub connections_max: usize,
     /// Time for TLS and the HTTP request head.
     pub handshake_timeout: Duration,

@@ -109,7 +109,9 @@ impl TokenKeys {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(TokenError::Malformed("it is too long"));
         }
-        let refused = TokenError::Algorithm { accepted: self.accepted() };
+        let refused = TokenError::Algorithm {
+            accepted: self.accepted(),
+        };
         let header = match jsonwebtoken::decode_header(token) {
             Ok(header) => header,
             Err(error) if names_unknown_algorithm(token, &error) => return Err(refused),
@@ -130,7 +132,10 @@ impl TokenKeys {
         let claims = jsonwebtoken::decode::<Claims>(token, key, &validation)
             .map_err(|error| token_error(error.kind()))?
             .claims;
-        claims.sub.parse().map_err(|_| TokenError::Malformed("sub is not a user id or an @handle"))
+        claims
+            .sub
+            .parse()
+            .map_err(|_| TokenError::Malformed("sub is not a user id or an @handle"))
     }
 
     fn accepted(&self) -> &'static str {
@@ -160,13 +165,19 @@ impl TokenSigner {
     /// Signs with HS256.
     pub fn hs256(secret: &[u8]) -> Result<Self, KeyError> {
         check_secret(secret)?;
-        Ok(Self { key: EncodingKey::from_secret(secret), algorithm: Algorithm::HS256 })
+        Ok(Self {
+            key: EncodingKey::from_secret(secret),
+            algorithm: Algorithm::HS256,
+        })
     }
 
     /// Signs with EdDSA, with this Ed25519 private key (PKCS#8 PEM).
     pub fn eddsa(private_pem: &[u8]) -> Result<Self, KeyError> {
         let key = EncodingKey::from_ed_pem(private_pem).map_err(bad_pem)?;
-        Ok(Self { key, algorithm: Algorithm::EdDSA })
+        Ok(Self {
+            key,
+            algorithm: Algorithm::EdDSA,
+        })
     }
 }
 
@@ -178,10 +189,20 @@ impl fmt::Debug for TokenSigner {
 
 /// Makes a token for this user that is good for this long.
 pub fn issue(signer: &TokenSigner, sub: &UserRef, valid_for: Duration) -> Result<String, KeyError> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let claims = Claims { sub: sub.to_string(), exp: now + valid_for.as_secs(), iat: Some(now) };
-    jsonwebtoken::encode(&Header::new(signer.algorithm), &claims, &signer.key)
-        .map_err(|error| KeyError::Sign { reason: error.to_string() })
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
+    let claims = Claims {
+        sub: sub.to_string(),
+        exp: now + valid_for.as_secs(),
+        iat: Some(now),
+    };
+    jsonwebtoken::encode(&Header::new(signer.algorithm), &claims, &signer.key).map_err(|error| {
+        KeyError::Sign {
+            reason: error.to_string(),
+        }
+    })
 }
 
 fn check_secret(secret: &[u8]) -> Result<(), KeyError> {
@@ -193,13 +214,19 @@ fn check_secret(secret: &[u8]) -> Result<(), KeyError> {
 
 #[allow(clippy::needless_pass_by_value)] // the shape that `map_err` wants
 fn bad_pem(error: jsonwebtoken::errors::Error) -> KeyError {
-    KeyError::BadPem { reason: error.to_string() }
+    KeyError::BadPem {
+        reason: error.to_string(),
+    }
 }
 
 /// `none` and made-up algorithms do not even parse; say that it is the algorithm all the same.
 fn names_unknown_algorithm(token: &str, error: &jsonwebtoken::errors::Error) -> bool {
     let parts = token.split('.').count() == 3;
-    parts && matches!(error.kind(), ErrorKind::Json(_) | ErrorKind::InvalidAlgorithmName)
+    parts
+        && matches!(
+            error.kind(),
+            ErrorKind::Json(_) | ErrorKind::InvalidAlgorithmName
+        )
 }
 
 fn token_error(kind: &ErrorKind) -> TokenError {

@@ -5,7 +5,8 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use crate::{
-    Body, ConnectOptions, Destination, Error, Limits, Message, Sent, Sync, Synced, Timeline, UserRef,
+    Body, ConnectOptions, Destination, Error, Limits, Message, Sent, Sync, Synced, Timeline,
+    UserRef,
 };
 
 /// What happens, in the order in which it concerns the app.
@@ -39,7 +40,10 @@ pub struct Client {}
 impl Client {
     /// Connects and waits for the gateway's welcome.
     pub async fn connect(options: ConnectOptions) -> Result<Self, Error> {
-        Err(Error::Connect { url: options.url, reason: "not built yet".into() })
+        Err(Error::Connect {
+            url: options.url,
+            reason: "not built yet".into(),
+        })
     }
 
     /// The user id that the token stands for.

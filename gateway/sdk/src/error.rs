@@ -66,10 +66,9 @@ impl Error {
         match self {
             Self::Refused(fault) | Self::NotAdmitted { fault, .. } => fault.retryable,
             Self::Connect { .. } | Self::Timeout { .. } => true,
-            Self::Options { .. }
-            | Self::Closed
-            | Self::State { .. }
-            | Self::Destination(_) => false,
+            Self::Options { .. } | Self::Closed | Self::State { .. } | Self::Destination(_) => {
+                false
+            }
         }
     }
 }

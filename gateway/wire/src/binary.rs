@@ -14,22 +14,34 @@ use crate::{
 /// Encodes a frame of a client.
 pub fn encode_client(frame: &ClientFrame) -> Bytes {
     let request = request_to_proto(frame.request.clone());
-    proto::ClientFrame { id: frame.id, request: Some(request) }.encode_to_vec().into()
+    proto::ClientFrame {
+        id: frame.id,
+        request: Some(request),
+    }
+    .encode_to_vec()
+    .into()
 }
 
 /// Decodes a frame of a client.
 pub fn decode_client(bytes: &Bytes) -> Result<ClientFrame, DecodeError> {
-    let frame = proto::ClientFrame::decode(bytes.clone())
-        .map_err(|error| DecodeError { id: 0, reason: error.to_string() })?;
+    let frame = proto::ClientFrame::decode(bytes.clone()).map_err(|error| DecodeError {
+        id: 0,
+        reason: error.to_string(),
+    })?;
     let id = frame.id;
     let refuse = |reason: String| DecodeError { id, reason };
     if id == 0 {
-        return Err(refuse("id is missing: give each request its own number, from 1".into()));
+        return Err(refuse(
+            "id is missing: give each request its own number, from 1".into(),
+        ));
     }
     let Some(request) = frame.request else {
         return Err(refuse("it has no request that this gateway knows".into()));
     };
-    Ok(ClientFrame { id, request: request_from_proto(request).map_err(refuse)? })
+    Ok(ClientFrame {
+        id,
+        request: request_from_proto(request).map_err(refuse)?,
+    })
 }
 
 /// Encodes a frame of a gateway.
@@ -39,8 +51,10 @@ pub fn encode_server(frame: &ServerFrame) -> Bytes {
 
 /// Decodes a frame of a gateway.
 pub fn decode_server(bytes: &Bytes) -> Result<ServerFrame, DecodeError> {
-    let frame = proto::ServerFrame::decode(bytes.clone())
-        .map_err(|error| DecodeError { id: 0, reason: error.to_string() })?;
+    let frame = proto::ServerFrame::decode(bytes.clone()).map_err(|error| DecodeError {
+        id: 0,
+        reason: error.to_string(),
+    })?;
     let id = frame.id;
     server_from_proto(frame).map_err(|reason| DecodeError { id, reason })
 }
@@ -60,28 +74,39 @@ fn request_to_proto(request: Request) -> client_frame::Request {
             limit: sync.limit,
             have: sync.have.into_iter().map(Into::into).collect(),
         }),
-        Request::MarkRead { conversation, seq, request_id } => P::MarkRead(proto::MarkRead {
+        Request::MarkRead {
+            conversation,
+            seq,
+            request_id,
+        } => P::MarkRead(proto::MarkRead {
             conversation: Some(conversation.into()),
             seq,
             request_id: uuid_to_proto(request_id),
         }),
-        Request::Ack { timeline, seq, request_id } => P::Ack(proto::Ack {
+        Request::Ack {
+            timeline,
+            seq,
+            request_id,
+        } => P::Ack(proto::Ack {
             timeline: Some(timeline.into()),
             seq,
             request_id: uuid_to_proto(request_id),
         }),
-        Request::CreateGroup { name, request_id } => {
-            P::CreateGroup(proto::CreateGroup { name, request_id: uuid_to_proto(request_id) })
-        }
-        Request::JoinGroup { group, request_id } => {
-            P::JoinGroup(proto::JoinGroup { group, request_id: uuid_to_proto(request_id) })
-        }
-        Request::LeaveGroup { group, request_id } => {
-            P::LeaveGroup(proto::LeaveGroup { group, request_id: uuid_to_proto(request_id) })
-        }
-        Request::ResolveUser { user } => {
-            P::ResolveUser(proto::ResolveUser { user: Some(Destination::User(user).into()) })
-        }
+        Request::CreateGroup { name, request_id } => P::CreateGroup(proto::CreateGroup {
+            name,
+            request_id: uuid_to_proto(request_id),
+        }),
+        Request::JoinGroup { group, request_id } => P::JoinGroup(proto::JoinGroup {
+            group,
+            request_id: uuid_to_proto(request_id),
+        }),
+        Request::LeaveGroup { group, request_id } => P::LeaveGroup(proto::LeaveGroup {
+            group,
+            request_id: uuid_to_proto(request_id),
+        }),
+        Request::ResolveUser { user } => P::ResolveUser(proto::ResolveUser {
+            user: Some(Destination::User(user).into()),
+        }),
         Request::Ping => P::Ping(proto::Ping {}),
     }
 }
@@ -93,7 +118,11 @@ fn request_from_proto(request: client_frame::Request) -> Result<Request, String>
         P::Sync(sync) => Request::Sync(Sync {
             key: sync.key,
             limit: sync.limit,
-            have: sync.have.into_iter().map(position).collect::<Result<_, _>>()?,
+            have: sync
+                .have
+                .into_iter()
+                .map(position)
+                .collect::<Result<_, _>>()?,
         }),
         P::MarkRead(call) => Request::MarkRead {
             conversation: destination(call.conversation, "conversation")?,
@@ -131,7 +160,11 @@ fn send_from_proto(send: proto::Send) -> Result<Send, String> {
             String::from_utf8(send.body.into()).map_err(|_| "a text body must be UTF-8")?,
         ),
         2 => Body::Opaque(send.body),
-        other => return Err(format!("type is {other}; it must be 1 (text) or 2 (opaque)")),
+        other => {
+            return Err(format!(
+                "type is {other}; it must be 1 (text) or 2 (opaque)"
+            ));
+        }
     };
     Ok(Send {
         to: destination(send.to, "to")?,
@@ -156,14 +189,27 @@ fn server_to_proto(frame: ServerFrame) -> proto::ServerFrame {
             }),
         ),
         ServerFrame::Push(push) => {
-            let bare = |message| proto::Message { timeline: None, ..message_to_proto(message) };
+            let bare = |message| proto::Message {
+                timeline: None,
+                ..message_to_proto(message)
+            };
             let messages = push.messages.into_iter().map(bare).collect();
             let timeline = Some(push.timeline.into());
-            (0, P::Push(proto::Push { timeline, prev_seq: push.prev_seq, messages }))
+            (
+                0,
+                P::Push(proto::Push {
+                    timeline,
+                    prev_seq: push.prev_seq,
+                    messages,
+                }),
+            )
         }
-        ServerFrame::Notify { heads } => {
-            (0, P::Notify(proto::Notify { heads: heads.into_iter().map(Into::into).collect() }))
-        }
+        ServerFrame::Notify { heads } => (
+            0,
+            P::Notify(proto::Notify {
+                heads: heads.into_iter().map(Into::into).collect(),
+            }),
+        ),
         ServerFrame::GoAway(go_away) => (
             0,
             P::GoAway(proto::GoAway {
@@ -174,7 +220,10 @@ fn server_to_proto(frame: ServerFrame) -> proto::ServerFrame {
         ),
         ServerFrame::Unknown => return proto::ServerFrame::default(),
     };
-    proto::ServerFrame { id, frame: Some(frame) }
+    proto::ServerFrame {
+        id,
+        frame: Some(frame),
+    }
 }
 
 fn reply_to_proto(reply: Reply) -> server_frame::Frame {
@@ -204,7 +253,9 @@ fn reply_to_proto(reply: Reply) -> server_frame::Frame {
 fn server_from_proto(frame: proto::ServerFrame) -> Result<ServerFrame, String> {
     use server_frame::Frame as P;
     let id = frame.id;
-    let Some(frame) = frame.frame else { return Ok(ServerFrame::Unknown) };
+    let Some(frame) = frame.frame else {
+        return Ok(ServerFrame::Unknown);
+    };
     let reply = match frame {
         P::Error(error) => {
             let fault = Fault {
@@ -218,7 +269,11 @@ fn server_from_proto(frame: proto::ServerFrame) -> Result<ServerFrame, String> {
         P::Welcome(welcome) => return Ok(ServerFrame::Welcome(welcome_from_proto(welcome))),
         P::Push(push) => return push_from_proto(push).map(ServerFrame::Push),
         P::Notify(notify) => {
-            let heads = notify.heads.into_iter().map(position).collect::<Result<_, _>>()?;
+            let heads = notify
+                .heads
+                .into_iter()
+                .map(position)
+                .collect::<Result<_, _>>()?;
             return Ok(ServerFrame::Notify { heads });
         }
         P::GoAway(go_away) => {
@@ -244,23 +299,46 @@ fn server_from_proto(frame: proto::ServerFrame) -> Result<ServerFrame, String> {
                 .collect::<Result<_, String>>()?,
             key: page.key,
             more: page.more,
-            positions: page.positions.into_iter().map(position).collect::<Result<_, _>>()?,
+            positions: page
+                .positions
+                .into_iter()
+                .map(position)
+                .collect::<Result<_, _>>()?,
         }),
         P::MarkedRead(reply) => Reply::MarkedRead { seq: reply.seq },
         P::Acked(reply) => Reply::Acked { seq: reply.seq },
-        P::GroupCreated(reply) => Reply::GroupCreated { group: reply.group, seq: reply.seq },
-        P::JoinedGroup(reply) => Reply::JoinedGroup { join_seq: reply.join_seq },
-        P::LeftGroup(reply) => Reply::LeftGroup { left_seq: reply.left_seq },
-        P::User(reply) => Reply::User { user: reply.user, handle: reply.handle },
-        P::Pong(reply) => Reply::Pong { server_time_ms: reply.server_time_ms },
+        P::GroupCreated(reply) => Reply::GroupCreated {
+            group: reply.group,
+            seq: reply.seq,
+        },
+        P::JoinedGroup(reply) => Reply::JoinedGroup {
+            join_seq: reply.join_seq,
+        },
+        P::LeftGroup(reply) => Reply::LeftGroup {
+            left_seq: reply.left_seq,
+        },
+        P::User(reply) => Reply::User {
+            user: reply.user,
+            handle: reply.handle,
+        },
+        P::Pong(reply) => Reply::Pong {
+            server_time_ms: reply.server_time_ms,
+        },
     };
     Ok(ServerFrame::Reply { id, reply })
 }
 
 fn push_from_proto(push: proto::Push) -> Result<Push, String> {
     let at = timeline(push.timeline)?;
-    let messages = push.messages.into_iter().map(|message| message_from_proto(message, at));
-    Ok(Push { timeline: at, prev_seq: push.prev_seq, messages: messages.collect::<Result<_, _>>()? })
+    let messages = push
+        .messages
+        .into_iter()
+        .map(|message| message_from_proto(message, at));
+    Ok(Push {
+        timeline: at,
+        prev_seq: push.prev_seq,
+        messages: messages.collect::<Result<_, _>>()?,
+    })
 }
 
 fn message_to_proto(message: Message) -> proto::Message {
@@ -343,7 +421,9 @@ impl From<Destination> for proto::Destination {
             Destination::User(UserRef::Handle(name)) => destination::Destination::Handle(name),
             Destination::Group(group) => destination::Destination::Group(group),
         };
-        Self { destination: Some(destination) }
+        Self {
+            destination: Some(destination),
+        }
     }
 }
 
@@ -353,13 +433,19 @@ impl From<Timeline> for proto::Timeline {
             Timeline::Mailbox(user) => (proto::TimelineKind::Mailbox, user),
             Timeline::Group(group) => (proto::TimelineKind::Group, group),
         };
-        Self { kind: kind as i32, owner }
+        Self {
+            kind: kind as i32,
+            owner,
+        }
     }
 }
 
 impl From<Position> for proto::Position {
     fn from(position: Position) -> Self {
-        Self { timeline: Some(position.timeline.into()), seq: position.seq }
+        Self {
+            timeline: Some(position.timeline.into()),
+            seq: position.seq,
+        }
     }
 }
 
@@ -372,7 +458,9 @@ fn destination(
         Some(P::User(user)) => Ok(Destination::User(UserRef::Id(user))),
         Some(P::Handle(handle)) => Ok(Destination::User(UserRef::Handle(handle))),
         Some(P::Group(group)) => Ok(Destination::Group(group)),
-        None => Err(format!("{field} is missing: name a user, a handle or a group")),
+        None => Err(format!(
+            "{field} is missing: name a user, a handle or a group"
+        )),
     }
 }
 
@@ -381,14 +469,18 @@ fn timeline(timeline: Option<proto::Timeline>) -> Result<Timeline, String> {
     match proto::TimelineKind::try_from(timeline.kind) {
         Ok(proto::TimelineKind::Mailbox) => Ok(Timeline::Mailbox(timeline.owner)),
         Ok(proto::TimelineKind::Group) => Ok(Timeline::Group(timeline.owner)),
-        Ok(proto::TimelineKind::Unspecified) | Err(_) => {
-            Err(format!("timeline kind is {}; it must be 1 (mailbox) or 2 (group)", timeline.kind))
-        }
+        Ok(proto::TimelineKind::Unspecified) | Err(_) => Err(format!(
+            "timeline kind is {}; it must be 1 (mailbox) or 2 (group)",
+            timeline.kind
+        )),
     }
 }
 
 fn position(position: proto::Position) -> Result<Position, String> {
-    Ok(Position { timeline: timeline(position.timeline)?, seq: position.seq })
+    Ok(Position {
+        timeline: timeline(position.timeline)?,
+        seq: position.seq,
+    })
 }
 
 fn uuid_to_proto(id: Uuid) -> Bytes {
@@ -396,6 +488,10 @@ fn uuid_to_proto(id: Uuid) -> Bytes {
 }
 
 fn uuid(bytes: &Bytes, field: &str) -> Result<Uuid, String> {
-    Uuid::from_slice(bytes)
-        .map_err(|_| format!("{field} has {} bytes; it must be a UUIDv7 of 16", bytes.len()))
+    Uuid::from_slice(bytes).map_err(|_| {
+        format!(
+            "{field} has {} bytes; it must be a UUIDv7 of 16",
+            bytes.len()
+        )
+    })
 }

@@ -28,7 +28,9 @@ impl Encoding {
 
     /// The encoding that a subprotocol's name asks for.
     pub fn from_subprotocol(name: &str) -> Option<Self> {
-        [Self::Json, Self::Proto].into_iter().find(|encoding| encoding.subprotocol() == name)
+        [Self::Json, Self::Proto]
+            .into_iter()
+            .find(|encoding| encoding.subprotocol() == name)
     }
 
     /// Encodes a frame of a client.

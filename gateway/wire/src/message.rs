@@ -34,12 +34,18 @@ impl MessageType {
 
     /// The name in JSON, or none for a number that this build does not know.
     pub fn name(self) -> Option<&'static str> {
-        Self::NAMES.iter().find(|(kind, _)| *kind == self).map(|(_, name)| *name)
+        Self::NAMES
+            .iter()
+            .find(|(kind, _)| *kind == self)
+            .map(|(_, name)| *name)
     }
 
     /// The type of this name.
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::NAMES.iter().find(|(_, known)| *known == name).map(|(kind, _)| *kind)
+        Self::NAMES
+            .iter()
+            .find(|(_, known)| *known == name)
+            .map(|(kind, _)| *kind)
     }
 }
 
@@ -126,6 +132,10 @@ impl Message {
     /// The body as text, if it is text (or a group's name) and valid UTF-8.
     pub fn text(&self) -> Option<&str> {
         let textual = matches!(self.kind, MessageType::TEXT | MessageType::GROUP_CREATED);
-        if textual { std::str::from_utf8(&self.body).ok() } else { None }
+        if textual {
+            std::str::from_utf8(&self.body).ok()
+        } else {
+            None
+        }
     }
 }

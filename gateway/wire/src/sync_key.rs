@@ -52,9 +52,12 @@ impl SyncKey {
         if text.len() > SYNC_KEY_TEXT_BYTES_MAX {
             return Err(BadSyncKey("it is too long"));
         }
-        let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| BadSyncKey("it is not base64url"))?;
-        let (mut rest, crc) =
-            bytes.split_last_chunk::<4>().ok_or(BadSyncKey("it is cut short"))?;
+        let bytes = URL_SAFE_NO_PAD
+            .decode(text)
+            .map_err(|_| BadSyncKey("it is not base64url"))?;
+        let (mut rest, crc) = bytes
+            .split_last_chunk::<4>()
+            .ok_or(BadSyncKey("it is cut short"))?;
         if crc32fast::hash(rest) != u32::from_be_bytes(*crc) {
             return Err(BadSyncKey("its checksum is wrong"));
         }
@@ -72,7 +75,11 @@ impl SyncKey {
         if !rest.is_empty() {
             return Err(BadSyncKey("it has bytes left over"));
         }
-        Ok(Self { mailbox_seq, state_version, groups })
+        Ok(Self {
+            mailbox_seq,
+            state_version,
+            groups,
+        })
     }
 
     /// Writes the key.
@@ -132,7 +139,9 @@ fn take_groups(rest: &mut &[u8]) -> Result<Vec<(u64, u64)>, BadSyncKey> {
     let mut before = 0_u64;
     for _ in 0..count {
         let step = take_varint(rest)?;
-        let group = before.checked_add(step).ok_or(BadSyncKey("a group id is too great"))?;
+        let group = before
+            .checked_add(step)
+            .ok_or(BadSyncKey("a group id is too great"))?;
         let seq = take_varint(rest)?;
         if step == 0 || seq == 0 {
             return Err(BadSyncKey("its groups are not in order"));
@@ -177,7 +186,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn key(mailbox_seq: u64, groups: &[(u64, u64)]) -> SyncKey {
-        let mut key = SyncKey { mailbox_seq, ..SyncKey::default() };
+        let mut key = SyncKey {
+            mailbox_seq,
+            ..SyncKey::default()
+        };
         for (group, seq) in groups {
             assert!(key.raise_group(*group, *seq));
         }
@@ -232,7 +244,10 @@ mod tests {
 
     #[test]
     fn the_greatest_key_fits() {
-        let mut key = SyncKey { mailbox_seq: u64::MAX, ..SyncKey::default() };
+        let mut key = SyncKey {
+            mailbox_seq: u64::MAX,
+            ..SyncKey::default()
+        };
         for at in 0..SYNC_KEY_GROUPS_MAX as u64 {
             assert!(key.raise_group(u64::MAX - at, u64::MAX));
         }

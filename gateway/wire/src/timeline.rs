@@ -53,7 +53,10 @@ pub struct BadDestination {
 
 impl BadDestination {
     fn new(text: &str, wanted: &'static str) -> Self {
-        Self { text: text.chars().take(80).collect(), wanted }
+        Self {
+            text: text.chars().take(80).collect(),
+            wanted,
+        }
     }
 }
 
@@ -129,7 +132,10 @@ impl FromStr for Destination {
             Some(rest) => parse_id(rest)
                 .map(Self::Group)
                 .ok_or_else(|| BadDestination::new(text, wanted)),
-            None => text.parse().map(Self::User).map_err(|_| BadDestination::new(text, wanted)),
+            None => text
+                .parse()
+                .map(Self::User)
+                .map_err(|_| BadDestination::new(text, wanted)),
         }
     }
 }
@@ -150,10 +156,27 @@ mod tests {
 
     #[test]
     fn other_text_is_refused_with_an_example() {
-        for text in ["", "17", "mailbox:", "mailbox:017", "mailbox:+1", "group:0", "feed:1"] {
+        for text in [
+            "",
+            "17",
+            "mailbox:",
+            "mailbox:017",
+            "mailbox:+1",
+            "group:0",
+            "feed:1",
+        ] {
             assert!(text.parse::<Timeline>().is_err(), "{text}");
         }
-        for text in ["", "@", "bob", "group:", "group:x", "-1", "0", "99999999999999999999"] {
+        for text in [
+            "",
+            "@",
+            "bob",
+            "group:",
+            "group:x",
+            "-1",
+            "0",
+            "99999999999999999999",
+        ] {
             let error = text.parse::<Destination>().unwrap_err();
             assert!(error.to_string().contains("@bob"), "{error}");
         }

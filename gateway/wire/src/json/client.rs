@@ -116,39 +116,74 @@ struct PingJson {}
 
 impl From<Position> for PositionJson {
     fn from(position: Position) -> Self {
-        Self { timeline: position.timeline, seq: U64(position.seq) }
+        Self {
+            timeline: position.timeline,
+            seq: U64(position.seq),
+        }
     }
 }
 
 impl From<PositionJson> for Position {
     fn from(position: PositionJson) -> Self {
-        Self { timeline: position.timeline, seq: position.seq.0 }
+        Self {
+            timeline: position.timeline,
+            seq: position.seq.0,
+        }
     }
 }
 
 /// Encodes a frame of a client.
 pub fn encode_client(frame: &ClientFrame) -> Bytes {
-    let mut json = FrameJson { id: frame.id, ..FrameJson::default() };
+    let mut json = FrameJson {
+        id: frame.id,
+        ..FrameJson::default()
+    };
     match frame.request.clone() {
         Request::Send(send) => json.send = Some(SendJson::from(send)),
         Request::Sync(sync) => {
             let have = sync.have.into_iter().map(Into::into).collect();
-            json.sync = Some(SyncJson { key: sync.key, limit: sync.limit, have });
+            json.sync = Some(SyncJson {
+                key: sync.key,
+                limit: sync.limit,
+                have,
+            });
         }
-        Request::MarkRead { conversation, seq, request_id } => {
-            json.mark_read = Some(MarkReadJson { conversation, seq: U64(seq), request_id });
+        Request::MarkRead {
+            conversation,
+            seq,
+            request_id,
+        } => {
+            json.mark_read = Some(MarkReadJson {
+                conversation,
+                seq: U64(seq),
+                request_id,
+            });
         }
-        Request::Ack { timeline, seq, request_id } => {
-            json.ack = Some(AckJson { timeline, seq: U64(seq), request_id });
+        Request::Ack {
+            timeline,
+            seq,
+            request_id,
+        } => {
+            json.ack = Some(AckJson {
+                timeline,
+                seq: U64(seq),
+                request_id,
+            });
         }
         Request::CreateGroup { name, request_id } => {
             json.create_group = Some(CreateGroupJson { name, request_id });
         }
         Request::JoinGroup { group, request_id } => {
-            json.join_group = Some(GroupJson { group: U64(group), request_id });
+            json.join_group = Some(GroupJson {
+                group: U64(group),
+                request_id,
+            });
         }
         Request::LeaveGroup { group, request_id } => {
-            json.leave_group = Some(GroupJson { group: U64(group), request_id });
+            json.leave_group = Some(GroupJson {
+                group: U64(group),
+                request_id,
+            });
         }
         Request::ResolveUser { user } => json.resolve_user = Some(ResolveUserJson { user }),
         Request::Ping => json.ping = Some(PingJson {}),
@@ -158,18 +193,24 @@ pub fn encode_client(frame: &ClientFrame) -> Bytes {
 
 /// Decodes a frame of a client. Fields that are not in the protocol are refused.
 pub fn decode_client(bytes: &Bytes) -> Result<ClientFrame, DecodeError> {
-    let json: FrameJson = serde_json::from_slice(bytes)
-        .map_err(|error| DecodeError { id: id_of_bad_frame(bytes), reason: error.to_string() })?;
+    let json: FrameJson = serde_json::from_slice(bytes).map_err(|error| DecodeError {
+        id: id_of_bad_frame(bytes),
+        reason: error.to_string(),
+    })?;
     let id = json.id;
     let refuse = |reason: String| DecodeError { id, reason };
     if id == 0 {
-        return Err(refuse("id is missing: give each request its own number, from 1".into()));
+        return Err(refuse(
+            "id is missing: give each request its own number, from 1".into(),
+        ));
     }
     let mut requests = requests(json).map_err(refuse)?;
     match (requests.pop(), requests.is_empty()) {
         (Some(request), true) => Ok(ClientFrame { id, request }),
         (Some(_), false) => Err(refuse("it has more than one request".into())),
-        (None, _) => Err(refuse("it has no request, such as \"send\" or \"sync\"".into())),
+        (None, _) => Err(refuse(
+            "it has no request, such as \"send\" or \"sync\"".into(),
+        )),
     }
 }
 
@@ -184,7 +225,11 @@ pub fn send_from_json(bytes: &[u8]) -> Result<Send, DecodeError> {
 fn requests(json: FrameJson) -> Result<Vec<Request>, String> {
     let sync = json.sync.map(|sync| {
         let have = sync.have.into_iter().map(Into::into).collect();
-        Request::Sync(Sync { key: sync.key, limit: sync.limit, have })
+        Request::Sync(Sync {
+            key: sync.key,
+            limit: sync.limit,
+            have,
+        })
     });
     let mark_read = json.mark_read.map(|call| Request::MarkRead {
         conversation: call.conversation,
@@ -196,20 +241,37 @@ fn requests(json: FrameJson) -> Result<Vec<Request>, String> {
         seq: call.seq.0,
         request_id: call.request_id,
     });
-    let create_group = json
-        .create_group
-        .map(|call| Request::CreateGroup { name: call.name, request_id: call.request_id });
-    let join_group = json
-        .join_group
-        .map(|call| Request::JoinGroup { group: call.group.0, request_id: call.request_id });
-    let leave_group = json
-        .leave_group
-        .map(|call| Request::LeaveGroup { group: call.group.0, request_id: call.request_id });
-    let resolve_user = json.resolve_user.map(|call| Request::ResolveUser { user: call.user });
+    let create_group = json.create_group.map(|call| Request::CreateGroup {
+        name: call.name,
+        request_id: call.request_id,
+    });
+    let join_group = json.join_group.map(|call| Request::JoinGroup {
+        group: call.group.0,
+        request_id: call.request_id,
+    });
+    let leave_group = json.leave_group.map(|call| Request::LeaveGroup {
+        group: call.group.0,
+        request_id: call.request_id,
+    });
+    let resolve_user = json
+        .resolve_user
+        .map(|call| Request::ResolveUser { user: call.user });
     let ping = json.ping.map(|PingJson {}| Request::Ping);
-    let send = json.send.map(Send::try_from).transpose()?.map(Request::Send);
+    let send = json
+        .send
+        .map(Send::try_from)
+        .transpose()?
+        .map(Request::Send);
     let all = [
-        send, sync, mark_read, ack, create_group, join_group, leave_group, resolve_user, ping,
+        send,
+        sync,
+        mark_read,
+        ack,
+        create_group,
+        join_group,
+        leave_group,
+        resolve_user,
+        ping,
     ];
     Ok(all.into_iter().flatten().collect())
 }

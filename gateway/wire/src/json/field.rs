@@ -99,5 +99,7 @@ impl<'de> Deserialize<'de> for Base64 {
 /// Writes a value whose serialisation cannot fail.
 pub(super) fn to_bytes<T: Serialize>(value: &T) -> Bytes {
     // Only a map with keys that are no strings, or a failing `Serialize`, makes it fail.
-    serde_json::to_vec(value).expect("frames are plain structs with string keys").into()
+    serde_json::to_vec(value)
+        .expect("frames are plain structs with string keys")
+        .into()
 }

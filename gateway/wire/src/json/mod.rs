@@ -10,6 +10,4 @@ mod server;
 
 pub use client::{decode_client, encode_client, send_from_json};
 pub use field::{U64, quoted};
-pub use server::{
-    decode_server, encode_server, fault_to_json, sent_to_json, synced_to_json,
-};
+pub use server::{decode_server, encode_server, fault_to_json, sent_to_json, synced_to_json};

@@ -6,8 +6,8 @@ use uuid::Uuid;
 
 use super::field::{Base64, U64, quoted, to_bytes};
 use crate::{
-    DecodeError, Fault, GoAway, Limits, Message, MessageType, Position, Push, Reply, Sent, ServerFrame,
-    Synced, Timeline, Welcome,
+    DecodeError, Fault, GoAway, Limits, Message, MessageType, Position, Push, Reply, Sent,
+    ServerFrame, Synced, Timeline, Welcome,
 };
 
 /// The frame: one part under its name, and `id` if it is an answer.
@@ -102,13 +102,19 @@ struct PositionJson {
 
 impl From<Position> for PositionJson {
     fn from(position: Position) -> Self {
-        Self { timeline: position.timeline, seq: U64(position.seq) }
+        Self {
+            timeline: position.timeline,
+            seq: U64(position.seq),
+        }
     }
 }
 
 impl From<PositionJson> for Position {
     fn from(position: PositionJson) -> Self {
-        Self { timeline: position.timeline, seq: position.seq.0 }
+        Self {
+            timeline: position.timeline,
+            seq: position.seq.0,
+        }
     }
 }
 
@@ -233,31 +239,48 @@ fn put_reply(json: &mut FrameJson, reply: &Reply) {
         Reply::MarkedRead { seq } => json.marked_read = Some(SeqJson { seq: U64(*seq) }),
         Reply::Acked { seq } => json.acked = Some(SeqJson { seq: U64(*seq) }),
         Reply::GroupCreated { group, seq } => {
-            json.group_created = Some(GroupCreatedJson { group: U64(*group), seq: U64(*seq) });
+            json.group_created = Some(GroupCreatedJson {
+                group: U64(*group),
+                seq: U64(*seq),
+            });
         }
         Reply::JoinedGroup { join_seq } => {
-            json.joined_group = Some(JoinedGroupJson { join_seq: U64(*join_seq) });
+            json.joined_group = Some(JoinedGroupJson {
+                join_seq: U64(*join_seq),
+            });
         }
         Reply::LeftGroup { left_seq } => {
-            json.left_group = Some(LeftGroupJson { left_seq: U64(*left_seq) });
+            json.left_group = Some(LeftGroupJson {
+                left_seq: U64(*left_seq),
+            });
         }
         Reply::User { user, handle } => {
-            json.user = Some(UserJson { user: U64(*user), handle: handle.clone() });
+            json.user = Some(UserJson {
+                user: U64(*user),
+                handle: handle.clone(),
+            });
         }
         Reply::Pong { server_time_ms } => {
-            json.pong = Some(PongJson { server_time_ms: U64(*server_time_ms) });
+            json.pong = Some(PongJson {
+                server_time_ms: U64(*server_time_ms),
+            });
         }
     }
 }
 
 /// Decodes a frame of a gateway.
 pub fn decode_server(bytes: &Bytes) -> Result<ServerFrame, DecodeError> {
-    let json: FrameJson = serde_json::from_slice(bytes)
-        .map_err(|error| DecodeError { id: 0, reason: error.to_string() })?;
+    let json: FrameJson = serde_json::from_slice(bytes).map_err(|error| DecodeError {
+        id: 0,
+        reason: error.to_string(),
+    })?;
     let id = json.id;
     let refuse = |reason: String| DecodeError { id, reason };
     if let Some(error) = json.error {
-        return Ok(ServerFrame::Error { id, fault: error.into() });
+        return Ok(ServerFrame::Error {
+            id,
+            fault: error.into(),
+        });
     }
     if let Some(welcome) = json.welcome {
         return Ok(ServerFrame::Welcome(welcome.into()));
@@ -282,7 +305,12 @@ pub fn decode_server(bytes: &Bytes) -> Result<ServerFrame, DecodeError> {
         }));
     }
     let reply = take_reply(json).map_err(refuse)?;
-    Ok(reply.map_or(ServerFrame::Unknown, |reply| ServerFrame::Reply { id, reply }))
+    Ok(
+        reply.map_or(ServerFrame::Unknown, |reply| ServerFrame::Reply {
+            id,
+            reply,
+        }),
+    )
 }
 
 fn take_reply(json: FrameJson) -> Result<Option<Reply>, String> {
@@ -305,15 +333,27 @@ fn take_reply(json: FrameJson) -> Result<Option<Reply>, String> {
     } else if let Some(reply) = json.acked {
         Some(Reply::Acked { seq: reply.seq.0 })
     } else if let Some(reply) = json.group_created {
-        Some(Reply::GroupCreated { group: reply.group.0, seq: reply.seq.0 })
+        Some(Reply::GroupCreated {
+            group: reply.group.0,
+            seq: reply.seq.0,
+        })
     } else if let Some(reply) = json.joined_group {
-        Some(Reply::JoinedGroup { join_seq: reply.join_seq.0 })
+        Some(Reply::JoinedGroup {
+            join_seq: reply.join_seq.0,
+        })
     } else if let Some(reply) = json.left_group {
-        Some(Reply::LeftGroup { left_seq: reply.left_seq.0 })
+        Some(Reply::LeftGroup {
+            left_seq: reply.left_seq.0,
+        })
     } else if let Some(reply) = json.user {
-        Some(Reply::User { user: reply.user.0, handle: reply.handle })
+        Some(Reply::User {
+            user: reply.user.0,
+            handle: reply.handle,
+        })
     } else {
-        json.pong.map(|reply| Reply::Pong { server_time_ms: reply.server_time_ms.0 })
+        json.pong.map(|reply| Reply::Pong {
+            server_time_ms: reply.server_time_ms.0,
+        })
     })
 }
 
@@ -329,12 +369,19 @@ pub fn synced_to_json(page: &Synced) -> Bytes {
 
 /// The body of an HTTP answer that says no: `{"error":{…}}`.
 pub fn fault_to_json(fault: &Fault) -> Bytes {
-    to_bytes(&FrameJson { error: Some(ErrorJson::from(fault)), ..FrameJson::default() })
+    to_bytes(&FrameJson {
+        error: Some(ErrorJson::from(fault)),
+        ..FrameJson::default()
+    })
 }
 
 impl From<&Sent> for SentJson {
     fn from(sent: &Sent) -> Self {
-        Self { timeline: sent.timeline, seq: U64(sent.seq), message_id: U64(sent.message_id) }
+        Self {
+            timeline: sent.timeline,
+            seq: U64(sent.seq),
+            message_id: U64(sent.message_id),
+        }
     }
 }
 
@@ -344,7 +391,11 @@ impl From<&Synced> for SyncedJson {
             messages: page.messages.iter().map(MessageJson::from).collect(),
             key: page.key.clone(),
             more: page.more,
-            positions: page.positions.iter().map(|position| (*position).into()).collect(),
+            positions: page
+                .positions
+                .iter()
+                .map(|position| (*position).into())
+                .collect(),
         }
     }
 }
@@ -410,8 +461,8 @@ impl From<WelcomeJson> for Welcome {
 impl From<&Message> for MessageJson {
     fn from(message: &Message) -> Self {
         let text = message.text().map(str::to_owned);
-        let body = (text.is_none() && !message.body.is_empty())
-            .then(|| Base64(message.body.clone()));
+        let body =
+            (text.is_none() && !message.body.is_empty()).then(|| Base64(message.body.clone()));
         let kind = message.kind;
         Self {
             timeline: message.timeline,
@@ -420,7 +471,9 @@ impl From<&Message> for MessageJson {
             sender: U64(message.sender),
             recipient: U64(message.recipient),
             sent_at_ms: U64(message.sent_at_ms),
-            r#type: kind.name().map_or_else(|| kind.0.to_string(), str::to_owned),
+            r#type: kind
+                .name()
+                .map_or_else(|| kind.0.to_string(), str::to_owned),
             flags: message.flags,
             client_msg_id: message.client_msg_id.map(|id| id.to_string()),
             text,
@@ -458,7 +511,9 @@ impl TryFrom<MessageJson> for Message {
             flags: json.flags,
             client_msg_id,
             body,
-            refused: json.refused_seq.map(|seq| (seq.0, json.refusal.unwrap_or_default())),
+            refused: json
+                .refused_seq
+                .map(|seq| (seq.0, json.refusal.unwrap_or_default())),
         })
     }
 }

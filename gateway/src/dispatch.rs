@@ -1,0 +1,392 @@
+//! Hands new messages to local sessions: one upstream subscription per timeline, however many
+//! sessions want it.
+//!
+//! A user who is online here has their mailbox subscribed to, and the groups they are a member of.
+//! Subscriptions begin right after a head that was read before the client is welcomed, and the
+//! client syncs after the welcome: so whatever sync does not give, a push does. Joins and leaves are
+//! seen as messages in the group's timeline, as answers to requests made here, and in what sync
+//! reads anyway; for joins made elsewhere to groups that nobody here is in, groups are looked up
+//! again now and then.
+//!
+//! A member is pushed rows from their join's seq on only: the stream of a group may be behind it.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use mailbox_api::v1;
+use mailbox_client::{CallError, Client, SubscribeEvent, SubscribeHandle};
+use mailbox_wire::{Encoding, Message, MessageType, Position, Push, ServerFrame, Timeline};
+use parking_lot::Mutex;
+use tokio::sync::{OnceCell, mpsc};
+
+use crate::connection::Connection;
+use crate::convert::{message_from_api, timeline_from_api, timeline_to_api, user_id_to_api};
+use crate::metrics::Metrics;
+use crate::queue::Close;
+
+/// Who is online here, and what is subscribed to for them.
+pub(crate) struct Dispatch {
+    client: Client,
+    upstream: SubscribeHandle,
+    metrics: Metrics,
+    state: Mutex<State>,
+}
+
+impl std::fmt::Debug for Dispatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Dispatch").finish_non_exhaustive()
+    }
+}
+
+#[derive(Default)]
+struct State {
+    users: HashMap<u64, Online>,
+    /// Group → members online here → the seq of their join.
+    groups: HashMap<u64, HashMap<u64, u64>>,
+}
+
+#[derive(Default)]
+struct Online {
+    connections: Vec<Arc<Connection>>,
+    groups: BTreeSet<u64>,
+    /// Set once the user's timelines are subscribed to.
+    subscribed: Arc<OnceCell<()>>,
+}
+
+/// A connection's place in the dispatch; dropping it takes the connection out.
+#[derive(Debug)]
+pub(crate) struct Attachment {
+    dispatch: Arc<Dispatch>,
+    connection: Arc<Connection>,
+}
+
+impl Dispatch {
+    /// A dispatch without sessions, and the task that feeds it until the store client ends.
+    pub(crate) fn start(
+        client: Client,
+        metrics: Metrics,
+        groups_refresh: Duration,
+    ) -> (Arc<Self>, [tokio::task::JoinHandle<()>; 2]) {
+        let (upstream, events) = client.subscribe();
+        let state = Mutex::default();
+        let dispatch = Arc::new(Self {
+            client,
+            upstream,
+            metrics,
+            state,
+        });
+        let feed = tokio::spawn(Arc::clone(&dispatch).feed(events));
+        let refresh = tokio::spawn(Arc::clone(&dispatch).refresh_groups(groups_refresh));
+        (dispatch, [feed, refresh])
+    }
+
+    /// Takes a connection in, and returns once what it is to be pushed is subscribed to.
+    pub(crate) async fn attach(
+        self: &Arc<Self>,
+        connection: Arc<Connection>,
+    ) -> Result<Attachment, CallError> {
+        let user = connection.user;
+        let subscribed = {
+            let mut state = self.state.lock();
+            let online = state.users.entry(user).or_default();
+            online.connections.push(Arc::clone(&connection));
+            Arc::clone(&online.subscribed)
+        };
+        let attachment = Attachment {
+            dispatch: Arc::clone(self),
+            connection,
+        };
+        subscribed
+            .get_or_try_init(|| self.subscribe(user, &subscribed))
+            .await?;
+        Ok(attachment)
+    }
+
+    /// Subscribes to a user's timelines, each from the head that is read here.
+    async fn subscribe(&self, user: u64, cell: &Arc<OnceCell<()>>) -> Result<(), CallError> {
+        let mailbox = timeline_to_api(Timeline::Mailbox(user));
+        let heads = v1::HeadsRequest {
+            timelines: vec![mailbox],
+            ..v1::HeadsRequest::default()
+        };
+        let groups = v1::SyncRequest {
+            groups_of: Some(user_id_to_api(user)),
+            ..v1::SyncRequest::default()
+        };
+        let (heads, groups) = tokio::try_join!(self.client.heads(heads), self.client.sync(groups))?;
+        let head = heads.heads.first().map_or(0, |head| head.head);
+
+        let mut state = self.state.lock();
+        let still_online = state
+            .users
+            .get(&user)
+            .is_some_and(|online| Arc::ptr_eq(&online.subscribed, cell));
+        if still_online {
+            self.upstream.add(mailbox, head + 1)?;
+            self.metrics.subscriptions.inc();
+            self.enter_groups(&mut state, user, &groups.groups);
+        }
+        Ok(())
+    }
+
+    /// What a fresh look at a user's groups says. Leaves are not taken from it: they come as
+    /// messages, which a member has to be pushed.
+    pub(crate) fn update_groups(&self, user: u64, memberships: &[v1::GroupMembership]) {
+        self.enter_groups(&mut self.state.lock(), user, memberships);
+    }
+
+    /// A user joined a group by a request made here.
+    pub(crate) fn joined(&self, user: u64, group: u64, join_seq: u64) {
+        self.enter_group(&mut self.state.lock(), user, group, join_seq, join_seq);
+    }
+
+    fn enter_groups(&self, state: &mut State, user: u64, memberships: &[v1::GroupMembership]) {
+        for membership in memberships {
+            if let Some(span) = membership.spans.last()
+                && span.left_seq == 0
+            {
+                let from_seq = if membership.head == 0 {
+                    0
+                } else {
+                    membership.head + 1
+                };
+                self.enter_group(state, user, membership.group, span.join_seq, from_seq);
+            }
+        }
+    }
+
+    fn enter_group(&self, state: &mut State, user: u64, group: u64, join_seq: u64, from_seq: u64) {
+        let State { users, groups } = state;
+        let Some(online) = users.get_mut(&user) else {
+            return;
+        };
+        if !groups.contains_key(&group) {
+            if let Err(error) = self
+                .upstream
+                .add(timeline_to_api(Timeline::Group(group)), from_seq)
+            {
+                // Members still get everything by sync.
+                tracing::warn!(group, %error, "subscribe to group");
+                return;
+            }
+            self.metrics.subscriptions.inc();
+        }
+        online.groups.insert(group);
+        let joined = groups
+            .entry(group)
+            .or_default()
+            .entry(user)
+            .or_insert(join_seq);
+        *joined = join_seq.max(*joined);
+    }
+
+    fn leave_group(&self, state: &mut State, user: u64, group: u64) {
+        if let Some(online) = state.users.get_mut(&user) {
+            online.groups.remove(&group);
+        }
+        if let Some(members) = state.groups.get_mut(&group) {
+            members.remove(&user);
+            if members.is_empty() {
+                state.groups.remove(&group);
+                self.unsubscribe(Timeline::Group(group));
+            }
+        }
+    }
+
+    fn unsubscribe(&self, timeline: Timeline) {
+        self.upstream.remove(timeline_to_api(timeline));
+        self.metrics.subscriptions.dec();
+    }
+
+    fn detach(&self, connection: &Arc<Connection>) {
+        let user = connection.user;
+        let mut state = self.state.lock();
+        let Some(online) = state.users.get_mut(&user) else {
+            return;
+        };
+        online
+            .connections
+            .retain(|other| !Arc::ptr_eq(other, connection));
+        if !online.connections.is_empty() {
+            return;
+        }
+        let subscribed = online.subscribed.initialized();
+        let groups = std::mem::take(&mut online.groups);
+        state.users.remove(&user);
+        for group in groups {
+            self.leave_group(&mut state, user, group);
+        }
+        if subscribed {
+            self.unsubscribe(Timeline::Mailbox(user));
+        }
+    }
+
+    async fn feed(self: Arc<Self>, mut events: mpsc::Receiver<SubscribeEvent>) {
+        while let Some(event) = events.recv().await {
+            match event {
+                SubscribeEvent::Batch { timeline, messages } => {
+                    if let Some(timeline) = timeline_from_api(Some(&timeline)) {
+                        let messages = messages.into_iter();
+                        let messages = messages.map(|message| message_from_api(message, timeline));
+                        self.deliver(timeline, messages.collect());
+                    }
+                }
+                // The store client follows heads by itself.
+                SubscribeEvent::Heads(_) => {}
+                SubscribeEvent::Ended { timeline, error } => {
+                    if let Some(timeline) = timeline_from_api(Some(&timeline)) {
+                        tracing::warn!(%timeline, %error, "subscription ended");
+                        self.ended(timeline);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A subscription ended for good: who relied on it connects anew and syncs.
+    fn ended(&self, timeline: Timeline) {
+        for (connection, _) in self.audience(timeline) {
+            connection.queue.close(Close::GoingAway);
+        }
+    }
+
+    /// Everyone who is to be pushed this timeline, with the first seq that each may read.
+    fn audience(&self, timeline: Timeline) -> Vec<(Arc<Connection>, u64)> {
+        let state = self.state.lock();
+        let connections_of = |user: &u64, from: u64| {
+            let online = state.users.get(user);
+            let connections = online.into_iter().flat_map(|online| &online.connections);
+            connections.map(move |connection| (Arc::clone(connection), from))
+        };
+        match timeline {
+            Timeline::Mailbox(user) => connections_of(&user, 0).collect(),
+            Timeline::Group(group) => {
+                let members = state.groups.get(&group).into_iter().flatten();
+                members
+                    .flat_map(|(user, joined)| connections_of(user, *joined))
+                    .collect()
+            }
+        }
+    }
+
+    fn deliver(&self, timeline: Timeline, messages: Vec<Message>) {
+        let Timeline::Group(group) = timeline else {
+            self.push(timeline, messages);
+            return;
+        };
+        // Membership changes with the message that tells of it: a run ends there.
+        let mut run = Vec::new();
+        for message in messages {
+            let (kind, user, seq) = (message.kind, message.sender, message.seq);
+            if kind == MessageType::MEMBER_JOINED {
+                self.push(timeline, std::mem::take(&mut run));
+                self.joined(user, group, seq);
+            }
+            run.push(message);
+            if kind == MessageType::MEMBER_LEFT {
+                self.push(timeline, std::mem::take(&mut run));
+                self.left(user, group, seq);
+            }
+        }
+        self.push(timeline, run);
+    }
+
+    /// A user left a group at this seq; a later join, known by another way, stands.
+    fn left(&self, user: u64, group: u64, left_seq: u64) {
+        let mut state = self.state.lock();
+        let joined = state
+            .groups
+            .get(&group)
+            .and_then(|members| members.get(&user))
+            .copied();
+        if joined.is_some_and(|join_seq| join_seq < left_seq) {
+            self.leave_group(&mut state, user, group);
+        }
+    }
+
+    fn push(&self, timeline: Timeline, messages: Vec<Message>) {
+        let (Some(first), Some(last)) = (messages.first(), messages.last()) else {
+            return;
+        };
+        let (first_seq, head) = (
+            first.seq,
+            Position {
+                timeline,
+                seq: last.seq,
+            },
+        );
+        let mut audience = self.audience(timeline);
+        // The few whose join is within the batch are given the rest of it.
+        audience.retain(|(connection, from)| {
+            let late = *from > first_seq;
+            if late && *from <= head.seq {
+                let part = messages
+                    .iter()
+                    .filter(|message| message.seq >= *from)
+                    .cloned();
+                let frame = encode(connection.encoding, timeline, part.collect());
+                self.offer(connection, frame, head);
+            }
+            !late
+        });
+        let mut frames: [Option<Bytes>; 2] = [None, None];
+        for (connection, _) in audience {
+            let slot = match connection.encoding {
+                Encoding::Json => &mut frames[0],
+                Encoding::Proto => &mut frames[1],
+            };
+            let frame = slot
+                .get_or_insert_with(|| encode(connection.encoding, timeline, messages.clone()))
+                .clone();
+            self.offer(&connection, frame, head);
+        }
+    }
+
+    fn offer(&self, connection: &Connection, frame: Bytes, head: Position) {
+        if connection.queue.push(frame, head) {
+            self.metrics.pushes.inc();
+        } else {
+            self.metrics.pushes_dropped.inc();
+        }
+    }
+
+    /// Looks up the groups of everyone online, spread over each period. A stale view will do.
+    async fn refresh_groups(self: Arc<Self>, period: Duration) {
+        loop {
+            tokio::time::sleep(period).await;
+            let users: Vec<u64> = self.state.lock().users.keys().copied().collect();
+            let pause = period / u32::try_from(users.len()).unwrap_or(u32::MAX).max(1);
+            for user in users {
+                let request = v1::SyncRequest {
+                    groups_of: Some(user_id_to_api(user)),
+                    stale: true,
+                    ..v1::SyncRequest::default()
+                };
+                match self.client.sync(request).await {
+                    Ok(response) => self.update_groups(user, &response.groups),
+                    Err(error) => tracing::debug!(user, %error, "look up groups"),
+                }
+                tokio::time::sleep(pause.min(Duration::from_millis(100))).await;
+            }
+        }
+    }
+}
+
+fn encode(encoding: Encoding, timeline: Timeline, messages: Vec<Message>) -> Bytes {
+    let prev_seq = messages
+        .first()
+        .map_or(0, |first| first.seq.saturating_sub(1));
+    encoding.encode_server(&ServerFrame::Push(Push {
+        timeline,
+        prev_seq,
+        messages,
+    }))
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        self.dispatch.detach(&self.connection);
+    }
+}

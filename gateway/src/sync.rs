@@ -1,0 +1,303 @@
+//! Composes a page of sync: the mailbox first, then the user's groups, from a sync key.
+//!
+//! Each part of the key advances only to rows that are on the page, so whatever the page's bounds
+//! cut off is on the next one. A user reads a group in the spans of the membership only: from the
+//! message that tells of the join to the one that tells of the leave, both inclusive.
+
+use mailbox_api::v1::{self, ErrorCode};
+use mailbox_client::Client;
+use mailbox_wire::{Fault, Message, Position, SYNC_KEY_GROUPS_MAX, SyncKey, Synced, Timeline};
+
+use crate::convert::{
+    fault, fault_from_call, message_from_api, timeline_from_api, timeline_to_api, user_id_to_api,
+};
+
+/// Groups read in one call.
+const RANGES_MAX: usize = 100;
+
+/// Calls for one page, so that a page with very many groups ends.
+const ROUNDS_MAX: usize = 20;
+
+/// A page, and the memberships as they were when it was read.
+pub(crate) struct Page {
+    pub(crate) synced: Synced,
+    pub(crate) memberships: Vec<v1::GroupMembership>,
+}
+
+/// The bounds of a page.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    pub(crate) messages_max: u32,
+    pub(crate) bytes_max: u64,
+}
+
+/// Reads the key text and adds what the client has got by push since.
+pub(crate) fn starting_key(user: u64, key: &str, have: &[Position]) -> Result<SyncKey, Fault> {
+    let mut key = SyncKey::parse(key).map_err(|error| resync(error.to_string()))?;
+    if have.len() > SYNC_KEY_GROUPS_MAX + 1 {
+        let message = format!(
+            "`have` names {} timelines, the limit is {}",
+            have.len(),
+            SYNC_KEY_GROUPS_MAX + 1
+        );
+        return Err(fault(ErrorCode::LimitExceeded, message));
+    }
+    for position in have {
+        match position.timeline {
+            Timeline::Mailbox(owner) if owner == user => {
+                key.mailbox_seq = key.mailbox_seq.max(position.seq);
+            }
+            Timeline::Mailbox(owner) => {
+                let message = format!("`have` names mailbox:{owner}, but yours is mailbox:{user}");
+                return Err(fault(ErrorCode::InvalidArgument, message));
+            }
+            Timeline::Group(group) => {
+                if !key.raise_group(group, position.seq) {
+                    return Err(too_many_groups());
+                }
+            }
+        }
+    }
+    Ok(key)
+}
+
+/// Reads a page.
+pub(crate) async fn compose(
+    client: &Client,
+    user: u64,
+    key: SyncKey,
+    bounds: Bounds,
+) -> Result<Page, Fault> {
+    let mailbox = Timeline::Mailbox(user);
+    let request = v1::SyncRequest {
+        ranges: vec![range(mailbox, key.mailbox_seq)],
+        limit: bounds.messages_max,
+        limit_bytes: bounds.bytes_max,
+        groups_of: Some(user_id_to_api(user)),
+        ..v1::SyncRequest::default()
+    };
+    let response = client.sync(request).await.map_err(fault_from_call)?;
+    let memberships = response.groups;
+    let mut composer = Composer::new(key, bounds, &memberships);
+    let mut more = false;
+    for page in response.pages {
+        if timeline_from_api(page.timeline.as_ref()) == Some(mailbox) {
+            more = page.more;
+            composer.take_mailbox(user, page)?;
+        }
+    }
+    if !more {
+        more = composer.read_groups(client).await?;
+    }
+    let synced = composer.finish(user, more);
+    Ok(Page {
+        synced,
+        memberships,
+    })
+}
+
+struct Composer {
+    key: SyncKey,
+    left: Bounds,
+    messages: Vec<Message>,
+    groups: Vec<Group>,
+}
+
+/// A group of the user, and how far it is known to go.
+struct Group {
+    id: u64,
+    spans: Vec<v1::MembershipSpan>,
+    /// Greatest seq that is there; `None` = not known yet.
+    head: Option<u64>,
+}
+
+/// What to read next of a group.
+struct Wanted {
+    after: u64,
+    /// Last seq that the user may read of this span.
+    until: u64,
+}
+
+impl Group {
+    fn wanted(&self, held: u64) -> Option<Wanted> {
+        let span = self
+            .spans
+            .iter()
+            .find(|span| span.left_seq == 0 || span.left_seq > held)?;
+        let after = held.max(span.join_seq.saturating_sub(1));
+        let until = if span.left_seq == 0 {
+            u64::MAX
+        } else {
+            span.left_seq
+        };
+        let exhausted = self.head.is_some_and(|head| after >= head.min(until));
+        (!exhausted).then_some(Wanted { after, until })
+    }
+}
+
+impl Composer {
+    fn new(mut key: SyncKey, left: Bounds, memberships: &[v1::GroupMembership]) -> Self {
+        let mut groups: Vec<Group> = memberships
+            .iter()
+            .map(|membership| Group {
+                id: membership.group,
+                spans: membership.spans.clone(),
+                head: (membership.head != 0).then_some(membership.head),
+            })
+            .collect();
+        groups.sort_unstable_by_key(|group| group.id);
+        key.retain_groups(|id| groups.binary_search_by_key(&id, |group| group.id).is_ok());
+        Self {
+            key,
+            left,
+            messages: Vec::new(),
+            groups,
+        }
+    }
+
+    fn take_mailbox(&mut self, user: u64, page: v1::SyncPage) -> Result<(), Fault> {
+        check_held(
+            Timeline::Mailbox(user),
+            self.key.mailbox_seq,
+            page.head,
+            page.trim_point,
+        )?;
+        for message in page.messages {
+            self.key.mailbox_seq = message.seq;
+            self.take(message, Timeline::Mailbox(user));
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, message: v1::Message, timeline: Timeline) {
+        self.left.messages_max = self.left.messages_max.saturating_sub(1);
+        self.left.bytes_max = self
+            .left
+            .bytes_max
+            .saturating_sub(message.body.len() as u64);
+        self.messages.push(message_from_api(message, timeline));
+    }
+
+    /// Reads groups until all are read or the page is full; returns whether there is more.
+    async fn read_groups(&mut self, client: &Client) -> Result<bool, Fault> {
+        for group in &self.groups {
+            let (held, head) = (self.key.group_seq(group.id), group.head.unwrap_or(u64::MAX));
+            check_held(Timeline::Group(group.id), held, head, 0)?;
+        }
+        for _ in 0..ROUNDS_MAX {
+            let ranges = self.next_ranges();
+            if ranges.is_empty() {
+                return Ok(false);
+            }
+            if self.left.messages_max == 0 || self.left.bytes_max == 0 {
+                return Ok(true);
+            }
+            let request = v1::SyncRequest {
+                ranges,
+                limit: self.left.messages_max,
+                limit_bytes: self.left.bytes_max,
+                ..v1::SyncRequest::default()
+            };
+            let response = client.sync(request).await.map_err(fault_from_call)?;
+            for page in response.pages {
+                if let Some(Timeline::Group(id)) = timeline_from_api(page.timeline.as_ref()) {
+                    self.take_group(id, page)?;
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn next_ranges(&self) -> Vec<v1::SyncRange> {
+        let wanted = self.groups.iter().filter_map(|group| {
+            let wanted = group.wanted(self.key.group_seq(group.id))?;
+            Some(range(Timeline::Group(group.id), wanted.after))
+        });
+        wanted.take(RANGES_MAX).collect()
+    }
+
+    fn take_group(&mut self, id: u64, page: v1::SyncPage) -> Result<(), Fault> {
+        let held = self.key.group_seq(id);
+        let Ok(at) = self.groups.binary_search_by_key(&id, |group| group.id) else {
+            return Ok(());
+        };
+        check_held(Timeline::Group(id), held, page.head, page.trim_point)?;
+        self.groups[at].head = Some(page.head);
+        let Some(wanted) = self.groups[at].wanted(held) else {
+            return Ok(());
+        };
+        // No rows and no more of them: what lies between is trimmed. Do not ask again.
+        if page.messages.is_empty() && !page.more && page.trim_point >= page.head {
+            self.groups[at].spans.clear();
+        }
+        for message in page.messages {
+            if message.seq > wanted.until {
+                break;
+            }
+            if !self.key.raise_group(id, message.seq) {
+                return Err(too_many_groups());
+            }
+            self.take(message, Timeline::Group(id));
+        }
+        Ok(())
+    }
+
+    fn finish(self, user: u64, more: bool) -> Synced {
+        let mailbox = Position {
+            timeline: Timeline::Mailbox(user),
+            seq: self.key.mailbox_seq,
+        };
+        let groups = self.key.groups().iter();
+        let groups = groups.map(|(id, seq)| Position {
+            timeline: Timeline::Group(*id),
+            seq: *seq,
+        });
+        // While there is more the messages themselves say where the client stands.
+        let positions = if more {
+            Vec::new()
+        } else {
+            std::iter::once(mailbox).chain(groups).collect()
+        };
+        Synced {
+            messages: self.messages,
+            key: self.key.to_text(),
+            more,
+            positions,
+        }
+    }
+}
+
+fn range(timeline: Timeline, after_seq: u64) -> v1::SyncRange {
+    v1::SyncRange {
+        timeline: Some(timeline_to_api(timeline)),
+        after_seq,
+    }
+}
+
+/// A key from another history, or from before what is kept, must not pass.
+fn check_held(timeline: Timeline, held: u64, head: u64, trim_point: u64) -> Result<(), Fault> {
+    if held > head {
+        return Err(resync(format!(
+            "the sync key holds seq {held} of {timeline}, its head is {head}"
+        )));
+    }
+    if held != 0 && held < trim_point {
+        let message = format!(
+            "the sync key holds seq {held} of {timeline}, which is trimmed to {trim_point}"
+        );
+        return Err(resync(message));
+    }
+    Ok(())
+}
+
+fn resync(message: String) -> Fault {
+    fault(
+        ErrorCode::Resync,
+        format!("{message}; sync again from an empty key"),
+    )
+}
+
+fn too_many_groups() -> Fault {
+    let message = format!("a user's sync serves at most {SYNC_KEY_GROUPS_MAX} groups");
+    fault(ErrorCode::LimitExceeded, message)
+}
