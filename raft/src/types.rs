@@ -35,7 +35,7 @@ impl fmt::Display for Cmd {
 
 /// What applying one entry answered: one reply per command, in the order of the entry's commands.
 #[derive(Debug, Default)]
-pub(crate) struct Replies(pub(crate) Vec<()>);
+pub(crate) struct Replies(pub(crate) Vec<mailbox_engine::Reply>);
 
 impl fmt::Display for Replies {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,0 +1,146 @@
+//! What a node is told when it starts.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::error::Error;
+
+/// Raft's clocks, in milliseconds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// How often a leader speaks to an idle follower. Below a third of `election_min_ms`.
+    pub heartbeat_ms: u64,
+    /// Shortest silence after which a follower stands for election.
+    pub election_min_ms: u64,
+    /// Longest such silence, and how long a leader trusts its last quorum.
+    pub election_max_ms: u64,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            heartbeat_ms: 250,
+            election_min_ms: 1000,
+            election_max_ms: 2000,
+        }
+    }
+}
+
+/// How a node recognises its peers' certificates.
+#[derive(Clone, Debug)]
+pub struct ClientTls {
+    /// The authority that signed them.
+    pub ca_pem: Vec<u8>,
+    /// The name they carry.
+    pub domain: String,
+}
+
+/// Everything that a node needs to start.
+#[derive(Clone)]
+pub struct NodeOptions {
+    /// This node's id, a key of `members`. Never reused after a disk is lost.
+    pub node: u64,
+    /// Chosen at bootstrap; never changes.
+    pub cluster_id: String,
+    /// Where `state`, `log`, `staging` and `IDENTITY` live; made if missing.
+    pub dir: PathBuf,
+    /// All nodes, this one included: id → `host:port` of its peer service.
+    pub members: BTreeMap<u64, String>,
+    /// Limits and budgets of the store of rows.
+    pub engine: mailbox_engine::EngineOptions,
+    /// Raft's clocks.
+    pub timing: Timing,
+    /// How far a node's clock may be from the median of all, in milliseconds.
+    pub clock_skew_max_ms: u64,
+    /// What peers prove their membership with. Never logged.
+    pub secret: Arc<[u8]>,
+    /// How peers' certificates are recognised; plaintext if absent.
+    pub peer_tls: Option<ClientTls>,
+    /// Sends are refused when fewer bytes are free under `dir`.
+    pub disk_free_min_bytes: u64,
+    /// Bytes of commands of one shard that may be proposed and not yet applied.
+    pub queue_bytes_max: u64,
+    /// Entries kept in the log behind the last flush, for followers that lag.
+    pub log_entries_kept: u64,
+    /// Snapshot bytes sent to one peer per second.
+    pub snapshot_bytes_per_s: u64,
+}
+
+impl NodeOptions {
+    /// Options with every limit at its default.
+    pub fn new(
+        node: u64,
+        cluster_id: impl Into<String>,
+        dir: impl Into<PathBuf>,
+        members: BTreeMap<u64, String>,
+        secret: impl Into<Arc<[u8]>>,
+    ) -> Self {
+        Self {
+            node,
+            cluster_id: cluster_id.into(),
+            dir: dir.into(),
+            members,
+            engine: mailbox_engine::EngineOptions::default(),
+            timing: Timing::default(),
+            clock_skew_max_ms: 500,
+            secret: secret.into(),
+            peer_tls: None,
+            disk_free_min_bytes: 1 << 30,
+            queue_bytes_max: 64 << 20,
+            log_entries_kept: 4096,
+            snapshot_bytes_per_s: 100 << 20,
+        }
+    }
+
+    /// Refuses options that cannot work, naming the first.
+    ///
+    /// # Errors
+    /// [`Error::Option`].
+    pub fn validate(&self) -> Result<(), Error> {
+        let bound = |option, holds: bool, reason: &str| {
+            if holds {
+                return Ok(());
+            }
+            Err(Error::Option {
+                option,
+                reason: reason.to_owned(),
+            })
+        };
+        let timing = &self.timing;
+        bound("node", self.node > 0, "0 is not a node id")?;
+        bound(
+            "members",
+            self.members.contains_key(&self.node),
+            "this node is not a member",
+        )?;
+        bound(
+            "cluster_id",
+            !self.cluster_id.is_empty() && self.cluster_id.lines().count() == 1,
+            "one line, not empty",
+        )?;
+        bound(
+            "timing.heartbeat_ms",
+            timing.heartbeat_ms > 0 && timing.heartbeat_ms * 3 < timing.election_min_ms,
+            "above 0 and below a third of election_min_ms",
+        )?;
+        bound(
+            "timing.election_max_ms",
+            timing.election_min_ms < timing.election_max_ms,
+            "above election_min_ms",
+        )?;
+        bound("clock_skew_max_ms", self.clock_skew_max_ms > 0, "above 0")?;
+        bound("secret", !self.secret.is_empty(), "empty")?;
+        bound(
+            "queue_bytes_max",
+            self.queue_bytes_max >= 1 << 20,
+            "at least 1 MiB",
+        )?;
+        bound(
+            "snapshot_bytes_per_s",
+            self.snapshot_bytes_per_s >= 1 << 20,
+            "at least 1 MiB/s",
+        )?;
+        Ok(())
+    }
+}

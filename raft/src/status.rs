@@ -1,0 +1,102 @@
+//! What a node says about itself and its replicas.
+
+use mailbox_engine::{LogId, Row, ShardId, TimelineId};
+
+use crate::error::LeaderHint;
+
+/// Who leads a shard, as far as this node knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Leadership {
+    /// This node.
+    Leader {
+        /// Its term.
+        term: u64,
+        /// It has applied the first entry of its term, and so may propose.
+        ready: bool,
+    },
+    /// Another node, or nobody known.
+    Follower {
+        /// Where the leader was last seen.
+        leader: Option<LeaderHint>,
+        /// Greatest term seen.
+        term: u64,
+    },
+}
+
+impl Leadership {
+    /// Whether this node leads and may propose.
+    pub fn is_ready(&self) -> bool {
+        matches!(self, Leadership::Leader { ready: true, .. })
+    }
+}
+
+/// What a batch of entries appended, handed out right after it became visible.
+#[derive(Debug)]
+pub struct AppliedTail {
+    /// Index of the batch's last entry.
+    pub index: u64,
+    /// That entry's term.
+    pub term: u64,
+    /// Rows in seq order, by timeline. A timeline may come more than once.
+    pub appended: Vec<(TimelineId, Vec<Row>)>,
+}
+
+/// A hash over all visible rows of a shard at one index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateHash {
+    /// The last entry that the rows include.
+    pub applied: LogId,
+    /// xxh3-128 over the rows in key order.
+    pub hash: u128,
+    /// How many rows.
+    pub rows: u64,
+}
+
+/// How far one replica of a shard has got, as its leader knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplicaStatus {
+    /// The node that holds it.
+    pub node: u64,
+    /// Last index that its log is known to share with the leader's; 0 if none.
+    pub matched_index: u64,
+    /// It votes; a learner does not.
+    pub voter: bool,
+}
+
+/// State of one replica. An index of 0 means none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardStatus {
+    /// The shard.
+    pub shard: ShardId,
+    /// `leader`, `follower`, `candidate`, `learner` or `stopped`.
+    pub role: &'static str,
+    /// The leader's node id; 0 if unknown.
+    pub leader: u64,
+    /// Greatest term seen.
+    pub term: u64,
+    /// Last index in the log.
+    pub last_index: u64,
+    /// Last index known to be committed.
+    pub committed_index: u64,
+    /// Last index that readers see.
+    pub applied_index: u64,
+    /// Last index whose effects are in files.
+    pub flushed_index: u64,
+    /// Last index that the log no longer holds.
+    pub purged_index: u64,
+    /// Bytes pinned by the active memtable and the frozen ones.
+    pub memtable_bytes: u64,
+    /// Of the leader only.
+    pub replicas: Vec<ReplicaStatus>,
+}
+
+/// State of one node as another sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// Its id.
+    pub node: u64,
+    /// Its `host:port`.
+    pub address: String,
+    /// The last try to reach it worked. True for the node itself.
+    pub connected: bool,
+}
