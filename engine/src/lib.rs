@@ -30,6 +30,7 @@ mod snapshot;
 mod state;
 mod store;
 mod table;
+mod tables;
 mod tails;
 mod verify;
 mod view;

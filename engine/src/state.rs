@@ -1,6 +1,6 @@
 //! A shard's state under its one lock, and what a procedure sees of it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -268,6 +268,7 @@ impl<'a> Context<'a> {
         Ok(self.state.active.begin_tail(timeline, slot, head.next()))
     }
 
+    #[cfg_attr(not(test), expect(dead_code, reason = "recall and edit will use it"))]
     /// Replaces a row that was appended before, at or below the head and above the trim point.
     pub(crate) fn overwrite(
         &mut self,
@@ -307,27 +308,11 @@ impl<'a> Context<'a> {
             .put(slot, key.encode(), Some(value.into()));
     }
 
+    #[cfg_attr(not(test), expect(dead_code, reason = "outboxes and jobs will use it"))]
     /// Removes a state row.
     pub(crate) fn delete(&mut self, key: &StateKey) {
         let slot = key.slot(self.state.options.slot_count);
         self.state.active.put(slot, key.encode(), None);
-    }
-
-    /// All rows of a slot whose keys begin with a prefix, in key order.
-    pub(crate) fn scan_prefix(
-        &mut self,
-        slot: SlotId,
-        prefix: &KeyBytes,
-    ) -> Result<Vec<(KeyBytes, Bytes)>, Error> {
-        let mut rows = BTreeMap::new();
-        view::overlay_prefix(self.state, slot, prefix, &mut rows);
-        view::add_prefix(
-            self.state.files.as_ref(),
-            self.state.range(slot)?,
-            prefix,
-            &mut rows,
-        )?;
-        Ok(view::present(rows))
     }
 
     /// The value of a dedup row, whether or not the floor has passed it.
