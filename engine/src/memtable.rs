@@ -179,7 +179,6 @@ impl Memtable {
         Some(&self.rows[place / CHUNK_ROWS][place % CHUNK_ROWS])
     }
 
-    #[cfg_attr(not(test), expect(dead_code, reason = "recall and edit will use it"))]
     /// Replaces a row, in place if it is in the tail, else under its own key.
     pub(crate) fn overwrite(
         &mut self,
