@@ -146,6 +146,7 @@ impl Shard {
         state.flushed = frozen.applied.clone();
         if frozen.cut {
             let (ranges, applied) = (state.ranges.clone(), frozen.applied.clone());
+            state.cut_hash = None;
             state.cut = Some(CutView {
                 files,
                 ranges,
@@ -154,7 +155,13 @@ impl Shard {
         }
         let ranges = state.ranges.clone();
         let range_of = |timeline: TimelineId| ranges.of_slot(timeline.slot(slot_count));
-        self.tails.lock().flushed(&frozen.memtable, range_of);
+        let mut tails = self.tails.lock();
+        if state.memtables().any(Memtable::has_overwrites) {
+            // One of them may be of a row in the file just published.
+            tails.clear();
+        } else {
+            tails.flushed(&frozen.memtable, range_of);
+        }
     }
 
     /// The last entry whose effects are in files: the log may be purged up to it.

@@ -37,11 +37,8 @@ impl Shard {
         let (files, ranges, applied) = {
             let state = self.state.read();
             state.check()?;
-            if let Some(hash) = state.cut_hash.filter(|hash| wanted(hash.applied)) {
-                return Ok(Some(hash));
-            }
             let Some(cut) = &state.cut else {
-                return Ok(None);
+                return Ok(state.cut_hash.filter(|hash| wanted(hash.applied)));
             };
             let Some(applied) = cut.applied.log_id.filter(|log_id| wanted(*log_id)) else {
                 return Ok(None);

@@ -32,6 +32,8 @@ mod store;
 mod table;
 mod tables;
 mod tails;
+#[cfg(test)]
+mod tests;
 mod verify;
 mod view;
 mod walk;

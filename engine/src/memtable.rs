@@ -203,6 +203,11 @@ impl Memtable {
         );
     }
 
+    /// Holds rows that replace ones below it.
+    pub(crate) fn has_overwrites(&self) -> bool {
+        self.overwrites > 0
+    }
+
     /// Message rows from `from` to below `end` that were overwritten after they had left their
     /// tail.
     pub(crate) fn overwrites(

@@ -288,7 +288,13 @@ impl Shard {
     }
 
     /// Caches rows read from files, unless a row was overwritten since the read began.
-    fn keep_tail(&self, range: RangeId, timeline: TimelineId, rows: &[Row], rewrites: u64) {
+    pub(crate) fn keep_tail(
+        &self,
+        range: RangeId,
+        timeline: TimelineId,
+        rows: &[Row],
+        rewrites: u64,
+    ) {
         let state = self.state.read();
         if state.rewrites == rewrites {
             self.tails.lock().fill(range, timeline, rows);

@@ -243,7 +243,7 @@ impl<'a> Context<'a> {
         let stored = row.at(timeline, seq);
         let row = stored.to_row(timeline, seq).map_err(|malformed| {
             Error::corrupt_row(
-                &StateKey::Message { timeline, seq }.encode().as_slice(),
+                StateKey::Message { timeline, seq }.encode().as_slice(),
                 malformed,
             )
         })?;

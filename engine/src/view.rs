@@ -180,7 +180,10 @@ pub(crate) fn take_tail(state: &ShardState, slot: SlotId, page: &Page) -> Timeli
         let rows = memtable.tail(place);
         tail.first.get_or_insert(rows.first());
         let mut seq = rows.first().max(page.from);
-        while seq <= rows.last() && seq < page.end() && bytes < page.bytes_max {
+        while seq <= rows.last() && seq < page.end() {
+            if bytes >= page.bytes_max && !tail.rows.is_empty() {
+                break;
+            }
             let row = memtable
                 .row(rows, seq)
                 .expect("seq is between first and last");
@@ -216,7 +219,8 @@ impl PageRows {
     }
 
     pub(crate) fn is_full(&self) -> bool {
-        self.rows.len() >= self.page.rows_max || self.bytes >= self.page.bytes_max
+        let has_one = !self.rows.is_empty();
+        self.rows.len() >= self.page.rows_max || (has_one && self.bytes >= self.page.bytes_max)
     }
 
     /// Adds a row, unless the page would hold too many bytes: then it is full.

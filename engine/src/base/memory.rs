@@ -164,6 +164,11 @@ impl Base for MemoryBase {
         0
     }
 
+    #[cfg(test)]
+    fn direct_rows(&self) -> u64 {
+        0
+    }
+
     fn file_bytes(&self) -> u64 {
         let disk = self.disk.inner.lock();
         let bytes: usize = disk

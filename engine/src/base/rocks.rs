@@ -291,6 +291,20 @@ impl Base for RocksBase {
         files.ok().flatten().unwrap_or(u64::MAX)
     }
 
+    #[cfg(test)]
+    fn direct_rows(&self) -> u64 {
+        let names = [
+            properties::NUM_ENTRIES_ACTIVE_MEM_TABLE,
+            properties::NUM_ENTRIES_IMM_MEM_TABLES,
+            properties::NUM_DELETES_ACTIVE_MEM_TABLE,
+            properties::NUM_IMMUTABLE_MEM_TABLE_FLUSHED,
+        ];
+        names
+            .iter()
+            .map(|name| self.db.property_int_value(*name).unwrap().unwrap())
+            .sum()
+    }
+
     fn file_bytes(&self) -> u64 {
         let bytes = self.db.property_int_value(properties::LIVE_SST_FILES_SIZE);
         bytes.ok().flatten().unwrap_or(0)

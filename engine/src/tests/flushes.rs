@@ -1,0 +1,369 @@
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+
+use super::{Disk, SHARD, bodies, index_of, mailbox, new_row, new_shard, options};
+use crate::base::memory::IngestCrash;
+use crate::id::{Seq, SlotId, UserId};
+use crate::key::{DedupKey, Destination, StateKey};
+use crate::options::EngineOptions;
+
+#[test]
+fn rows_are_read_alike_from_memory_frozen_and_files() {
+    for disk in Disk::all() {
+        let store = disk.open();
+        let shard = new_shard(&store);
+        for body in ["a", "b"] {
+            shard.send(1, body);
+        }
+        shard.flush();
+        for body in ["c", "d"] {
+            shard.send(1, body);
+        }
+        let frozen = shard.freeze().unwrap();
+        for body in ["e", "f"] {
+            shard.send(1, body);
+        }
+        for _ in 0..2 {
+            assert_eq!(shard.bodies(1), ["a", "b", "c", "d", "e", "f"]);
+            assert_eq!(shard.head(mailbox(1)).unwrap(), Seq(6));
+        }
+        let page = |from, rows, bytes| {
+            bodies(&shard.scan(mailbox(1), Seq(from), rows, bytes).unwrap()).concat()
+        };
+        assert_eq!(page(2, 3, usize::MAX), "bcd");
+        assert_eq!(page(4, 2, usize::MAX), "de");
+        assert_eq!(page(1, 100, 3), "abc");
+        assert_eq!(page(1, 100, 0), "a");
+        assert_eq!(page(7, 100, 100), "");
+        let built = shard.build(&frozen).unwrap();
+        shard.ingest(built).unwrap();
+        assert_eq!(shard.bodies(1), ["a", "b", "c", "d", "e", "f"]);
+    }
+}
+
+#[test]
+fn seqs_go_on_after_a_reopening() {
+    for disk in Disk::all() {
+        {
+            let store = disk.open();
+            let shard = new_shard(&store);
+            shard.send(1, "a");
+            shard.send(2, "x");
+            shard.send(1, "b");
+            assert_eq!(index_of(&shard.applied()), 3);
+            shard.flush();
+            shard.send(1, "lost with the memtable");
+        }
+        let store = disk.open();
+        let shard = store.shard(SHARD).unwrap();
+        assert_eq!(index_of(&shard.applied()), 3);
+        assert_eq!(shard.flushed(), shard.applied().log_id);
+        assert_eq!(shard.bodies(1), ["a", "b"]);
+        assert_eq!(shard.send(1, "c"), Seq(3));
+        assert_eq!(shard.send(3, "z"), Seq(1));
+    }
+}
+
+#[test]
+fn an_empty_flush_carries_the_applied_row() {
+    for disk in Disk::all() {
+        {
+            let store = disk.open();
+            let shard = new_shard(&store);
+            assert!(shard.freeze().is_none());
+            shard.apply(&[super::blank(1), super::blank(2)]).unwrap();
+            assert_eq!(shard.flush().unwrap().index, 2);
+            assert!(shard.freeze().is_none());
+        }
+        assert_eq!(index_of(&disk.open().shard(SHARD).unwrap().applied()), 2);
+    }
+}
+
+#[test]
+fn an_overwritten_row_is_visible_wherever_the_row_was() {
+    for disk in Disk::all() {
+        let store = disk.open();
+        let shard = new_shard(&store);
+        shard.send(1, "in files");
+        shard.flush();
+        shard.send(1, "frozen");
+        let frozen = shard.freeze().unwrap();
+        shard.send(1, "active");
+        assert_eq!(shard.bodies(1), ["in files", "frozen", "active"]);
+        for (seq, body) in [(1, "one"), (2, "two"), (3, "three")] {
+            shard.edit(1, seq, body);
+        }
+        let edited = ["one", "two", "three"];
+        assert_eq!(shard.bodies(1), edited);
+        let hash = shard.hash_now();
+        let built = shard.build(&frozen).unwrap();
+        shard.ingest(built).unwrap();
+        assert_eq!(shard.bodies(1), edited);
+        assert_eq!(shard.hash_now(), hash);
+        shard.flush();
+        assert_eq!(shard.bodies(1), edited);
+        assert_eq!(shard.hash_now(), hash);
+        drop((shard, store));
+        let store = disk.open();
+        let shard = store.shard(SHARD).unwrap();
+        assert_eq!(shard.bodies(1), edited);
+        assert_eq!(shard.hash_now(), hash);
+        shard.edit(1, 2, "other");
+        assert_ne!(shard.hash_now(), hash);
+    }
+}
+
+#[test]
+fn the_hash_does_not_depend_on_flushes() {
+    let mut hashes = Vec::new();
+    for flush_every in [1, 3, 1000] {
+        for disk in Disk::all() {
+            let store = disk.open();
+            let shard = new_shard(&store);
+            for number in 0..20_u64 {
+                shard.send(number % 5, &number.to_string());
+                let key = StateKey::User {
+                    user: UserId(number),
+                };
+                shard.enter(|ctx| ctx.put(&key, Bytes::from_static(b"x")));
+                if number % 4 == 0 {
+                    let user = UserId(number / 2);
+                    shard.enter(|ctx| ctx.delete(&StateKey::User { user }));
+                }
+                put_dedup(&shard, number);
+                if number % flush_every == 0 {
+                    shard.flush();
+                }
+            }
+            hashes.push(shard.state_hash_now().unwrap().unwrap());
+            shard.flush();
+            hashes.push(shard.state_hash_now().unwrap().unwrap());
+        }
+    }
+    assert_eq!(hashes[0].rows, 20 + 20 + 20 - 5);
+    assert!(hashes.iter().all(|hash| *hash == hashes[0]), "{hashes:?}");
+}
+
+fn put_dedup(shard: &crate::shard::Shard, number: u64) {
+    let key = dedup_key(number);
+    let slot = UserId(number).mailbox().slot(options().slot_count);
+    shard.enter(|ctx| ctx.put_dedup(slot, key, &[7; 25]));
+}
+
+fn dedup_key(number: u64) -> DedupKey {
+    // The time is the first 48 bits: a few rows an hour, in every hour another order of slots.
+    let id = uuid::Uuid::from_u128(u128::from(number * 1_700_000) << 80 | u128::from(number));
+    DedupKey {
+        id,
+        sender: UserId(number),
+        destination: Destination::NEW_GROUP,
+    }
+}
+
+#[test]
+fn dedup_and_state_rows_are_found_wherever_they_are() {
+    for disk in Disk::all() {
+        let store = disk.open();
+        let shard = new_shard(&store);
+        let slot = SlotId(3);
+        let found = |number| shard.enter(|ctx| ctx.dedup(slot, &dedup_key(number)).unwrap());
+        shard.enter(|ctx| ctx.put_dedup(slot, dedup_key(1), b"one"));
+        shard.flush();
+        shard.enter(|ctx| ctx.put_dedup(slot, dedup_key(2), b"two"));
+        let frozen = shard.freeze().unwrap();
+        shard.enter(|ctx| ctx.put_dedup(slot, dedup_key(3), b"three"));
+        for (number, value) in [(1, "one"), (2, "two"), (3, "three")] {
+            assert_eq!(found(number).unwrap(), value);
+        }
+        assert_eq!(found(4), None);
+        let other = shard.enter(|ctx| ctx.dedup(SlotId(4), &dedup_key(1)).unwrap());
+        assert_eq!(other, None);
+        let key = StateKey::User { user: UserId(5) };
+        shard.enter(|ctx| ctx.put(&key, "alice"));
+        let built = shard.build(&frozen).unwrap();
+        shard.ingest(built).unwrap();
+        shard.flush();
+        shard.enter(|ctx| ctx.delete(&key));
+        assert_eq!(shard.get(&key).unwrap(), None);
+        shard.flush();
+        assert_eq!(shard.get(&key).unwrap(), None);
+        assert_eq!(found(3).unwrap(), "three");
+    }
+}
+
+#[test]
+fn a_flush_is_all_or_nothing_whenever_it_crashes() {
+    for at in [IngestCrash::Before, IngestCrash::After] {
+        let disk = Disk::all().into_iter().next().unwrap();
+        let Disk::Memory(memory) = &disk else {
+            unreachable!("memory comes first")
+        };
+        let (flushed, after) = {
+            let store = disk.open();
+            let shard = new_shard(&store);
+            shard.send(1, "a");
+            shard.flush();
+            let flushed = shard.hash_now();
+            shard.send(1, "b");
+            shard.enter(|ctx| ctx.put(&StateKey::User { user: UserId(1) }, "u"));
+            memory.crash_next_ingest(at);
+            let frozen = shard.freeze().unwrap();
+            let built = shard.build(&frozen).unwrap();
+            assert!(shard.ingest(built).is_err());
+            (flushed, shard.hash_now())
+        };
+        memory.crash();
+        let store = disk.open();
+        let shard = store.shard(SHARD).unwrap();
+        let (hash, index) = match at {
+            IngestCrash::Before => (flushed, 1),
+            IngestCrash::After => (after, 3),
+        };
+        assert_eq!(
+            (shard.hash_now(), index_of(&shard.applied())),
+            (hash, index)
+        );
+    }
+}
+
+#[test]
+fn a_cut_freezes_the_state_that_it_names() {
+    for disk in Disk::all() {
+        let store = disk.open();
+        let shard = new_shard(&store);
+        shard.send(1, "a");
+        shard.enter(|ctx| ctx.cut());
+        let cut = index_of(&shard.applied());
+        let now = shard.state_hash_now().unwrap();
+        shard.send(1, "after the cut");
+        shard.enter(|ctx| ctx.cut());
+        assert_eq!(shard.state_hash(Some(cut)).unwrap(), None);
+        assert!(shard.flush_due(0));
+        assert_eq!(shard.flush().unwrap().index, cut);
+        assert_eq!(shard.state_hash(Some(cut)).unwrap(), now);
+        // Once asked for, the read view is gone and the answer stays.
+        assert_eq!(shard.state_hash(Some(cut)).unwrap(), now);
+        assert_eq!(shard.flush().unwrap().index, cut + 2);
+        assert_eq!(
+            shard.state_hash(None).unwrap(),
+            shard.state_hash_now().unwrap()
+        );
+    }
+}
+
+#[test]
+fn a_second_full_memtable_stalls() {
+    let disk = Disk::all().into_iter().next().unwrap();
+    let small = EngineOptions {
+        memtable_bytes_max: 1000,
+        ..options()
+    };
+    let store = disk.open_with(small).unwrap();
+    let shard = new_shard(&store);
+    assert!(!shard.flush_due(0));
+    for number in 0..20 {
+        shard.send(number, "filler");
+    }
+    assert!(shard.flush_due(0));
+    assert!(!shard.stalled());
+    let frozen = shard.freeze().unwrap();
+    assert!(!shard.stalled());
+    for number in 0..20 {
+        shard.send(number, "filler");
+    }
+    assert!(shard.stalled());
+    let built = shard.build(&frozen).unwrap();
+    shard.ingest(built).unwrap();
+    assert!(!shard.stalled());
+}
+
+#[test]
+fn a_memtable_counts_an_entry_once() {
+    let disk = Disk::all().into_iter().next().unwrap();
+    let store = disk.open();
+    let shard = new_shard(&store);
+    let entry = Bytes::from(vec![b'x'; 100_000]);
+    {
+        let mut state = shard.state.write();
+        state.active.pin(&entry);
+    }
+    shard.enter(|ctx| {
+        for user in 0..10 {
+            let row = crate::row::NewRow {
+                body: entry.slice(0..50_000),
+                ..new_row("")
+            };
+            ctx.append(mailbox(user), row).unwrap();
+        }
+    });
+    let bytes = shard.metrics().memtable_bytes;
+    assert!((100_000..110_000).contains(&bytes), "{bytes}");
+}
+
+#[expect(clippy::disallowed_methods, reason = "readers come from other threads")]
+#[test]
+fn readers_see_whole_timelines_while_flushes_are_published() {
+    for disk in Disk::all() {
+        let store = disk.open();
+        let shard = new_shard(&store);
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    let mut most = 0;
+                    while !stop.load(Ordering::Relaxed) {
+                        let head = shard.head(mailbox(1)).unwrap();
+                        let rows = shard.scan(mailbox(1), Seq(1), 10_000, usize::MAX).unwrap();
+                        let seqs: Vec<u64> = rows.iter().map(|row| row.seq.0).collect();
+                        assert!(seqs.iter().copied().eq(1..=rows.len() as u64));
+                        assert!(rows.len() as u64 >= head.0 && head.0 >= most);
+                        most = rows.len() as u64;
+                    }
+                });
+            }
+            for number in 0..300_u64 {
+                shard.send(1, &number.to_string());
+                if number % 7 == 0 {
+                    shard.flush();
+                }
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(shard.bodies(1).len(), 300);
+    }
+}
+
+#[test]
+fn trimmed_rows_are_absent_and_their_seqs_are_not_issued_again() {
+    for disk in Disk::all() {
+        let store = disk.open();
+        let shard = new_shard(&store);
+        for body in ["a", "b", "c"] {
+            shard.send(1, body);
+        }
+        let before = shard.hash_now();
+        let key = StateKey::TrimPoint {
+            timeline: mailbox(1),
+        };
+        shard.enter(|ctx| ctx.put(&key, crate::table::encode_u64(2)));
+        assert_eq!(shard.bodies(1), ["c"]);
+        let hash = shard.hash_now();
+        assert_ne!(hash, before);
+        shard.flush();
+        assert_eq!(shard.bodies(1), ["c"]);
+        assert_eq!(shard.hash_now(), hash);
+        // A timeline whose rows are all gone keeps its head.
+        let erased = StateKey::TrimPoint {
+            timeline: mailbox(2),
+        };
+        shard.enter(|ctx| ctx.put(&erased, crate::table::encode_u64(9)));
+        shard.flush();
+        drop((shard, store));
+        let store = disk.open();
+        let shard = store.shard(SHARD).unwrap();
+        assert_eq!(shard.head(mailbox(2)).unwrap(), Seq(9));
+        assert_eq!(shard.send(2, "x"), Seq(10));
+        assert_eq!(shard.bodies(2), ["x"]);
+    }
+}
