@@ -1,0 +1,263 @@
+//! Judges a history against the contract.
+//!
+//! The positioned-log method: every ack and every row carries its seq, so a timeline's order need
+//! not be searched for. With T = order by seq and R = order in real time, a history is linearizable
+//! if no two operations stand one way in T and the other way in R; sweeps find that out in
+//! O(n log n).
+//!
+//! | file | promise |
+//! |---|---|
+//! | `durable.rs` | C1: acked is there, where the ack said |
+//! | `once.rs` | C2: once in each place it belongs to; nothing that nobody sent |
+//! | `sequence.rs` | C3: dense, never reused, in real-time order; C6: reads too |
+//! | `order.rs` | C4: per (sender, recipient) in the order of acceptance |
+//! | `agree.rs` | every replica shows the same |
+
+mod agree;
+mod durable;
+mod index;
+mod once;
+mod order;
+#[cfg(test)]
+mod sample;
+mod sequence;
+mod violation;
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::history::{History, Installation, Outcome};
+use index::Index;
+
+pub use violation::Violation;
+
+/// Least amounts without which a run proves nothing.
+#[derive(Debug, Clone, Default)]
+pub struct Floors {
+    /// Acked sends.
+    pub acked: usize,
+    /// Answered reads through the leader while faults were there.
+    pub reads: usize,
+    /// Installed faults, by kind.
+    pub faults: BTreeMap<String, usize>,
+    /// Nodes, each of which must have been read at the end.
+    pub nodes: usize,
+}
+
+/// What a checker says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// Nothing is wrong.
+    Valid,
+    /// The run proves nothing.
+    Unknown,
+    /// A promise was broken.
+    Invalid,
+}
+
+/// The judgement on one history.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// The promises broken.
+    pub violations: Vec<Violation>,
+    /// Why the run proves nothing, if so.
+    pub doubts: Vec<String>,
+    /// How much there was to judge.
+    pub counts: Counts,
+}
+
+/// How much a history holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// Sends acked.
+    pub acked: usize,
+    /// Sends refused.
+    pub failed: usize,
+    /// Sends of which nobody knows.
+    pub unknown: usize,
+    /// Of those, the ones that did happen.
+    pub unknown_found: usize,
+    /// Reads answered by the leader during the run.
+    pub reads: usize,
+    /// Rows in the final reads, each timeline once.
+    pub rows: usize,
+    /// Faults installed.
+    pub faults: BTreeMap<String, usize>,
+}
+
+impl Report {
+    /// A broken promise outweighs every doubt.
+    pub fn verdict(&self) -> Verdict {
+        if !self.violations.is_empty() {
+            Verdict::Invalid
+        } else if !self.doubts.is_empty() {
+            Verdict::Unknown
+        } else {
+            Verdict::Valid
+        }
+    }
+}
+
+/// Judges a history.
+pub fn check(history: &History, floors: &Floors) -> Report {
+    let index = Index::new(history);
+    let mut violations = Vec::new();
+    durable::check(&index, &mut violations);
+    once::check(&index, &mut violations);
+    sequence::check(&index, &mut violations);
+    order::check(&index, &mut violations);
+    agree::check(&index, history, &mut violations);
+    let counts = count(history, &index);
+    let doubts = doubts(&index, &counts, floors);
+    Report {
+        violations,
+        doubts,
+        counts,
+    }
+}
+
+fn count(history: &History, index: &Index<'_>) -> Counts {
+    let mut counts = Counts {
+        reads: index.reads.len(),
+        ..Counts::default()
+    };
+    for append in history.appends() {
+        match &append.outcome {
+            Outcome::Ok(_) => counts.acked += 1,
+            Outcome::Fail(_) => counts.failed += 1,
+            Outcome::Unknown(_) => {
+                counts.unknown += 1;
+                counts.unknown_found += usize::from(index.home_seq(append).is_some());
+            }
+        }
+    }
+    counts.rows = index.last.values().map(|view| view.rows.len()).sum();
+    for fault in history.faults() {
+        if fault.installation == Installation::Installed {
+            *counts.faults.entry(fault.kind.clone()).or_default() += 1;
+        }
+    }
+    counts
+}
+
+fn doubts(index: &Index<'_>, counts: &Counts, floors: &Floors) -> Vec<String> {
+    let mut doubts = index.doubts.clone();
+    let mut floor = |what: &str, found: usize, least: usize| {
+        if found < least {
+            doubts.push(format!("{found} {what}, at least {least} are needed"));
+        }
+    };
+    floor("acked sends", counts.acked, floors.acked);
+    floor("reads through the leader", counts.reads, floors.reads);
+    for (kind, least) in &floors.faults {
+        let found = counts.faults.get(kind).copied().unwrap_or(0);
+        floor(&format!("faults of kind {kind}"), found, *least);
+    }
+    for (timeline, views) in &index.finals {
+        let nodes = views.len().saturating_sub(1);
+        floor(
+            &format!("nodes read {timeline} at the end"),
+            nodes,
+            floors.nodes,
+        );
+    }
+    doubts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::sample::Sample;
+    use super::*;
+
+    #[test]
+    fn a_good_history_is_valid() {
+        let report = check(&Sample::good().history, &Floors::default());
+        assert_eq!(report.violations, []);
+        assert_eq!(report.doubts, Vec::<String>::new());
+        assert_eq!(report.verdict(), Verdict::Valid);
+        assert_eq!((report.counts.acked, report.counts.unknown_found), (6, 1));
+    }
+
+    #[test]
+    fn a_run_below_a_floor_proves_nothing() {
+        let faults = BTreeMap::from([("pause".to_owned(), 1)]);
+        for floors in [
+            Floors {
+                acked: 1000,
+                ..Floors::default()
+            },
+            Floors {
+                reads: 1000,
+                ..Floors::default()
+            },
+            Floors {
+                nodes: 4,
+                ..Floors::default()
+            },
+            Floors {
+                faults,
+                ..Floors::default()
+            },
+        ] {
+            let report = check(&Sample::good().history, &floors);
+            assert_eq!(report.verdict(), Verdict::Unknown, "{floors:?}");
+        }
+    }
+
+    #[test]
+    fn an_empty_history_is_never_valid() {
+        let floors = Floors {
+            acked: 1,
+            ..Floors::default()
+        };
+        assert_eq!(
+            check(&History::default(), &floors).verdict(),
+            Verdict::Unknown
+        );
+    }
+
+    #[test]
+    fn a_skipped_fault_does_not_count() {
+        let mut sample = Sample::good();
+        sample.fault("pause", Installation::Skipped("nobody led".into()));
+        sample.fault(
+            "pause",
+            Installation::Indeterminate("kill: no such process".into()),
+        );
+        let faults = BTreeMap::from([("pause".to_owned(), 1)]);
+        let floors = Floors {
+            faults,
+            ..Floors::default()
+        };
+        assert_eq!(check(&sample.history, &floors).verdict(), Verdict::Unknown);
+        sample.fault("pause", Installation::Installed);
+        assert_eq!(check(&sample.history, &floors).verdict(), Verdict::Valid);
+    }
+
+    #[test]
+    fn a_missing_final_read_proves_nothing() {
+        let mut sample = Sample::good();
+        sample.history.ops.retain(|op| match op {
+            crate::history::Op::Read(read) => !read.last || read.timeline != Sample::BOB,
+            _ => true,
+        });
+        let report = check(&sample.history, &Floors::default());
+        assert_eq!(report.verdict(), Verdict::Unknown);
+    }
+
+    #[test]
+    fn a_broken_promise_outweighs_doubts() {
+        let mut sample = Sample::good();
+        sample.drop_row(Sample::ALICE, 2);
+        let report = check(
+            &sample.history,
+            &Floors {
+                acked: 1000,
+                ..Floors::default()
+            },
+        );
+        assert_eq!(report.verdict(), Verdict::Invalid);
+    }
+}

@@ -1,0 +1,440 @@
+//! What was asked, what was answered, and when: the only thing a checker looks at.
+//!
+//! One operation is one line of JSON. Times are nanoseconds of one monotonic clock. An append whose
+//! answer never came is `unknown`, never `fail`: it may have happened.
+
+use std::fmt;
+use std::io::{BufRead, Write};
+use std::str::FromStr;
+use std::time::Instant;
+
+use anyhow::{Context as _, bail};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// A timeline: `mailbox:17` or `group:65`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub enum Timeline {
+    /// Of a user.
+    Mailbox(u64),
+    /// Of a group.
+    Group(u64),
+}
+
+/// A message's `client_msg_id`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct SendId(pub Uuid);
+
+/// How an operation ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome<T> {
+    /// It happened.
+    Ok(T),
+    /// It surely did not happen; with the code.
+    Fail(String),
+    /// It may have happened, or may still; with the code.
+    Unknown(String),
+}
+
+/// What an ack names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Acked {
+    /// The home timeline.
+    pub timeline: Timeline,
+    /// The message's seq there.
+    pub seq: u64,
+    /// The message's id.
+    pub message_id: u64,
+}
+
+/// One send, with all its repeats under the same id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Append {
+    /// Who did it: one thread of work, whose operations follow each other.
+    pub process: u64,
+    /// When it was handed over.
+    pub invoked_ns: u64,
+    /// When its answer came, or it was given up.
+    pub completed_ns: u64,
+    /// The sending user.
+    pub sender: u64,
+    /// A recipient's mailbox, or a group.
+    pub to: Timeline,
+    /// Its identity, with sender and destination.
+    pub id: SendId,
+    /// crc32 over what was sent.
+    pub content: u32,
+    /// Its first answer.
+    pub outcome: Outcome<Acked>,
+    /// Answers to the same send after it was acked.
+    pub repeats: Vec<Acked>,
+}
+
+/// Where a read was answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// By the leader, behind a read barrier.
+    Leader,
+    /// From this node's own state; may be stale.
+    Node(u64),
+}
+
+/// A part of a timeline as a read showed it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct View {
+    /// Rows above this seq were asked for.
+    pub after: u64,
+    /// The head that the read named.
+    pub head: u64,
+    /// What came, in the order in which it came.
+    pub rows: Vec<Row>,
+}
+
+/// A message as it was read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Row {
+    /// Its position.
+    pub seq: u64,
+    /// Its message id.
+    pub message_id: u64,
+    /// Who sent it.
+    pub sender: u64,
+    /// To whom; 0 in a group.
+    pub recipient: u64,
+    /// `None` for what the store wrote itself.
+    pub id: Option<SendId>,
+    /// crc32 over what it says.
+    pub content: u32,
+    /// Of a refusal: the seq of the message that was not delivered.
+    pub refused: Option<u64>,
+}
+
+/// One read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Read {
+    /// Who did it.
+    pub process: u64,
+    /// When it was handed over.
+    pub invoked_ns: u64,
+    /// When its answer came, or it was given up.
+    pub completed_ns: u64,
+    /// What was read.
+    pub timeline: Timeline,
+    /// Where.
+    pub source: Source,
+    /// Whether it is one of those at the end, of the whole timeline, after all faults had been healed.
+    pub last: bool,
+    /// What came.
+    pub outcome: Outcome<View>,
+}
+
+/// Whether a fault was there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Installation {
+    /// It was.
+    Installed,
+    /// It was not, for this reason.
+    Skipped(String),
+    /// It may have been: the harness failed half-way.
+    Indeterminate(String),
+}
+
+/// One fault.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    /// Which: `kill-leader`, `kill-random`, `pause`.
+    pub kind: String,
+    /// Which node, if one was chosen.
+    pub node: Option<u64>,
+    /// When it began.
+    pub begun_ns: u64,
+    /// When it was healed.
+    pub healed_ns: u64,
+    /// Whether it was there.
+    pub installation: Installation,
+}
+
+/// The state of one replica at the cut that all replicas share.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateHash {
+    /// Whose.
+    pub node: u64,
+    /// At which index.
+    pub index: u64,
+    /// The hash, in hexadecimal.
+    pub hash: String,
+}
+
+/// One line of a history.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "kebab-case")]
+pub enum Op {
+    /// A send.
+    Append(Append),
+    /// A read.
+    Read(Read),
+    /// A fault.
+    Fault(Fault),
+    /// A replica's hash.
+    StateHash(StateHash),
+}
+
+/// All of a run, in the order in which the operations ended.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct History {
+    /// Its lines.
+    pub ops: Vec<Op>,
+}
+
+impl History {
+    /// Writes one operation a line.
+    pub fn write(&self, to: &mut impl Write) -> anyhow::Result<()> {
+        for op in &self.ops {
+            serde_json::to_writer(&mut *to, op).context("encode an operation")?;
+            to.write_all(b"\n").context("write an operation")?;
+        }
+        to.flush().context("write the history")
+    }
+
+    /// Reads what [`History::write`] wrote.
+    pub fn read(from: impl BufRead) -> anyhow::Result<Self> {
+        let mut ops = Vec::new();
+        for (line, number) in from.lines().zip(1..) {
+            let line = line.with_context(|| format!("read line {number}"))?;
+            let op =
+                serde_json::from_str(&line).with_context(|| format!("decode line {number}"))?;
+            ops.push(op);
+        }
+        Ok(Self { ops })
+    }
+
+    /// The sends.
+    pub fn appends(&self) -> impl Iterator<Item = &Append> {
+        self.ops.iter().filter_map(|op| match op {
+            Op::Append(append) => Some(append),
+            Op::Read(_) | Op::Fault(_) | Op::StateHash(_) => None,
+        })
+    }
+
+    /// The reads.
+    pub fn reads(&self) -> impl Iterator<Item = &Read> {
+        self.ops.iter().filter_map(|op| match op {
+            Op::Read(read) => Some(read),
+            Op::Append(_) | Op::Fault(_) | Op::StateHash(_) => None,
+        })
+    }
+
+    /// The faults.
+    pub fn faults(&self) -> impl Iterator<Item = &Fault> {
+        self.ops.iter().filter_map(|op| match op {
+            Op::Fault(fault) => Some(fault),
+            Op::Append(_) | Op::Read(_) | Op::StateHash(_) => None,
+        })
+    }
+
+    /// The hashes.
+    pub fn state_hashes(&self) -> impl Iterator<Item = &StateHash> {
+        self.ops.iter().filter_map(|op| match op {
+            Op::StateHash(hash) => Some(hash),
+            Op::Append(_) | Op::Read(_) | Op::Fault(_) => None,
+        })
+    }
+}
+
+/// Takes operations from all processes while a run goes on.
+#[derive(Debug)]
+pub struct Recorder {
+    start: Instant,
+    ops: std::sync::Mutex<Vec<Op>>,
+}
+
+impl Default for Recorder {
+    fn default() -> Self {
+        Self {
+            start: Instant::now(),
+            ops: std::sync::Mutex::new(Vec::new()),
+        }
+    }
+}
+
+impl Recorder {
+    /// Nanoseconds since the run began.
+    pub fn now_ns(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Takes an operation that has ended.
+    pub fn record(&self, op: Op) {
+        self.lock().push(op);
+    }
+
+    /// How many have been taken.
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Whether none has been taken.
+    pub fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    /// Everything taken so far; the recorder begins anew.
+    pub fn take(&self) -> History {
+        History {
+            ops: std::mem::take(&mut *self.lock()),
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Op>> {
+        // A process that panicked has pushed its operation or has not; both are fine.
+        self.ops
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl fmt::Display for Timeline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mailbox(user) => write!(f, "mailbox:{user}"),
+            Self::Group(group) => write!(f, "group:{group}"),
+        }
+    }
+}
+
+impl FromStr for Timeline {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        match text.split_once(':') {
+            Some(("mailbox", user)) => Ok(Self::Mailbox(user.parse().context("read the user")?)),
+            Some(("group", group)) => Ok(Self::Group(group.parse().context("read the group")?)),
+            _ => bail!("{text} is no timeline"),
+        }
+    }
+}
+
+impl From<Timeline> for String {
+    fn from(timeline: Timeline) -> Self {
+        timeline.to_string()
+    }
+}
+
+impl TryFrom<String> for Timeline {
+    type Error = anyhow::Error;
+
+    fn try_from(text: String) -> anyhow::Result<Self> {
+        text.parse()
+    }
+}
+
+impl fmt::Display for SendId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl From<SendId> for String {
+    fn from(id: SendId) -> Self {
+        id.to_string()
+    }
+}
+
+impl TryFrom<String> for SendId {
+    type Error = uuid::Error;
+
+    fn try_from(text: String) -> Result<Self, uuid::Error> {
+        text.parse().map(Self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_history_survives_its_file() {
+        let acked = Acked {
+            timeline: Timeline::Group(65),
+            seq: 3,
+            message_id: 1 << 60,
+        };
+        let append = Append {
+            process: 1,
+            invoked_ns: 5,
+            completed_ns: 9,
+            sender: 17,
+            to: Timeline::Group(65),
+            id: SendId(Uuid::from_u128(7)),
+            content: 4,
+            outcome: Outcome::Ok(acked),
+            repeats: vec![acked],
+        };
+        let unknown = Append {
+            outcome: Outcome::Unknown("Unavailable".into()),
+            ..append.clone()
+        };
+        let row = Row {
+            seq: 1,
+            message_id: 2,
+            sender: 17,
+            recipient: 0,
+            id: Some(append.id),
+            content: 4,
+            refused: None,
+        };
+        let read = Read {
+            process: 2,
+            invoked_ns: 6,
+            completed_ns: 7,
+            timeline: Timeline::Mailbox(17),
+            source: Source::Node(3),
+            last: true,
+            outcome: Outcome::Ok(View {
+                after: 0,
+                head: 1,
+                rows: vec![row],
+            }),
+        };
+        let fault = Fault {
+            kind: "pause".into(),
+            node: Some(2),
+            begun_ns: 1,
+            healed_ns: 2,
+            installation: Installation::Skipped("no leader".into()),
+        };
+        let hash = StateHash {
+            node: 1,
+            index: 8,
+            hash: "ff".into(),
+        };
+        let history = History {
+            ops: vec![
+                Op::Append(append),
+                Op::Append(unknown),
+                Op::Read(read),
+                Op::Fault(fault),
+                Op::StateHash(hash),
+            ],
+        };
+        let mut bytes = Vec::new();
+        history.write(&mut bytes).unwrap();
+        assert_eq!(History::read(&bytes[..]).unwrap(), history);
+        assert!(History::read(&b"{\"op\":\"append\"}\n"[..]).is_err());
+    }
+
+    #[test]
+    fn a_timeline_is_read_as_it_is_written() {
+        for timeline in [Timeline::Mailbox(u64::MAX), Timeline::Group(0)] {
+            assert_eq!(timeline.to_string().parse::<Timeline>().unwrap(), timeline);
+        }
+        for text in ["mailbox", "mailbox:", "feed:1", "group:-1"] {
+            assert!(text.parse::<Timeline>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,374 @@
+//! The smoke workload: users send to each other and to groups while nodes are killed and paused.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use mailbox_client::{Client, user_id, v1};
+use mailbox_cluster::{Cluster, ClusterOptions};
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
+use serde::Serialize;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+
+use crate::checker::{self, Counts, Floors, Report, Verdict};
+use crate::history::{History, Op, Outcome, Recorder, StateHash, Timeline};
+use crate::nemesis::{self, Kind, Nemesis};
+use crate::reader::{At, Reader, catch_up, read_whole};
+use crate::sender::{Population, Processes, Sender};
+
+const USERS: usize = 8;
+const GROUPS: usize = 2;
+const SENDERS_PER_USER: usize = 2;
+const READERS: usize = 3;
+/// Acked sends for each second of a run without which it proves nothing: a tenth of what a slow
+/// machine does.
+const ACKED_PER_SECOND_MIN: usize = 10;
+/// A fault and its quiet time take up to this long, and there are three kinds.
+const SECONDS_PER_FAULT_OF_A_KIND: u64 = 18;
+/// After the last fault the cluster must serve again within this time.
+const HEALED_WITHIN: Duration = Duration::from_secs(60);
+/// Without faults, sends must go through for this long.
+const CALM: Duration = Duration::from_secs(1);
+
+/// What to run.
+#[derive(Debug, Clone)]
+pub struct SmokeOptions {
+    /// 1 or 3.
+    pub nodes: usize,
+    /// How long faults are installed.
+    pub seconds: u64,
+    /// What the faults and the messages follow from.
+    pub seed: u64,
+    /// The `mailboxd` to run; see [`ClusterOptions::binary`].
+    pub binary: Option<PathBuf>,
+    /// Where history and nodes' files go; made anew below it.
+    pub store: PathBuf,
+}
+
+/// What came of it.
+#[derive(Debug, Serialize)]
+pub struct Summary {
+    /// Always `smoke`.
+    pub workload: &'static str,
+    /// The judgement.
+    pub verdict: Verdict,
+    /// As asked for.
+    pub nodes: usize,
+    /// As asked for.
+    pub seconds: u64,
+    /// As asked for.
+    pub seed: u64,
+    /// How much there was to judge.
+    pub counts: Counts,
+    /// The promises broken, in words.
+    pub violations: Vec<String>,
+    /// Why the run proves nothing, if so.
+    pub doubts: Vec<String>,
+    /// Everything that was recorded.
+    pub history: PathBuf,
+    /// How to do it again.
+    pub reproduce: String,
+}
+
+/// Starts a cluster, works it over, and judges what was recorded.
+///
+/// # Errors
+/// When the harness itself fails: no cluster, no file.
+pub async fn run(options: &SmokeOptions) -> anyhow::Result<Summary> {
+    let dir = fresh_dir(options)?;
+    let cluster = Cluster::start(ClusterOptions {
+        nodes: options.nodes,
+        dir: Some(dir.join("cluster")),
+        binary: options.binary.clone(),
+        ..ClusterOptions::default()
+    });
+    let cluster = cluster.await?;
+    let (history, doubts) = Run::new(options, &cluster).await?.record().await?;
+    let path = dir.join("history.jsonl");
+    let file =
+        std::fs::File::create(&path).with_context(|| format!("create {}", path.display()))?;
+    history.write(&mut std::io::BufWriter::new(file))?;
+
+    let mut report = checker::check(&history, &floors(options));
+    report.doubts.extend(doubts);
+    if report.counts.failed > 0 {
+        let failed = report.counts.failed;
+        report
+            .doubts
+            .push(format!("{failed} sends were refused, though all were good"));
+    }
+    if report.verdict() == Verdict::Valid {
+        drop(cluster);
+        // What proves nothing wrong need not be kept.
+        let data = dir.join("cluster");
+        std::fs::remove_dir_all(&data).with_context(|| format!("remove {}", data.display()))?;
+    }
+    Ok(summary(options, report, path))
+}
+
+/// Judges a recorded history again, by the floors of the same options.
+pub fn recheck(options: &SmokeOptions, history: &History, path: PathBuf) -> Summary {
+    summary(options, checker::check(history, &floors(options)), path)
+}
+
+fn summary(options: &SmokeOptions, report: Report, history: PathBuf) -> Summary {
+    let SmokeOptions {
+        nodes,
+        seconds,
+        seed,
+        ..
+    } = *options;
+    Summary {
+        workload: "smoke",
+        verdict: report.verdict(),
+        nodes,
+        seconds,
+        seed,
+        counts: report.counts,
+        violations: report.violations.iter().map(ToString::to_string).collect(),
+        doubts: report.doubts,
+        history,
+        reproduce: format!(
+            "mailbox-jepsen smoke --nodes {nodes} --seconds {seconds} --seed {seed}"
+        ),
+    }
+}
+
+fn fresh_dir(options: &SmokeOptions) -> anyhow::Result<PathBuf> {
+    let name = format!("smoke-{}-{:08x}", options.seed, rand::random::<u32>());
+    let dir = options.store.join(name);
+    std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    Ok(dir)
+}
+
+fn floors(options: &SmokeOptions) -> Floors {
+    let seconds = usize::try_from(options.seconds).unwrap_or(usize::MAX);
+    let least = usize::try_from(options.seconds / SECONDS_PER_FAULT_OF_A_KIND).unwrap_or(0);
+    let faults = Kind::ALL.map(|kind| (kind.name().to_owned(), least));
+    Floors {
+        acked: seconds.saturating_mul(ACKED_PER_SECOND_MIN).max(1),
+        reads: seconds.max(1),
+        faults: BTreeMap::from(faults),
+        nodes: options.nodes,
+    }
+}
+
+/// A run under way.
+struct Run<'a> {
+    options: &'a SmokeOptions,
+    cluster: &'a Cluster,
+    clients: Vec<Client>,
+    recorder: Arc<Recorder>,
+    processes: Arc<Processes>,
+    population: Arc<Population>,
+}
+
+impl<'a> Run<'a> {
+    async fn new(options: &'a SmokeOptions, cluster: &'a Cluster) -> anyhow::Result<Self> {
+        // Several clients, so that not all processes share one view of who leads.
+        let mut clients = Vec::new();
+        for _ in 0..READERS {
+            let mut client = cluster.client_options()?;
+            // Short, so that calls do end in doubt now and then.
+            client.timeouts.deadline = Duration::from_secs(3);
+            client.timeouts.attempt = Duration::from_secs(1);
+            clients.push(
+                Client::connect(client)
+                    .await
+                    .context("connect to the cluster")?,
+            );
+        }
+        let population = Arc::new(populate(&clients[0]).await?);
+        let (recorder, processes) = Default::default();
+        Ok(Self {
+            options,
+            cluster,
+            clients,
+            recorder,
+            processes,
+            population,
+        })
+    }
+
+    /// Faults, then calm, then the reads of the end; and what casts doubt on them.
+    async fn record(self) -> anyhow::Result<(History, Vec<String>)> {
+        let until = Instant::now() + Duration::from_secs(self.options.seconds);
+        let mut work = JoinSet::new();
+        self.spawn_work(&mut work, until, 0);
+        let mut nemesis = Nemesis::new(self.cluster, &self.recorder, self.options.seed);
+        nemesis.run(until).await?;
+        finish(work).await?;
+
+        nemesis::heal(self.cluster)?;
+        self.cluster
+            .wait_ready(HEALED_WITHIN)
+            .await
+            .context("wait for the healed cluster")?;
+        let mut doubts = Vec::new();
+        let before = self.recorder.len();
+        let mut work = JoinSet::new();
+        self.spawn_work(&mut work, Instant::now() + CALM, 1);
+        finish(work).await?;
+        if self.recorder.len() == before {
+            doubts.push("nothing was done after the faults had been healed".to_owned());
+        }
+        doubts.extend(self.read_all().await);
+        doubts.extend(self.hash_all().await);
+        Ok((self.recorder.take(), doubts))
+    }
+
+    fn spawn_work(&self, work: &mut JoinSet<()>, until: Instant, phase: u64) {
+        let mut seeds = StdRng::seed_from_u64(self.options.seed ^ (phase + 1).rotate_right(8));
+        let mut clients = self.clients.iter().cycle().cloned();
+        for user in self
+            .population
+            .users
+            .iter()
+            .cycle()
+            .take(USERS * SENDERS_PER_USER)
+        {
+            let Some(client) = clients.next() else { return };
+            let sender = Sender {
+                client,
+                recorder: Arc::clone(&self.recorder),
+                processes: Arc::clone(&self.processes),
+                population: Arc::clone(&self.population),
+                user: *user,
+                rng: StdRng::from_rng(&mut seeds),
+            };
+            work.spawn(sender.run(until));
+        }
+        for client in clients.take(READERS) {
+            let reader = Reader {
+                client,
+                recorder: Arc::clone(&self.recorder),
+                processes: Arc::clone(&self.processes),
+                population: Arc::clone(&self.population),
+                rng: StdRng::from_rng(&mut seeds),
+            };
+            work.spawn(reader.run(until));
+        }
+    }
+
+    /// Every timeline through the leader and at each node.
+    async fn read_all(&self) -> Vec<String> {
+        let mut doubts = Vec::new();
+        let timelines = self.population.timelines();
+        let mut heads = Vec::new();
+        for timeline in &timelines {
+            let read = self.read_whole(*timeline, At::Leader).await;
+            if let Outcome::Ok(view) = &read.outcome {
+                heads.push((*timeline, view.head));
+            }
+            self.recorder.record(Op::Read(read));
+        }
+        let until = Instant::now() + HEALED_WITHIN;
+        for node in self.cluster.nodes() {
+            if let Err(error) = catch_up(&self.clients[0], node.address(), &heads, until).await {
+                doubts.push(format!("node {} did not catch up: {error:#}", node.id()));
+            }
+            for timeline in &timelines {
+                let read = self
+                    .read_whole(*timeline, At::Node(node.id(), node.address()))
+                    .await;
+                self.recorder.record(Op::Read(read));
+            }
+        }
+        doubts
+    }
+
+    async fn read_whole(&self, timeline: Timeline, at: At<'_>) -> crate::history::Read {
+        let process = self.processes.next();
+        read_whole(&self.clients[0], &self.recorder, process, timeline, at).await
+    }
+
+    /// Every replica's state hash at one cut.
+    async fn hash_all(&self) -> Vec<String> {
+        let client = &self.clients[0];
+        let mut request = v1::StateHashRequest {
+            shard: 0,
+            cut_index: 0,
+        };
+        match client.state_hash(None, request).await {
+            Ok(cut) => request.cut_index = cut.applied_index,
+            Err(error) => return vec![format!("the leader made no cut: {error}")],
+        }
+        let mut doubts = Vec::new();
+        for node in self.cluster.nodes() {
+            match client.state_hash(Some(node.address()), request).await {
+                Ok(answer) => self.recorder.record(Op::StateHash(StateHash {
+                    node: node.id(),
+                    index: answer.applied_index,
+                    hash: answer
+                        .hash
+                        .iter()
+                        .map(|byte| format!("{byte:02x}"))
+                        .collect(),
+                })),
+                Err(error) => doubts.push(format!("node {} has no hash: {error}", node.id())),
+            }
+        }
+        doubts
+    }
+}
+
+/// Waits for all processes; one that panicked or hangs spoils the run.
+async fn finish(mut work: JoinSet<()>) -> anyhow::Result<()> {
+    let all = async {
+        while let Some(ended) = work.join_next().await {
+            ended.context("run a process of the workload")?;
+        }
+        anyhow::Ok(())
+    };
+    timeout(HEALED_WITHIN, all)
+        .await
+        .context("wait for the processes of the workload")?
+}
+
+/// Registers users and makes groups of them all.
+async fn populate(client: &Client) -> anyhow::Result<Population> {
+    let mut population = Population::default();
+    for number in 0..USERS {
+        let handle = format!("user{number}");
+        let request = v1::RegisterUserRequest {
+            request_id: Bytes::new(),
+            handle,
+        };
+        let user = client
+            .register_user(request)
+            .await
+            .context("register a user")?
+            .user;
+        population.users.push(user);
+    }
+    for number in 0..GROUPS {
+        let creator = Some(user_id(population.users[0]));
+        let name = format!("group{number}");
+        let request = v1::CreateGroupRequest {
+            request_id: Bytes::new(),
+            creator,
+            name,
+        };
+        let group = client
+            .create_group(request)
+            .await
+            .context("create a group")?
+            .group;
+        for user in &population.users[1..] {
+            let user = Some(user_id(*user));
+            let request = v1::JoinGroupRequest {
+                request_id: Bytes::new(),
+                group,
+                user,
+            };
+            client.join_group(request).await.context("join a group")?;
+        }
+        population.groups.push(group);
+    }
+    Ok(population)
+}
