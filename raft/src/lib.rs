@@ -1,6 +1,8 @@
 //! The replicas of one node: Raft groups, one shared log, snapshots and the peer network.
 
 mod error;
+#[allow(dead_code)]
+mod log;
 mod node;
 mod options;
 mod peer_service;
@@ -10,6 +12,10 @@ mod status;
 mod types;
 
 pub use error::{ClockFault, Error, LeaderHint, ProposeError};
+pub use log::{
+    Error as LogError, FSYNC_BUCKETS_US, LogEntry, LogInspect, LogMetrics, LogOptions, LogPayload,
+    ShardReport,
+};
 pub use node::Node;
 pub use options::{ClientTls, NodeOptions, Timing};
 pub use peer_service::PeerService;

@@ -1,0 +1,225 @@
+//! The shared log of a node: all its shards' entries, votes and marks in one RocksDB instance with
+//! recycled WAL files, one writer thread, and one fdatasync for whatever is waiting.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `key.rs`, `row.rs` | the schema: keys, values, checksums |
+//! | `shard_log.rs` | openraft's storage traits over one shard |
+//! | `state.rs`, `cache.rs`, `read.rs` | what a shard's replica sees: changed at once, read from memory or disk |
+//! | `core.rs`, `writer.rs` | the queue and the thread that empties it |
+//! | `mark.rs`, `wal.rs`, `check.rs` | finding out at open whether synced batches are missing |
+//! | `inspect.rs` | offline, read-only |
+//!
+//! Nothing here bounds the queue: an append must not wait. The proposer admits by
+//! [`SharedLog::queued_bytes`].
+
+mod cache;
+mod check;
+mod core;
+mod crc32c;
+mod error;
+mod inspect;
+mod key;
+mod mark;
+mod metrics;
+mod options;
+mod read;
+mod row;
+mod shard_log;
+mod state;
+mod stored;
+#[cfg(test)]
+mod tests;
+mod wal;
+mod writer;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use mailbox_engine::ShardId;
+use parking_lot::Mutex;
+use rocksdb::DB;
+use tokio::sync::watch;
+
+pub use self::error::Error;
+pub use self::inspect::{LogEntry, LogInspect, LogPayload, ShardReport};
+pub use self::metrics::{FSYNC_BUCKETS_US, LogMetrics};
+pub use self::options::LogOptions;
+pub(crate) use self::shard_log::ShardLog;
+
+use self::check::{WalView, open_read_only, recovered_batch};
+use self::core::Core;
+use self::mark::MarkFile;
+use self::options::{check_opened, rocksdb_options};
+use self::state::ShardState;
+use self::writer::{Marker, Writer};
+
+/// The log of all shards of one node. Clones are the same log; the last one dropped closes it.
+#[derive(Clone)]
+pub(crate) struct SharedLog {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    core: Arc<Core>,
+    shards: Mutex<BTreeMap<ShardId, Arc<ShardState>>>,
+    threads: Mutex<Option<Threads>>,
+}
+
+struct Threads {
+    writer: JoinHandle<()>,
+    mark: JoinHandle<()>,
+    marker: Arc<Marker>,
+}
+
+impl SharedLog {
+    /// Opens the log in `dir`, or creates it there.
+    ///
+    /// # Errors
+    /// If synced batches are missing ([`Error::BatchLost`], [`Error::BelowMark`]) the log stays as it
+    /// is: whoever owns the node decides. Others: the log's format is unknown, or its storage failed.
+    pub(crate) fn open(dir: &Path, options: LogOptions) -> Result<SharedLog, Error> {
+        std::fs::create_dir_all(dir).map_err(|error| Error::file(dir, "create", &error))?;
+        let mark_file = open_mark(dir)?;
+        let mark = mark_file.mark();
+        let wal = WalView::read(dir, mark.store)?;
+        if dir.join("CURRENT").exists() {
+            if wal.is_suspect(mark) {
+                let db = open_read_only(dir, &options)?;
+                wal.check(dir, mark, recovered_batch(dir, &db, mark.store)?)?;
+            }
+        } else {
+            wal.check(dir, mark, 0)?;
+        }
+        let db = DB::open(&rocksdb_options(&options), dir)
+            .map_err(|error| Error::storage(dir, "open", error))?;
+        let recovered = recovered_batch(dir, &db, mark.store)?;
+        wal.check(dir, mark, recovered)?;
+        check_opened(dir)?;
+        writer::write_ahead(dir, &db, options.wal_ahead_bytes)?;
+        let core = Arc::new(Core::new(
+            dir.to_owned(),
+            options,
+            mark.store,
+            db,
+            recovered,
+        ));
+        let threads = Threads::spawn(&core, mark_file)?;
+        Ok(SharedLog {
+            inner: Arc::new(Inner {
+                core,
+                shards: Mutex::default(),
+                threads: Mutex::new(Some(threads)),
+            }),
+        })
+    }
+
+    /// The log of `shard`, empty if it has never been written.
+    ///
+    /// # Errors
+    /// If the shard's rows are damaged or cannot be read.
+    pub(crate) fn shard_log(&self, shard: ShardId) -> Result<ShardLog, Error> {
+        let core = &self.inner.core;
+        let mut shards = self.inner.shards.lock();
+        let state = match shards.get(&shard) {
+            Some(state) => Arc::clone(state),
+            None => {
+                let state = Arc::new(ShardState::load(core, shard.0)?);
+                shards.insert(shard, Arc::clone(&state));
+                state
+            }
+        };
+        Ok(ShardLog::new(Arc::clone(core), state))
+    }
+
+    /// The first fault of the log's storage, once there is one: the node must stop then.
+    pub(crate) fn fault(&self) -> watch::Receiver<Option<String>> {
+        self.inner.core.fault()
+    }
+
+    /// Bytes that wait for their synced write.
+    pub(crate) fn queued_bytes(&self) -> usize {
+        self.inner.core.queued_bytes()
+    }
+
+    /// Counters since the log was opened.
+    pub(crate) fn metrics(&self) -> LogMetrics {
+        let core = &self.inner.core;
+        core.counters.read(core.queued_bytes())
+    }
+
+    /// Writes what is queued, marks the last batch and closes the files. Later calls on the shards' logs
+    /// fail. Blocks, usually for a few milliseconds; closing again does nothing.
+    ///
+    /// # Errors
+    /// The fault that had stopped the log, or stops it now.
+    pub(crate) fn close(&self) -> Result<(), Error> {
+        self.inner.close()
+    }
+}
+
+impl Inner {
+    fn close(&self) -> Result<(), Error> {
+        let Some(threads) = self.threads.lock().take() else {
+            return Ok(());
+        };
+        self.core.begin_close();
+        let writer = threads.writer.join();
+        threads.marker.stop();
+        let mark = threads.mark.join();
+        self.core.close_db();
+        let panicked =
+            || (writer.is_err() || mark.is_err()).then(|| "a thread panicked".to_owned());
+        match self.core.first_fault().or_else(panicked) {
+            Some(reason) => Err(Error::Stopped { reason }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // The fault, if any, has been reported where it happened.
+        let _ = self.close();
+    }
+}
+
+impl Threads {
+    fn spawn(core: &Arc<Core>, mark_file: MarkFile) -> Result<Threads, Error> {
+        let failed = |error: std::io::Error| Error::file(&core.dir, "start a thread for", &error);
+        let marker = Arc::new(Marker::default());
+        let mark = std::thread::Builder::new()
+            .name("log-mark".to_owned())
+            .spawn({
+                let (core, marker) = (Arc::clone(core), Arc::clone(&marker));
+                move || marker.run(&core, mark_file)
+            });
+        let mark = mark.map_err(failed)?;
+        let writer = Writer::new(Arc::clone(core), Arc::clone(&marker))?;
+        let writer = std::thread::Builder::new()
+            .name("log-writer".to_owned())
+            .spawn(move || writer.run())
+            .map_err(failed)?;
+        Ok(Threads {
+            writer,
+            mark,
+            marker,
+        })
+    }
+}
+
+/// The mark is made before the database: a database without a mark has lost it.
+fn open_mark(dir: &Path) -> Result<MarkFile, Error> {
+    if let Some(file) = MarkFile::open(dir, true)? {
+        return Ok(file);
+    }
+    if dir.join("CURRENT").exists() {
+        return Err(Error::MarkDamaged {
+            path: MarkFile::path(dir),
+        });
+    }
+    let (high, low) = uuid::Uuid::now_v7().as_u64_pair();
+    MarkFile::create(dir, high ^ low)
+}

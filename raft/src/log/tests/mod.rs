@@ -1,0 +1,3 @@
+//! Tests of the promises of the whole log.
+
+mod suite;
