@@ -1,0 +1,470 @@
+//! What the engine should do, written as simply as possible: everything is kept, in ordered maps,
+//! as the commands themselves. Shares no code with the engine but its public types.
+
+use std::collections::BTreeMap;
+
+use mailbox_engine::{
+    AckCursor, Command, Conversation, CreateGroup, Flags, GroupId, HandleFault, JoinGroup,
+    LeaveGroup, MarkRead, MessageId, MessageType, Refusal, RefusalCode, RegisterUser, Reply, Row,
+    Send, SendGroup, Seq, Span, TimelineId, TimelineKind, UserId, content_crc, slot_of_handle,
+    slot_of_owner,
+};
+use uuid::Uuid;
+
+pub(crate) const SLOT_COUNT: u16 = 8;
+pub(crate) const WINDOW_MS: u64 = 5 * HOUR_MS;
+pub(crate) const HOUR_MS: u64 = 3_600_000;
+pub(crate) const AHEAD_MAX_MS: u64 = 600_000;
+pub(crate) const MEMBERS_MAX: u32 = 3;
+pub(crate) const BODY_BYTES_MAX: u32 = 24;
+
+type Identity = (Uuid, u64, String);
+
+/// The whole state of one shard that holds every slot.
+#[derive(Default)]
+pub(crate) struct Reference {
+    pub(crate) time_ms: u64,
+    pub(crate) last_message_id: MessageId,
+    floor_ms: u64,
+    pub(crate) users: BTreeMap<UserId, String>,
+    users_made: BTreeMap<u16, u64>,
+    groups_made: BTreeMap<u16, u64>,
+    pub(crate) timelines: BTreeMap<TimelineId, Vec<Row>>,
+    pub(crate) groups: BTreeMap<GroupId, BTreeMap<UserId, Vec<Span>>>,
+    pub(crate) read_marks: BTreeMap<(UserId, TimelineId), Seq>,
+    pub(crate) cursors: BTreeMap<(TimelineId, UserId, String), Seq>,
+    accepted: BTreeMap<Identity, (Command, Reply)>,
+}
+
+type Outcome = Result<Reply, Refusal>;
+
+impl Reference {
+    pub(crate) fn begin_entry(&mut self, time_ms: u64) {
+        self.time_ms = self.time_ms.max(time_ms);
+        let wanted = self.time_ms.saturating_sub(WINDOW_MS) / HOUR_MS * HOUR_MS;
+        self.floor_ms = self.floor_ms.max(wanted);
+    }
+
+    pub(crate) fn apply(&mut self, command: &Command, index: u64) -> Reply {
+        if *command == Command::Cut {
+            return Reply::Cut { index };
+        }
+        self.judge(command).unwrap_or_else(Reply::Refused)
+    }
+
+    fn judge(&mut self, command: &Command) -> Outcome {
+        intact(command)?;
+        let identity = identity(command);
+        let id_ms = u64::try_from(identity.0.as_u128() >> 80).unwrap();
+        let floor_ms = self.floor_ms;
+        if id_ms < floor_ms {
+            return Err(Refusal::IdExpired { id_ms, floor_ms });
+        }
+        let asked = asked(command);
+        if let Some((before, reply)) = self.accepted.get(&identity) {
+            return if *before == asked {
+                Ok(reply.clone())
+            } else {
+                Err(Refusal::IdReused)
+            };
+        }
+        let now_ms = self.time_ms;
+        if id_ms > now_ms + AHEAD_MAX_MS {
+            return Err(Refusal::IdFromFuture {
+                id_ms,
+                now_ms,
+                ahead_max_ms: AHEAD_MAX_MS,
+            });
+        }
+        let reply = self.run(command)?;
+        self.accepted.insert(identity, (asked, reply.clone()));
+        Ok(reply)
+    }
+
+    fn run(&mut self, command: &Command) -> Outcome {
+        match command {
+            Command::Send(call) => self.send(call),
+            Command::SendGroup(call) => self.send_group(call),
+            Command::RegisterUser(call) => self.register(call),
+            Command::CreateGroup(call) => self.create(call),
+            Command::JoinGroup(call) => self.join(call),
+            Command::LeaveGroup(call) => self.leave(call),
+            Command::MarkRead(call) => self.mark_read(call),
+            Command::AckCursor(call) => self.ack_cursor(call),
+            Command::Cut => unreachable!("has no id"),
+        }
+    }
+
+    pub(crate) fn head(&self, timeline: TimelineId) -> Seq {
+        Seq(self.timelines.get(&timeline).map_or(0, Vec::len) as u64)
+    }
+
+    fn append(&mut self, timeline: TimelineId, row: Row) -> Seq {
+        let seq = self.head(timeline).next();
+        self.timelines
+            .entry(timeline)
+            .or_default()
+            .push(Row { seq, ..row });
+        seq
+    }
+
+    fn user(&self, user: UserId) -> Result<(), Refusal> {
+        if self.users.contains_key(&user) {
+            Ok(())
+        } else {
+            Err(Refusal::UnknownUser { user })
+        }
+    }
+
+    fn claim(&mut self, message_id: MessageId) -> Result<(), Refusal> {
+        if message_id <= self.last_message_id {
+            return Err(Refusal::Retry);
+        }
+        self.last_message_id = message_id;
+        Ok(())
+    }
+
+    fn send(&mut self, call: &Send) -> Outcome {
+        client_may_write(call.kind, call.body.len())?;
+        self.user(call.sender)?;
+        self.claim(call.message_id)?;
+        let row = Row {
+            seq: Seq::ZERO,
+            message_id: call.message_id,
+            sender: call.sender,
+            recipient: call.recipient,
+            sent_at_ms: self.time_ms,
+            kind: call.kind,
+            flags: call.flags.only(Flags::CLIENT),
+            client_msg_id: call.client_msg_id,
+            body: call.body.clone(),
+            refused: None,
+        };
+        let timeline = call.sender.mailbox();
+        let flags = row.flags.with(Flags::OUTGOING);
+        let seq = self.append(
+            timeline,
+            Row {
+                flags,
+                ..row.clone()
+            },
+        );
+        if !self.users.contains_key(&call.recipient) {
+            let refusal = Row {
+                kind: MessageType::REFUSAL,
+                flags: Flags::OUTGOING,
+                client_msg_id: Uuid::nil(),
+                body: bytes::Bytes::new(),
+                refused: Some((seq, RefusalCode::UnknownUser)),
+                ..row
+            };
+            self.append(timeline, refusal);
+        } else if call.recipient != call.sender {
+            self.append(call.recipient.mailbox(), row);
+        }
+        Ok(Reply::Sent {
+            timeline,
+            seq,
+            message_id: call.message_id,
+        })
+    }
+
+    fn is_member(&self, group: GroupId, user: UserId) -> bool {
+        let spans = self
+            .groups
+            .get(&group)
+            .and_then(|members| members.get(&user));
+        spans
+            .and_then(|spans| spans.last())
+            .is_some_and(|span| span.left == Seq::ZERO)
+    }
+
+    fn group(&self, group: GroupId) -> Result<(), Refusal> {
+        if self.groups.contains_key(&group) {
+            Ok(())
+        } else {
+            Err(Refusal::UnknownGroup { group })
+        }
+    }
+
+    fn send_group(&mut self, call: &SendGroup) -> Outcome {
+        client_may_write(call.kind, call.body.len())?;
+        self.group(call.group)?;
+        let timeline = call.group.timeline();
+        if !self.is_member(call.group, call.sender) {
+            return Err(Refusal::NotAMember {
+                user: call.sender,
+                timeline,
+            });
+        }
+        self.claim(call.message_id)?;
+        let row = Row {
+            seq: Seq::ZERO,
+            message_id: call.message_id,
+            sender: call.sender,
+            recipient: UserId(0),
+            sent_at_ms: self.time_ms,
+            kind: call.kind,
+            flags: call.flags.only(Flags::CLIENT),
+            client_msg_id: call.client_msg_id,
+            body: call.body.clone(),
+            refused: None,
+        };
+        let seq = self.append(timeline, row);
+        Ok(Reply::Sent {
+            timeline,
+            seq,
+            message_id: call.message_id,
+        })
+    }
+
+    fn register(&mut self, call: &RegisterUser) -> Outcome {
+        if let Some(fault) = handle_fault(&call.handle) {
+            return Err(Refusal::InvalidHandle { fault });
+        }
+        let taken = self
+            .users
+            .iter()
+            .find(|(_, handle)| **handle == call.handle);
+        if let Some((user, _)) = taken {
+            return Err(Refusal::HandleTaken { user: *user });
+        }
+        let slot = slot_of_handle(&call.handle, SLOT_COUNT).0;
+        let made = self.users_made.entry(slot).or_default();
+        *made += 1;
+        let user = UserId(*made << 16 | u64::from(slot));
+        self.users.insert(user, call.handle.clone());
+        Ok(Reply::UserRegistered { user })
+    }
+
+    fn store_row(&self, message_id: MessageId, user: UserId, kind: MessageType) -> Row {
+        Row {
+            seq: Seq::ZERO,
+            message_id,
+            sender: user,
+            recipient: UserId(0),
+            sent_at_ms: self.time_ms,
+            kind,
+            flags: Flags::default(),
+            client_msg_id: Uuid::nil(),
+            body: bytes::Bytes::new(),
+            refused: None,
+        }
+    }
+
+    fn create(&mut self, call: &CreateGroup) -> Outcome {
+        client_may_write(MessageType::TEXT, call.name.len())?;
+        self.user(call.creator)?;
+        self.claim(call.message_id)?;
+        let slot = slot_of_owner(call.creator.0, SLOT_COUNT).0;
+        let made = self.groups_made.entry(slot).or_default();
+        *made += 1;
+        let group = GroupId(*made << 16 | u64::from(slot));
+        let row = self.store_row(call.message_id, call.creator, MessageType::GROUP_CREATED);
+        let body = call.name.clone().into();
+        let seq = self.append(group.timeline(), Row { body, ..row });
+        let spans = vec![Span {
+            join: seq,
+            left: Seq::ZERO,
+        }];
+        self.groups
+            .insert(group, BTreeMap::from([(call.creator, spans)]));
+        Ok(Reply::GroupCreated { group, seq })
+    }
+
+    fn join(&mut self, call: &JoinGroup) -> Outcome {
+        let (group, user) = (call.group, call.user);
+        self.group(group)?;
+        self.user(user)?;
+        if self.is_member(group, user) {
+            return Err(Refusal::AlreadyAMember { user, group });
+        }
+        let members = self.groups[&group]
+            .keys()
+            .filter(|user| self.is_member(group, **user));
+        if members.count() >= MEMBERS_MAX as usize {
+            return Err(Refusal::GroupFull { max: MEMBERS_MAX });
+        }
+        self.claim(call.message_id)?;
+        let row = self.store_row(call.message_id, user, MessageType::MEMBER_JOINED);
+        let join = self.append(group.timeline(), row);
+        let members = self.groups.get_mut(&group).unwrap();
+        members.entry(user).or_default().push(Span {
+            join,
+            left: Seq::ZERO,
+        });
+        Ok(Reply::Joined { join_seq: join })
+    }
+
+    fn leave(&mut self, call: &LeaveGroup) -> Outcome {
+        let (group, user) = (call.group, call.user);
+        self.group(group)?;
+        if !self.is_member(group, user) {
+            return Err(Refusal::NotAMember {
+                user,
+                timeline: group.timeline(),
+            });
+        }
+        self.claim(call.message_id)?;
+        let row = self.store_row(call.message_id, user, MessageType::MEMBER_LEFT);
+        let left = self.append(group.timeline(), row);
+        let spans = self.groups.get_mut(&group).unwrap().get_mut(&user).unwrap();
+        spans.last_mut().unwrap().left = left;
+        Ok(Reply::Left { left_seq: left })
+    }
+
+    /// The user may read (some of) the timeline.
+    fn reader(&self, user: UserId, timeline: TimelineId) -> Result<(), Refusal> {
+        if timeline.kind == TimelineKind::Mailbox {
+            return if timeline == user.mailbox() {
+                self.user(user)
+            } else {
+                Err(Refusal::NotAMember { user, timeline })
+            };
+        }
+        let group = GroupId(timeline.owner);
+        self.group(group)?;
+        if self.groups[&group].contains_key(&user) {
+            return Ok(());
+        }
+        Err(Refusal::NotAMember { user, timeline })
+    }
+
+    fn within(&self, timeline: TimelineId, seq: Seq) -> Result<(), Refusal> {
+        let head = self.head(timeline);
+        if seq <= head {
+            Ok(())
+        } else {
+            Err(Refusal::SeqBeyondHead { seq, head })
+        }
+    }
+
+    fn mark_read(&mut self, call: &MarkRead) -> Outcome {
+        let (timeline, named) = match call.conversation {
+            Conversation::Peer(peer) => {
+                self.user(call.user)?;
+                self.user(peer)?;
+                (call.user.mailbox(), peer.mailbox())
+            }
+            Conversation::Group(group) => {
+                self.reader(call.user, group.timeline())?;
+                (group.timeline(), group.timeline())
+            }
+        };
+        self.within(timeline, call.seq)?;
+        let mark = self.read_marks.entry((call.user, named)).or_default();
+        *mark = call.seq.max(*mark);
+        Ok(Reply::ReadMark { seq: *mark })
+    }
+
+    fn ack_cursor(&mut self, call: &AckCursor) -> Outcome {
+        self.reader(call.user, call.timeline)?;
+        self.within(call.timeline, call.seq)?;
+        let key = (call.timeline, call.user, call.device.as_str().to_owned());
+        let cursor = self.cursors.entry(key).or_default();
+        *cursor = call.seq.max(*cursor);
+        Ok(Reply::Cursor { seq: *cursor })
+    }
+}
+
+fn intact(command: &Command) -> Result<(), Refusal> {
+    let (claimed, computed) = match command {
+        Command::Send(call) => (
+            call.content_crc,
+            content_crc(call.client_msg_id, call.kind, &call.body),
+        ),
+        Command::SendGroup(call) => (
+            call.content_crc,
+            content_crc(call.client_msg_id, call.kind, &call.body),
+        ),
+        _ => return Ok(()),
+    };
+    if claimed == computed {
+        Ok(())
+    } else {
+        Err(Refusal::Corrupt { claimed, computed })
+    }
+}
+
+fn client_may_write(kind: MessageType, len: usize) -> Result<(), Refusal> {
+    if (16..32).contains(&kind.0) {
+        return Err(Refusal::ReservedType { kind });
+    }
+    let max = BODY_BYTES_MAX as usize;
+    if len <= max {
+        Ok(())
+    } else {
+        Err(Refusal::BodyTooLarge { len, max })
+    }
+}
+
+fn handle_fault(handle: &str) -> Option<HandleFault> {
+    match handle {
+        "" => Some(HandleFault::Empty),
+        _ if handle.len() > 64 => Some(HandleFault::TooLong {
+            len: handle.len(),
+            max: 64,
+        }),
+        _ if handle.contains('\n') => Some(HandleFault::Control),
+        _ if handle.starts_with(' ') => Some(HandleFault::OuterSpace),
+        _ if handle.contains('@') => Some(HandleFault::At),
+        _ => None,
+    }
+}
+
+/// What makes two calls the same one.
+fn identity(command: &Command) -> Identity {
+    match command {
+        Command::Send(call) => (
+            call.client_msg_id,
+            call.sender.0,
+            call.recipient.mailbox().to_string(),
+        ),
+        Command::SendGroup(call) => (
+            call.client_msg_id,
+            call.sender.0,
+            call.group.timeline().to_string(),
+        ),
+        Command::RegisterUser(call) => (call.request_id, 0, format!("handle:{}", call.handle)),
+        Command::CreateGroup(call) => (call.request_id, call.creator.0, "new".to_owned()),
+        Command::JoinGroup(call) => (
+            call.request_id,
+            call.user.0,
+            call.group.timeline().to_string(),
+        ),
+        Command::LeaveGroup(call) => (
+            call.request_id,
+            call.user.0,
+            call.group.timeline().to_string(),
+        ),
+        Command::MarkRead(call) => {
+            let timeline = match call.conversation {
+                Conversation::Peer(peer) => peer.mailbox(),
+                Conversation::Group(group) => group.timeline(),
+            };
+            (call.request_id, call.user.0, timeline.to_string())
+        }
+        Command::AckCursor(call) => (call.request_id, call.user.0, call.timeline.to_string()),
+        Command::Cut => unreachable!("has no id"),
+    }
+}
+
+/// The command without what a leader, a gateway or a retry adds or changes.
+fn asked(command: &Command) -> Command {
+    let mut asked = command.clone();
+    match &mut asked {
+        Command::Send(call) => {
+            call.message_id = MessageId::ZERO;
+            call.shown = MessageId::ZERO;
+        }
+        Command::SendGroup(call) => {
+            call.message_id = MessageId::ZERO;
+            call.shown = MessageId::ZERO;
+        }
+        Command::CreateGroup(call) => call.message_id = MessageId::ZERO,
+        Command::JoinGroup(call) => call.message_id = MessageId::ZERO,
+        Command::LeaveGroup(call) => call.message_id = MessageId::ZERO,
+        Command::RegisterUser(_) | Command::MarkRead(_) | Command::AckCursor(_) | Command::Cut => {}
+    }
+    asked
+}
