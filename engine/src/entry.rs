@@ -194,6 +194,32 @@ struct Content<'a> {
     body: &'a Bytes,
 }
 
+impl<'a> From<&'a Send> for Content<'a> {
+    fn from(send: &'a Send) -> Content<'a> {
+        Content {
+            client_msg_id: send.client_msg_id,
+            message_id: send.message_id,
+            kind: send.kind,
+            flags: send.flags,
+            content_crc: send.content_crc,
+            body: &send.body,
+        }
+    }
+}
+
+impl<'a> From<&'a SendGroup> for Content<'a> {
+    fn from(send: &'a SendGroup) -> Content<'a> {
+        Content {
+            client_msg_id: send.client_msg_id,
+            message_id: send.message_id,
+            kind: send.kind,
+            flags: send.flags,
+            content_crc: send.content_crc,
+            body: &send.body,
+        }
+    }
+}
+
 fn put_send(tag: u8, sender: UserId, destination: u64, content: &Content<'_>, out: &mut Vec<u8>) {
     out.reserve(51 + content.body.len());
     out.push(tag);
@@ -218,104 +244,42 @@ fn put_request(tag: u8, request_id: Uuid, numbers: &[u64], out: &mut Vec<u8>) {
 fn encode_command(command: &Command, out: &mut Vec<u8>) {
     match command {
         Command::Send(send) => {
-            let content = Content {
-                client_msg_id: send.client_msg_id,
-                message_id: send.message_id,
-                kind: send.kind,
-                flags: send.flags,
-                content_crc: send.content_crc,
-                body: &send.body,
-            };
-            put_send(TAG_SEND, send.sender, send.recipient.0, &content, out);
+            put_send(TAG_SEND, send.sender, send.recipient.0, &send.into(), out);
         }
         Command::SendGroup(send) => {
-            let content = Content {
-                client_msg_id: send.client_msg_id,
-                message_id: send.message_id,
-                kind: send.kind,
-                flags: send.flags,
-                content_crc: send.content_crc,
-                body: &send.body,
-            };
-            put_send(TAG_SEND_GROUP, send.sender, send.group.0, &content, out);
+            put_send(TAG_SEND_GROUP, send.sender, send.group.0, &send.into(), out);
         }
         Command::RegisterUser(RegisterUser { request_id, handle }) => {
             put_request(TAG_REGISTER_USER, *request_id, &[], out);
             put_sized(out, handle.as_bytes());
         }
-        Command::CreateGroup(CreateGroup {
-            request_id,
-            creator,
-            name,
-            message_id,
-        }) => {
-            put_request(
-                TAG_CREATE_GROUP,
-                *request_id,
-                &[creator.0, message_id.0],
-                out,
-            );
-            put_sized(out, name.as_bytes());
+        Command::CreateGroup(call) => {
+            let numbers = [call.creator.0, call.message_id.0];
+            put_request(TAG_CREATE_GROUP, call.request_id, &numbers, out);
+            put_sized(out, call.name.as_bytes());
         }
-        Command::JoinGroup(JoinGroup {
-            request_id,
-            group,
-            user,
-            message_id,
-        }) => {
-            put_request(
-                TAG_JOIN_GROUP,
-                *request_id,
-                &[group.0, user.0, message_id.0],
-                out,
-            );
+        Command::JoinGroup(call) => {
+            let numbers = [call.group.0, call.user.0, call.message_id.0];
+            put_request(TAG_JOIN_GROUP, call.request_id, &numbers, out);
         }
-        Command::LeaveGroup(LeaveGroup {
-            request_id,
-            group,
-            user,
-            message_id,
-        }) => {
-            put_request(
-                TAG_LEAVE_GROUP,
-                *request_id,
-                &[group.0, user.0, message_id.0],
-                out,
-            );
+        Command::LeaveGroup(call) => {
+            let numbers = [call.group.0, call.user.0, call.message_id.0];
+            put_request(TAG_LEAVE_GROUP, call.request_id, &numbers, out);
         }
-        Command::MarkRead(MarkRead {
-            request_id,
-            user,
-            conversation,
-            seq,
-        }) => {
-            let timeline = match conversation {
+        Command::MarkRead(call) => {
+            let timeline = match call.conversation {
                 Conversation::Peer(peer) => peer.mailbox(),
                 Conversation::Group(group) => group.timeline(),
             };
-            put_request(
-                TAG_MARK_READ,
-                *request_id,
-                &[user.0, timeline.owner, seq.0],
-                out,
-            );
+            let numbers = [call.user.0, timeline.owner, call.seq.0];
+            put_request(TAG_MARK_READ, call.request_id, &numbers, out);
             out.push(timeline.kind as u8);
         }
-        Command::AckCursor(AckCursor {
-            request_id,
-            user,
-            device,
-            timeline,
-            seq,
-        }) => {
-            put_request(
-                TAG_ACK_CURSOR,
-                *request_id,
-                &[user.0, timeline.owner, seq.0],
-                out,
-            );
-            out.push(timeline.kind as u8);
-            put_sized(out, device.as_str().as_bytes());
+        Command::AckCursor(call) => {
+            let numbers = [call.user.0, call.timeline.owner, call.seq.0];
+            put_request(TAG_ACK_CURSOR, call.request_id, &numbers, out);
+            out.push(call.timeline.kind as u8);
+            put_sized(out, call.device.as_str().as_bytes());
         }
         Command::Cut => out.push(TAG_CUT),
     }
@@ -464,99 +428,86 @@ mod tests {
         )
     }
 
-    fn command() -> impl Strategy<Value = Command> {
-        let request_id = any::<u128>().prop_map(Uuid::from_u128);
-        let user = any::<u64>().prop_map(UserId);
-        let group = any::<u64>().prop_map(GroupId);
-        let message_id = any::<u64>().prop_map(MessageId);
-        let seq = any::<u64>().prop_map(Seq);
-        let membership = (
-            request_id.clone(),
-            group.clone(),
-            user.clone(),
-            message_id.clone(),
-        );
-        prop_oneof![
-            send().prop_map(Command::Send),
-            send().prop_map(|send| Command::SendGroup(SendGroup {
-                sender: send.sender,
-                group: GroupId(send.recipient.0),
-                client_msg_id: send.client_msg_id,
-                message_id: send.message_id,
-                kind: send.kind,
-                flags: send.flags,
-                content_crc: send.content_crc,
-                body: send.body,
-                shown: MessageId::ZERO,
-            })),
-            (request_id.clone(), any::<String>()).prop_map(|(request_id, handle)| {
-                Command::RegisterUser(RegisterUser { request_id, handle })
-            }),
-            (
-                request_id.clone(),
-                user.clone(),
-                any::<String>(),
-                message_id
-            )
-                .prop_map(|(request_id, creator, name, message_id)| {
-                    Command::CreateGroup(CreateGroup {
+    fn send_group() -> impl Strategy<Value = SendGroup> {
+        send().prop_map(|send| SendGroup {
+            sender: send.sender,
+            group: GroupId(send.recipient.0),
+            client_msg_id: send.client_msg_id,
+            message_id: send.message_id,
+            kind: send.kind,
+            flags: send.flags,
+            content_crc: send.content_crc,
+            body: send.body,
+            shown: MessageId::ZERO,
+        })
+    }
+
+    fn request() -> impl Strategy<Value = Command> {
+        let numbers = any::<(u128, u64, u64, u64)>();
+        (0..7_u8, numbers, any::<bool>(), "\\PC{1,16}").prop_map(
+            |(which, (id, first, second, third), flag, text)| {
+                let request_id = Uuid::from_u128(id);
+                let (user, group) = (UserId(first), GroupId(second));
+                let (message_id, seq) = (MessageId(third), Seq(third));
+                match which {
+                    0 => Command::RegisterUser(RegisterUser {
                         request_id,
-                        creator,
-                        name,
+                        handle: text,
+                    }),
+                    1 => Command::CreateGroup(CreateGroup {
+                        request_id,
+                        creator: user,
+                        name: text,
                         message_id,
-                    })
-                }),
-            membership
-                .clone()
-                .prop_map(|(request_id, group, user, message_id)| {
-                    Command::JoinGroup(JoinGroup {
+                    }),
+                    2 => Command::JoinGroup(JoinGroup {
                         request_id,
                         group,
                         user,
                         message_id,
-                    })
-                }),
-            membership.prop_map(|(request_id, group, user, message_id)| {
-                Command::LeaveGroup(LeaveGroup {
-                    request_id,
-                    group,
-                    user,
-                    message_id,
-                })
-            }),
-            (
-                request_id.clone(),
-                user.clone(),
-                any::<(bool, u64)>(),
-                seq.clone()
-            )
-                .prop_map(|(request_id, user, (to_group, owner), seq)| {
-                    let conversation = if to_group {
-                        Conversation::Group(GroupId(owner))
-                    } else {
-                        Conversation::Peer(UserId(owner))
-                    };
-                    Command::MarkRead(MarkRead {
+                    }),
+                    3 => Command::LeaveGroup(LeaveGroup {
                         request_id,
+                        group,
                         user,
-                        conversation,
-                        seq,
-                    })
-                }),
-            (request_id, user, group, "\\PC{1,16}", seq).prop_map(
-                |(request_id, user, group, device, seq)| {
-                    let device = DeviceId::new(&device).unwrap();
-                    let timeline = group.timeline();
-                    Command::AckCursor(AckCursor {
-                        request_id,
-                        user,
-                        device,
-                        timeline,
-                        seq,
-                    })
+                        message_id,
+                    }),
+                    4 => {
+                        let peer = Conversation::Peer(UserId(second));
+                        let conversation = if flag {
+                            Conversation::Group(group)
+                        } else {
+                            peer
+                        };
+                        Command::MarkRead(MarkRead {
+                            request_id,
+                            user,
+                            conversation,
+                            seq,
+                        })
+                    }
+                    5 => {
+                        let device = DeviceId::new(&text).unwrap();
+                        let timeline = group.timeline();
+                        Command::AckCursor(AckCursor {
+                            request_id,
+                            user,
+                            device,
+                            timeline,
+                            seq,
+                        })
+                    }
+                    _ => Command::Cut,
                 }
-            ),
-            Just(Command::Cut),
+            },
+        )
+    }
+
+    fn command() -> impl Strategy<Value = Command> {
+        prop_oneof![
+            send().prop_map(Command::Send),
+            send_group().prop_map(Command::SendGroup),
+            request(),
         ]
     }
 

@@ -4,6 +4,9 @@
 //! The log outlives every crash, as it does in a node: what an opened store lacks is applied
 //! again, and must give the same replies.
 
+// Helpers of tests are not seen as tests.
+#![allow(clippy::unwrap_used)]
+
 #[path = "model/reference.rs"]
 mod reference;
 #[path = "model/script.rs"]

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use mailbox_engine::{
     AckCursor, Command, Conversation, CreateGroup, DeviceId, Flags, GroupId, IngestCrash,
     JoinGroup, LeaveGroup, MarkRead, MessageId, MessageType, RegisterUser, Send, SendGroup, Seq,
-    UserId, content_crc,
+    TimelineId, UserId, content_crc,
 };
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -169,10 +169,24 @@ impl Author {
                 return assigned(command, self.message_id(call, state));
             }
             let id = id_of(&command);
-            let twisted = Call {
-                who: before.who,
-                other: before.other,
-                ..call.clone()
+            let twisted = match call.who % 4 {
+                0 => Call {
+                    seq: call.seq,
+                    ..before
+                },
+                1 => Call {
+                    body: call.body,
+                    ..before
+                },
+                2 => Call {
+                    what: call.what,
+                    ..before
+                },
+                _ => Call {
+                    who: before.who,
+                    other: before.other,
+                    ..call.clone()
+                },
             };
             return self.build(&twisted, id, state);
         }
@@ -212,41 +226,16 @@ impl Author {
         let user = user(call.who, state);
         let group = group(call.other, state);
         let peer = self::user(call.other, state);
-        let seq = Seq(u64::from(call.seq % 8));
-        let kind = if call.fault == 2 {
-            MessageType::REFUSAL
-        } else {
-            MessageType::TEXT
-        };
-        let body = Bytes::from(vec![call.body; usize::from(call.body % 26)]);
-        let crc = content_crc(id, kind, &body) ^ u32::from(call.fault == 3);
         match call.what {
-            What::Send => Command::Send(Send {
-                sender: user,
-                recipient: peer,
-                client_msg_id: id,
-                message_id,
-                kind,
-                flags: Flags(call.seq & Flags::CLIENT.0),
-                content_crc: crc,
-                body,
-                shown: MessageId::ZERO,
-            }),
-            What::SendGroup => Command::SendGroup(SendGroup {
-                sender: user,
-                group,
-                client_msg_id: id,
-                message_id,
-                kind,
-                flags: Flags(call.seq & Flags::CLIENT.0),
-                content_crc: crc,
-                body,
-                shown: MessageId::ZERO,
-            }),
-            What::Register => Command::RegisterUser(RegisterUser {
-                request_id: id,
-                handle: handle(call.who),
-            }),
+            What::Send => Command::Send(self.send(call, id, user, peer, message_id)),
+            What::SendGroup => {
+                let send = self.send(call, id, user, peer, message_id);
+                Command::SendGroup(to_group(send, group))
+            }
+            What::Register => {
+                let (request_id, handle) = (id, handle(call.who));
+                Command::RegisterUser(RegisterUser { request_id, handle })
+            }
             What::Create => Command::CreateGroup(CreateGroup {
                 request_id: id,
                 creator: user,
@@ -265,44 +254,77 @@ impl Author {
                 user,
                 message_id,
             }),
-            What::MarkPeer => {
-                let conversation = Conversation::Peer(peer);
-                Command::MarkRead(MarkRead {
-                    request_id: id,
-                    user,
-                    conversation,
-                    seq,
-                })
-            }
-            What::MarkGroup => {
-                let conversation = Conversation::Group(group);
-                Command::MarkRead(MarkRead {
-                    request_id: id,
-                    user,
-                    conversation,
-                    seq,
-                })
-            }
-            What::AckMailbox | What::AckGroup => {
-                let mailbox = if call.fault < 16 {
-                    peer.mailbox()
-                } else {
-                    user.mailbox()
-                };
-                let of_group = matches!(call.what, What::AckGroup);
-                let timeline = if of_group { group.timeline() } else { mailbox };
-                let device = DeviceId::new(["phone", "desk"][usize::from(call.body % 2)]).unwrap();
-                Command::AckCursor(AckCursor {
-                    request_id: id,
-                    user,
-                    device,
-                    timeline,
-                    seq,
-                })
-            }
+            What::MarkPeer => mark_read(call, id, user, Conversation::Peer(peer)),
+            What::MarkGroup => mark_read(call, id, user, Conversation::Group(group)),
+            What::AckMailbox if call.fault < 16 => ack_cursor(call, id, user, peer.mailbox()),
+            What::AckMailbox => ack_cursor(call, id, user, user.mailbox()),
+            What::AckGroup => ack_cursor(call, id, user, group.timeline()),
             What::Cut => Command::Cut,
         }
     }
+
+    fn send(
+        &self,
+        call: &Call,
+        id: Uuid,
+        sender: UserId,
+        recipient: UserId,
+        message_id: MessageId,
+    ) -> Send {
+        let kind = if call.fault == 2 {
+            MessageType::REFUSAL
+        } else {
+            MessageType::TEXT
+        };
+        let body = Bytes::from(vec![call.body; usize::from(call.body % 26)]);
+        Send {
+            sender,
+            recipient,
+            client_msg_id: id,
+            message_id,
+            kind,
+            flags: Flags(call.seq & Flags::CLIENT.0),
+            content_crc: content_crc(id, kind, &body) ^ u32::from(call.fault == 3),
+            body,
+            shown: MessageId::ZERO,
+        }
+    }
+}
+
+fn to_group(send: Send, group: GroupId) -> SendGroup {
+    SendGroup {
+        sender: send.sender,
+        group,
+        client_msg_id: send.client_msg_id,
+        message_id: send.message_id,
+        kind: send.kind,
+        flags: send.flags,
+        content_crc: send.content_crc,
+        body: send.body,
+        shown: send.shown,
+    }
+}
+
+fn mark_read(call: &Call, request_id: Uuid, user: UserId, conversation: Conversation) -> Command {
+    let seq = Seq(u64::from(call.seq % 8));
+    Command::MarkRead(MarkRead {
+        request_id,
+        user,
+        conversation,
+        seq,
+    })
+}
+
+fn ack_cursor(call: &Call, request_id: Uuid, user: UserId, timeline: TimelineId) -> Command {
+    let device = DeviceId::new(["phone", "desk"][usize::from(call.body % 2)]).unwrap();
+    let seq = Seq(u64::from(call.seq % 8));
+    Command::AckCursor(AckCursor {
+        request_id,
+        user,
+        device,
+        timeline,
+        seq,
+    })
 }
 
 fn handle(number: u8) -> String {
