@@ -170,14 +170,9 @@ impl Client {
         deadline: Instant,
     ) -> Result<InFlight<'_>, CallError> {
         let limits = &self.inner.options.limits;
-        let count = acquire(&self.inner.in_flight, sends, deadline);
-        let count = count
-            .await
-            .map_err(|missing| missing.error("sends in flight", sends, limits.in_flight_max))?;
-        let room = acquire(&self.inner.in_flight_bytes, bytes, deadline);
-        let room = room.await.map_err(|missing| {
-            missing.error("bytes in flight", bytes, limits.in_flight_bytes_max)
-        })?;
+        let (count, room) = (&self.inner.in_flight, &self.inner.in_flight_bytes);
+        let count = acquire(count, "sends", sends, limits.in_flight_max, deadline).await?;
+        let room = acquire(room, "bytes", bytes, limits.in_flight_bytes_max, deadline).await?;
         Ok((count, room))
     }
 
@@ -292,40 +287,31 @@ impl Inner {
     }
 }
 
-/// Why there was no room.
-enum Missing {
-    TooMuch,
-    TooLate,
-}
-
-impl Missing {
-    fn error(&self, what: &str, asked: usize, max: usize) -> CallError {
-        match self {
-            Self::TooMuch => CallError::new(
-                ErrorCode::LimitExceeded,
-                format!("{asked} {what} asked for at once, the limit is {max}"),
-            ),
-            Self::TooLate => CallError::new(
-                ErrorCode::Busy,
-                format!("no room for {asked} more {what} before the deadline, the limit is {max}"),
-            ),
-        }
-    }
-}
-
-async fn acquire(
-    room: &Semaphore,
-    count: usize,
+/// Room for `asked` of what `what` names, of which there is `max` in all.
+async fn acquire<'a>(
+    room: &'a Semaphore,
+    what: &str,
+    asked: usize,
+    max: usize,
     deadline: Instant,
-) -> Result<SemaphorePermit<'_>, Missing> {
-    let count = u32::try_from(count).map_err(|_| Missing::TooMuch)?;
+) -> Result<SemaphorePermit<'a>, CallError> {
+    let count = u32::try_from(asked)
+        .ok()
+        .filter(|_| asked <= max)
+        .ok_or_else(|| {
+            let message = format!("{asked} {what} in flight asked for at once, the limit is {max}");
+            CallError::new(ErrorCode::LimitExceeded, message)
+        })?;
     if let Ok(permit) = room.try_acquire_many(count) {
         return Ok(permit);
     }
     match timeout_at(deadline, room.acquire_many(count)).await {
         Ok(Ok(permit)) => Ok(permit),
         // The semaphore is never closed, so this arm is the timeout.
-        Ok(Err(_)) | Err(_) => Err(Missing::TooLate),
+        Ok(Err(_)) | Err(_) => {
+            let message = format!("no room for {asked} more {what} in flight, the limit is {max}");
+            Err(CallError::new(ErrorCode::Busy, message))
+        }
     }
 }
 

@@ -1,0 +1,280 @@
+//! The client against nodes that break.
+
+mod fake;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use bytes::Bytes;
+use fake::Cluster;
+use mailbox_client::v1::{self, ErrorCode, SendRequest, Timeline, TimelineKind, send_request};
+use mailbox_client::{Client, SubscribeEvent, user_id};
+use tokio::sync::mpsc;
+
+const GROUP: u64 = 9;
+
+fn group() -> Timeline {
+    Timeline {
+        kind: TimelineKind::Group as i32,
+        owner: GROUP,
+    }
+}
+
+fn message(client: &Client) -> SendRequest {
+    SendRequest {
+        sender: Some(user_id(1)),
+        destination: Some(send_request::Destination::Group(GROUP)),
+        client_msg_id: Bytes::copy_from_slice(client.new_message_id().as_bytes()),
+        body: "hello".into(),
+        ..SendRequest::default()
+    }
+}
+
+fn messages(client: &Client, count: usize) -> Vec<SendRequest> {
+    (0..count).map(|_| message(client)).collect()
+}
+
+/// Every id is in the group's timeline, each once.
+fn assert_once(cluster: &Cluster, count: usize) {
+    let store = cluster.store.lock();
+    let rows = &store.rows[&group()];
+    let ids: BTreeSet<_> = rows.iter().map(|row| row.client_msg_id.clone()).collect();
+    assert_eq!((rows.len(), ids.len()), (count, count));
+}
+
+#[tokio::test]
+async fn sends_follow_the_hint_and_keep_their_order() {
+    let cluster = Cluster::start(3);
+    cluster.lead(2);
+    let client = cluster.client().await;
+    assert!(client.server_time_ms() >= 4_000_000_000_000);
+    client.send(message(&client)).await.unwrap();
+    let results = client.send_batch(messages(&client, 2000)).await;
+    for (result, seq) in results.into_iter().zip(2..) {
+        assert_eq!(result.unwrap().seq, seq);
+    }
+    let frames = cluster.store.lock().frames;
+    assert!(frames < 200, "2000 sends left in {frames} frames");
+}
+
+#[tokio::test]
+async fn a_killed_leader_costs_no_message_and_doubles_none() {
+    let mut cluster = Cluster::start(3);
+    let client = cluster.client().await;
+    let senders: Vec<_> = (0..20)
+        .map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move {
+                for _ in 0..50 {
+                    client.send(message(&client)).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    while cluster.store.lock().acked.len() < 100 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // The followers name the dead leader for a while.
+    cluster.kill(0);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    cluster.lead(1);
+    for sender in senders {
+        sender.await.unwrap();
+    }
+    assert_once(&cluster, 1000);
+}
+
+#[tokio::test]
+async fn a_send_accepted_but_never_answered_is_not_doubled() {
+    let cluster = Cluster::start(3);
+    let client = cluster.client().await;
+    cluster.store.lock().swallow = 2;
+    let sent = client.send(message(&client)).await.unwrap();
+    assert_eq!(sent.seq, 1);
+    assert_once(&cluster, 1);
+    assert!(cluster.store.lock().attempts >= 3);
+}
+
+#[tokio::test]
+async fn a_silent_leader_is_left_for_the_next() {
+    let cluster = Cluster::start(3);
+    let mut options = cluster.options();
+    options.timeouts.attempt = Duration::from_millis(300);
+    let client = Client::connect(options).await.unwrap();
+    client.send(message(&client)).await.unwrap();
+    cluster.store.lock().silent.insert(0);
+    let sending = tokio::spawn({
+        let client = client.clone();
+        async move { client.send_batch(messages(&client, 100)).await }
+    });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    cluster.lead(1);
+    for result in sending.await.unwrap() {
+        result.unwrap();
+    }
+    let user = client
+        .register_user(v1::RegisterUserRequest::default())
+        .await
+        .unwrap();
+    assert_eq!(user.user, 7);
+    assert_once(&cluster, 101);
+}
+
+#[tokio::test]
+async fn a_wrong_secret_is_told_at_once() {
+    let cluster = Cluster::start(1);
+    let mut options = cluster.options();
+    options.auth = mailbox_client::Auth::Secret {
+        cluster_id: None,
+        secret: b"wrong".to_vec(),
+    };
+    options.timeouts.deadline = Duration::from_secs(3600);
+    let error = Client::connect(options).await.err().unwrap();
+    assert_eq!(error.code(), ErrorCode::Unauthenticated);
+}
+
+#[tokio::test]
+async fn a_refusal_is_not_repeated() {
+    let cluster = Cluster::start(1);
+    let client = cluster.client().await;
+    for code in [ErrorCode::IdReused, ErrorCode::DiskFull] {
+        cluster.store.lock().refusal = Some(code);
+        let before = cluster.store.lock().attempts;
+        let error = client.send(message(&client)).await.unwrap_err();
+        assert_eq!(error.code(), code);
+        assert_eq!(cluster.store.lock().attempts, before + 1);
+    }
+}
+
+#[tokio::test]
+async fn a_busy_node_is_asked_again_until_the_deadline() {
+    let cluster = Cluster::start(1);
+    let mut options = cluster.options();
+    options.timeouts.deadline = Duration::from_millis(300);
+    let client = Client::connect(options).await.unwrap();
+    cluster.store.lock().refusal = Some(ErrorCode::Busy);
+    let error = client.send(message(&client)).await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::Busy);
+    assert!(cluster.store.lock().attempts > 1);
+}
+
+#[tokio::test]
+async fn sends_over_a_limit_wait_and_then_say_which_limit() {
+    let cluster = Cluster::start(1);
+    let mut options = cluster.options();
+    options.limits.in_flight_max = 1;
+    options.limits.in_flight_bytes_max = 100;
+    options.timeouts.deadline = Duration::from_millis(600);
+    options.timeouts.attempt = Duration::from_secs(60);
+    let client = Client::connect(options).await.unwrap();
+    let (first, second) =
+        tokio::join!(client.send(message(&client)), client.send(message(&client)));
+    assert_eq!((first.unwrap().seq, second.unwrap().seq), (1, 2));
+
+    cluster.store.lock().silent.insert(0);
+    let (first, second) =
+        tokio::join!(client.send(message(&client)), client.send(message(&client)));
+    assert_eq!(first.unwrap_err().code(), ErrorCode::Unavailable);
+    let error = second.unwrap_err();
+    assert!(
+        error.code() == ErrorCode::Busy || error.code() == ErrorCode::Unavailable,
+        "{error}"
+    );
+
+    let large = SendRequest {
+        body: vec![0; 101].into(),
+        ..message(&client)
+    };
+    let error = client.send(large).await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::LimitExceeded);
+    assert!(
+        error.to_string().contains("101") && error.to_string().contains("100"),
+        "{error}"
+    );
+}
+
+/// The bodies' seqs of the next `count` messages, which must follow each other.
+async fn receive(events: &mut mpsc::Receiver<SubscribeEvent>, seqs: std::ops::Range<u64>) {
+    let mut next = seqs.start;
+    while next < seqs.end {
+        let event = tokio::time::timeout(Duration::from_secs(50), events.recv());
+        match event
+            .await
+            .expect("an event in time")
+            .expect("the subscription goes on")
+        {
+            SubscribeEvent::Batch { messages, .. } => {
+                for message in messages {
+                    assert_eq!(message.seq, next);
+                    next += 1;
+                }
+            }
+            SubscribeEvent::Heads(_) => {}
+            SubscribeEvent::Ended { error, .. } => panic!("ended: {error}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_subscription_goes_on_across_leaders_without_gap_or_repeat() {
+    let mut cluster = Cluster::start(3);
+    let client = cluster.client().await;
+    client.send_batch(messages(&client, 10)).await;
+    let (subscription, mut events) = client.subscribe();
+    subscription.add(group(), 3).unwrap();
+    receive(&mut events, 3..11).await;
+
+    // The leader dies.
+    cluster.lead(1);
+    cluster.kill(0);
+    client.send_batch(messages(&client, 10)).await;
+    receive(&mut events, 11..21).await;
+
+    // The leader falls silent: only missed heartbeats tell.
+    cluster.store.lock().silent.insert(1);
+    cluster.lead(2);
+    client.send_batch(messages(&client, 10)).await;
+    receive(&mut events, 21..31).await;
+}
+
+#[tokio::test]
+async fn a_gap_in_a_stream_is_filled() {
+    let cluster = Cluster::start(1);
+    let client = cluster.client().await;
+    let (subscription, mut events) = client.subscribe();
+    subscription.add(group(), 1).unwrap();
+    cluster.store.lock().leave_out = Some(4);
+    client.send_batch(messages(&client, 10)).await;
+    receive(&mut events, 1..11).await;
+    assert_eq!(cluster.store.lock().leave_out, None);
+}
+
+#[tokio::test]
+async fn a_subscription_from_now_on_brings_only_what_comes() {
+    let cluster = Cluster::start(1);
+    let client = cluster.client().await;
+    client.send_batch(messages(&client, 5)).await;
+    let (subscription, mut events) = client.subscribe();
+    subscription.add(group(), u64::MAX).unwrap();
+    subscription.remove(group());
+    subscription.add(group(), 6).unwrap();
+    client.send(message(&client)).await.unwrap();
+    receive(&mut events, 6..7).await;
+    drop(subscription);
+    while let Some(event) = events.recv().await {
+        assert!(matches!(event, SubscribeEvent::Heads(_)), "{event:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_node_is_asked_by_its_address() {
+    let cluster = Cluster::start(2);
+    let client = cluster.client().await;
+    let address = cluster.addresses[1].to_string();
+    assert_eq!(client.status(Some(&address)).await.unwrap().node, 2);
+    let request = v1::HeadsRequest {
+        timelines: vec![group()],
+        ..v1::HeadsRequest::default()
+    };
+    assert_eq!(client.heads(request).await.unwrap().heads[0].head, 0);
+}

@@ -1,0 +1,150 @@
+//! Nodes of a store that keeps everything in memory and breaks on demand.
+
+mod service;
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytes::Bytes;
+use mailbox_client::v1::admin_server::AdminServer;
+use mailbox_client::v1::mailbox_server::MailboxServer;
+use mailbox_client::v1::{self, ErrorCode, Timeline};
+use mailbox_client::{Auth, Client, ClientOptions};
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Server;
+
+use service::Service;
+
+pub(crate) const HEARTBEAT: Duration = Duration::from_millis(50);
+
+/// What all nodes share: as if replication were perfect.
+#[derive(Default)]
+pub(crate) struct Store {
+    /// Which node leads.
+    pub(crate) leader: usize,
+    pub(crate) term: u64,
+    pub(crate) rows: HashMap<Timeline, Vec<v1::Message>>,
+    /// First replies, by id.
+    pub(crate) acked: HashMap<Bytes, v1::SendResponse>,
+    /// Every send that came to any node, repeats included.
+    pub(crate) attempts: usize,
+    pub(crate) frames: usize,
+    /// Nodes that take everything and answer nothing.
+    pub(crate) silent: BTreeSet<usize>,
+    /// So many frames are accepted and then, instead of an answer, the stream breaks.
+    pub(crate) swallow: usize,
+    /// What every send is refused with.
+    pub(crate) refusal: Option<ErrorCode>,
+    /// A live subscription leaves this seq out, once.
+    pub(crate) leave_out: Option<u64>,
+}
+
+pub(crate) struct Cluster {
+    pub(crate) store: Arc<Mutex<Store>>,
+    pub(crate) addresses: Arc<Vec<SocketAddr>>,
+    running: Vec<Option<Running>>,
+}
+
+/// A node's thread: its runtime holds listener and connections, so that both end with it.
+struct Running {
+    end: oneshot::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Cluster {
+    pub(crate) fn start(nodes: usize) -> Self {
+        let listeners: Vec<_> = (0..nodes)
+            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+            .collect();
+        let addresses = listeners
+            .iter()
+            .map(|listener| listener.local_addr().unwrap())
+            .collect();
+        let store = Store {
+            term: 1,
+            ..Store::default()
+        };
+        let mut cluster = Self {
+            store: Arc::new(Mutex::new(store)),
+            addresses: Arc::new(addresses),
+            running: Vec::new(),
+        };
+        for (number, listener) in listeners.into_iter().enumerate() {
+            let running = cluster.serve(number, listener);
+            cluster.running.push(Some(running));
+        }
+        cluster
+    }
+
+    fn serve(&self, number: usize, listener: TcpListener) -> Running {
+        let service = Service {
+            number,
+            store: Arc::clone(&self.store),
+            addresses: Arc::clone(&self.addresses),
+        };
+        let (end, ended) = oneshot::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async move {
+                listener.set_nonblocking(true).unwrap();
+                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+                let server = Server::builder()
+                    .add_service(MailboxServer::new(service.clone()))
+                    .add_service(AdminServer::new(service))
+                    .serve_with_incoming(TcpListenerStream::new(listener));
+                tokio::select! {
+                    result = server => result.unwrap(),
+                    _ = ended => {}
+                }
+            });
+        });
+        Running { end, thread }
+    }
+
+    /// The node and all its connections are gone when it returns.
+    pub(crate) fn kill(&mut self, number: usize) {
+        let running = self.running[number].take().expect("the node runs");
+        running.end.send(()).unwrap();
+        running.thread.join().unwrap();
+    }
+
+    pub(crate) fn lead(&self, number: usize) {
+        let mut store = self.store.lock();
+        store.leader = number;
+        store.term += 1;
+    }
+
+    pub(crate) fn options(&self) -> ClientOptions {
+        let addresses = self.addresses.iter().map(ToString::to_string).collect();
+        let auth = Auth::Secret {
+            cluster_id: None,
+            secret: b"secret".to_vec(),
+        };
+        let mut options = ClientOptions::new(addresses, auth);
+        options.timeouts.heartbeat = HEARTBEAT;
+        options.timeouts.deadline = Duration::from_secs(50);
+        options
+    }
+
+    pub(crate) async fn client(&self) -> Client {
+        Client::connect(self.options()).await.unwrap()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for number in 0..self.running.len() {
+            if self.running[number].is_some() {
+                self.kill(number);
+            }
+        }
+    }
+}
