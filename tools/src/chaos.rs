@@ -1,9 +1,10 @@
-//! Kills on schedule, for `replay` and `dev-cluster`.
+//! Kills on schedule, and the orderly end of a spawned cluster.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use anyhow::bail;
 use mailbox_cluster::Cluster;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -12,6 +13,9 @@ use tokio::task::JoinHandle;
 const RESTART_AFTER: Duration = Duration::from_secs(1);
 /// How long to wait before asking again who leads.
 const LEADER_POLL: Duration = Duration::from_millis(50);
+
+/// How long a process may take to stop; it promises 10 s.
+const STOP_WITHIN: Duration = Duration::from_secs(12);
 
 /// Kills the leader again and again, until stopped.
 pub(crate) struct LeaderKiller {
@@ -81,4 +85,24 @@ pub(crate) async fn kill_all(cluster: &Cluster) -> anyhow::Result<u64> {
         node.start()?;
     }
     Ok(kills)
+}
+
+/// Stops all processes of a cluster as an operator would: gateways first, then all nodes at once.
+///
+/// # Errors
+/// A process did not end in time, or not with status 0.
+pub(crate) async fn stop_all(cluster: &Cluster) -> anyhow::Result<()> {
+    let gateways = cluster
+        .nodes()
+        .iter()
+        .map(|node| node.stop_gateway(STOP_WITHIN));
+    let gateways = futures_util::future::try_join_all(gateways).await?;
+    let servers = cluster.nodes().iter().map(|node| node.stop(STOP_WITHIN));
+    let servers = futures_util::future::try_join_all(servers).await?;
+    for status in gateways.into_iter().chain(servers).flatten() {
+        if !status.success() {
+            bail!("a process ended with {status} when it was told to stop");
+        }
+    }
+    Ok(())
 }

@@ -16,7 +16,7 @@ const PAGE_WITHIN: Duration = Duration::from_secs(5);
 
 /// How often `node` has synced its log; `None` if it has no metrics page.
 pub(crate) async fn log_fsyncs(node: &Node) -> anyhow::Result<Option<u64>> {
-    let Some(address) = address_of(node) else {
+    let Some(address) = node.metrics_address() else {
         return Ok(None);
     };
     let page = tokio::time::timeout(PAGE_WITHIN, page(address))
@@ -25,11 +25,6 @@ pub(crate) async fn log_fsyncs(node: &Node) -> anyhow::Result<Option<u64>> {
         .flatten()
         .with_context(|| format!("read the metrics of node {} at {address}", node.id()))?;
     Ok(counter(&page, LOG_FSYNCS))
-}
-
-/// Where the node serves its page. A node's flags do not tell it yet.
-fn address_of(_node: &Node) -> Option<&str> {
-    None
 }
 
 async fn page(address: &str) -> anyhow::Result<String> {

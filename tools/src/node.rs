@@ -52,7 +52,7 @@ impl NodeArgs {
             (None, Some(token)) => Auth::Token(token.clone()),
             (None, None) => bail!(
                 "say who calls: --secret-file FILE (may act for any user) or --token JWT\n  \
-                 `mailboxd dev` keeps its secret in its data directory and prints where"
+                 `mailboxd dev` keeps its secret in its directory: ./mailbox-dev-data/mailbox.secret"
             ),
             (Some(_), Some(_)) => bail!("give either --secret-file or --token, not both"),
         };

@@ -17,10 +17,16 @@ pub(crate) enum Format {
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub(crate) struct OutputArgs {
     /// How results are printed on stdout
-    #[arg(long, global = true, value_enum, default_value = "human")]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value = "human",
+        help_heading = "Output"
+    )]
     output: Format,
     /// Short for --output json
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Output")]
     json: bool,
 }
 

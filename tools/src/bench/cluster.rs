@@ -12,15 +12,13 @@ use mailbox_client::v1::RegisterUserRequest;
 use mailbox_cluster::{Cluster, ClusterOptions};
 
 use super::disk;
+use crate::chaos;
 use crate::node::parse_nodes;
-use crate::process;
 
 /// Registrations on the way at a time.
 const REGISTRATIONS: usize = 512;
 /// How long the disk is probed.
 const PROBE: Duration = Duration::from_secs(2);
-/// How long a node may take to stop.
-const STOP_WITHIN: Duration = Duration::from_secs(12);
 
 /// The flags of a spawned cluster.
 #[derive(Debug, Clone, clap::Args)]
@@ -88,16 +86,13 @@ impl Spawned {
 
     /// What all nodes have used so far.
     pub(super) async fn usage(&self) -> anyhow::Result<Usage> {
-        let (mut cpu_us, mut written_bytes, mut fsyncs) = (0, 0, Some(0));
+        let mut fsyncs = Some(0);
         for node in self.cluster.nodes() {
-            let Some(pid) = node.pid() else {
-                bail!("node {} does not run any more", node.id())
-            };
-            cpu_us += process::cpu_us(pid)?;
-            written_bytes += process::written_bytes(pid)?;
             let of_node = crate::metrics::log_fsyncs(node).await?;
             fsyncs = fsyncs.zip(of_node).map(|(sum, of_node)| sum + of_node);
         }
+        let cpu_us = self.cluster.cpu_time().as_micros().try_into()?;
+        let written_bytes = self.cluster.io_bytes().written;
         let stored_bytes = disk::stored_bytes(self.dir.path())?;
         Ok(Usage {
             cpu_us,
@@ -109,9 +104,7 @@ impl Spawned {
 
     /// Stops the nodes as an operator would, and removes the data.
     pub(super) async fn stop(self) -> anyhow::Result<()> {
-        for node in self.cluster.nodes() {
-            node.stop(STOP_WITHIN).await?;
-        }
+        chaos::stop_all(&self.cluster).await?;
         drop(self.cluster);
         self.dir.close().context("remove the data")
     }

@@ -28,11 +28,10 @@ pub(crate) struct Cli {
     command: Command,
 }
 
+// What a subcommand is for stands at its arguments.
 #[derive(Subcommand)]
 enum Command {
-    /// 1:1 sends over gRPC, as a gateway makes them
     Send(send::Args),
-    /// 1:1 sends over WebSockets, through real gateways
     Gateway(Box<gateway::Args>),
 }
 

@@ -205,9 +205,9 @@ impl Measured {
         clock.warmed_up().await;
         let begin = std::time::Instant::now();
         let before = usage().await?;
-        let cpu_before = process::cpu_us(std::process::id())?;
+        let cpu_before = process::own_cpu_us()?;
         clock.ended().await;
-        let client_cpu_us = process::cpu_us(std::process::id())? - cpu_before;
+        let client_cpu_us = process::own_cpu_us()? - cpu_before;
         let after = usage().await?;
         let seconds = begin.elapsed().as_secs_f64();
         Ok(Self {

@@ -19,8 +19,6 @@ use crate::output::OutputArgs;
 const USERS: [&str; 2] = ["alice", "bob"];
 /// How long their tokens are valid.
 const TOKEN_TTL: Duration = Duration::from_secs(7 * 86_400);
-/// How long a node may take to stop; it promises 10 s.
-const STOP_WITHIN: Duration = Duration::from_secs(12);
 
 /// Run a throw-away cluster on this machine, to play with.
 ///
@@ -99,9 +97,7 @@ pub(super) async fn run(args: Args, output: OutputArgs) -> anyhow::Result<bool> 
         eprintln!("the leader was killed {kills} times");
     }
     eprintln!("stopping");
-    for node in cluster.nodes() {
-        node.stop(STOP_WITHIN).await?;
-    }
+    chaos::stop_all(&cluster).await?;
     Ok(true)
 }
 

@@ -36,9 +36,9 @@ pub(crate) struct Cli {
     command: Command,
 }
 
+// What a subcommand is for stands at its arguments.
 #[derive(Subcommand)]
 enum Command {
-    /// Show every node and shard of a cluster, and how many nodes it can lose
     Status(status::Args),
     /// Make the tokens with which users connect
     #[command(subcommand)]
@@ -46,18 +46,13 @@ enum Command {
     /// Make users
     #[command(subcommand)]
     User(user::Command),
-    /// Talk: each line you type is sent, what others send is shown
     Chat(chat::Args),
-    /// Send one message through a gateway
     Send(send::Args),
-    /// Follow everything that reaches one user
     Tail(tail::Args),
     /// Read timelines from the store
     #[command(subcommand)]
     Timeline(timeline::Command),
-    /// Verify the files of a stopped node and print its state hash; changes nothing
     Inspect(inspect::Args),
-    /// Run a throw-away cluster on this machine, to play with
     DevCluster(dev_cluster::Args),
     /// Play a recorded channel into a cluster and check that nothing is lost
     #[command(subcommand)]

@@ -210,6 +210,11 @@ async fn read_user(
     }
 }
 
+/// Whether messages of this type come from users, not from the store itself.
+fn is_users(kind: mailbox_wire::MessageType) -> bool {
+    kind == mailbox_wire::MessageType::TEXT || kind == mailbox_wire::MessageType::OPAQUE
+}
+
 /// A reading that goes on from its key after a broken connection.
 struct Reading {
     key: String,
@@ -242,8 +247,8 @@ impl Reading {
             client_msg_id: message.client_msg_id.unwrap_or_default(),
             kind: match message.refused {
                 Some((of, _)) => SeenKind::Refusal { of },
-                None if message.client_msg_id.is_none() => SeenKind::Written,
-                None => SeenKind::Sent,
+                None if is_users(message.kind) => SeenKind::Sent,
+                None => SeenKind::Written,
             },
             body: message.body.to_vec(),
         };

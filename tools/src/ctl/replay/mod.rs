@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use mailbox_cluster::Cluster;
 
 use self::report::{DryRun, Report};
 use self::script::Script;
@@ -35,7 +36,6 @@ use crate::output::OutputArgs;
 /// Play a recorded channel into a cluster and check that nothing is lost.
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
-    /// Play IRC logs: every line once to a group, directed lines also 1:1
     Irc(Box<IrcArgs>),
 }
 
@@ -160,33 +160,59 @@ async fn perform(
         (Some(cluster), Some(every)) => Some(chaos::kill_leader_every(Arc::clone(cluster), every)),
         _ => None,
     };
-    let all_killer = stage
-        .cluster
-        .as_ref()
-        .filter(|_| !args.kill_all_at.is_empty())
-        .map(|cluster| {
-            let (cluster, progress) = (Arc::clone(cluster), player.progress());
-            let (total, mut percents) = (script.sends.len() as u64, args.kill_all_at.clone());
-            percents.sort_unstable();
-            tokio::spawn(async move {
-                let mut kills = 0;
-                for percent in percents {
-                    progress.reached(total * u64::from(percent) / 100).await;
-                    kills += chaos::kill_all(&cluster).await?;
-                }
-                anyhow::Ok(kills)
-            })
-        });
+    let all_killer = match &stage.cluster {
+        Some(cluster) if !args.kill_all_at.is_empty() => {
+            let points = kill_points(&args.kill_all_at, script.sends.len() as u64);
+            Some(tokio::spawn(kill_all_at(
+                Arc::clone(cluster),
+                player.progress(),
+                points,
+            )))
+        }
+        _ => None,
+    };
     let mut played = player.play(usize::from(args.connections)).await?;
     if let Some(killer) = leader_killer {
         played.kills += killer.stop().await?;
     }
     if let Some(killer) = all_killer {
-        // Not all points were reached if sends were given up.
-        if !killer.is_finished() {
-            killer.abort();
-        }
-        played.kills += killer.await.unwrap_or(Ok(0))?;
+        played.kills += killer.await??;
     }
     Ok(played)
+}
+
+/// Numbers of acked sends, ascending, for percentages in any order.
+fn kill_points(percents: &[u8], sends: u64) -> Vec<u64> {
+    let mut points: Vec<_> = percents
+        .iter()
+        .map(|&percent| sends * u64::from(percent) / 100)
+        .collect();
+    points.sort_unstable();
+    points
+}
+
+/// Kills all nodes each time that so many sends are acked. Returns the kills.
+async fn kill_all_at(
+    cluster: Arc<Cluster>,
+    mut progress: play::Progress,
+    points: Vec<u64>,
+) -> anyhow::Result<u64> {
+    let mut kills = 0;
+    for point in points {
+        if !progress.reached(point).await {
+            break;
+        }
+        kills += chaos::kill_all(&cluster).await?;
+    }
+    Ok(kills)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kill_points_are_ascending_numbers_of_acks() {
+        assert_eq!(kill_points(&[75, 25, 50], 83_751), [20_937, 41_875, 62_813]);
+    }
 }

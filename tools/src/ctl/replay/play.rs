@@ -41,13 +41,9 @@ pub(super) struct Played {
 pub(super) struct Progress(watch::Receiver<u64>);
 
 impl Progress {
-    /// Waits until at least `acked` sends have been acked.
-    pub(super) async fn reached(&self, acked: u64) {
-        let mut progress = self.0.clone();
-        // An error means that the play is over: then nothing more is reached.
-        if progress.wait_for(|&now| now >= acked).await.is_err() {
-            std::future::pending::<()>().await;
-        }
+    /// Waits until at least `acked` sends have been acked; false if the play ends before.
+    pub(super) async fn reached(&mut self, acked: u64) -> bool {
+        self.0.wait_for(|&now| now >= acked).await.is_ok()
     }
 }
 

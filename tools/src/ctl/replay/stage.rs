@@ -15,6 +15,7 @@ use mailbox_cluster::{Cluster, ClusterOptions};
 use super::IrcArgs;
 use super::report::Inspected;
 use super::script::Script;
+use crate::chaos;
 use crate::ctl::inspect;
 use crate::ctl::token::AuthKey;
 
@@ -24,8 +25,6 @@ const CALLS: usize = 256;
 const TOKEN_TTL: Duration = Duration::from_secs(7 * 86_400);
 /// How long a cluster may take to serve again after the last kill.
 const READY_WITHIN: Duration = Duration::from_secs(60);
-/// How long a node may take to stop.
-const STOP_WITHIN: Duration = Duration::from_secs(12);
 
 /// A cluster whose users and group exist.
 pub(super) struct Stage {
@@ -88,13 +87,10 @@ impl Stage {
 
     /// Stops a spawned cluster as an operator would.
     pub(super) async fn stop(&self) -> anyhow::Result<()> {
-        let Some(cluster) = &self.cluster else {
-            return Ok(());
-        };
-        for node in cluster.nodes() {
-            node.stop(STOP_WITHIN).await?;
+        match &self.cluster {
+            Some(cluster) => chaos::stop_all(cluster).await,
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Stops a spawned cluster, verifies every node's files and compares the state hashes.
@@ -109,7 +105,9 @@ impl Stage {
             .map(|node| node.data_dir().to_owned())
             .collect();
         eprintln!("verifying the files of {} nodes", dirs.len());
-        let nodes = tokio::task::spawn_blocking(move || inspect::inspect_all(&dirs)).await??;
+        let limits = inspect::ClusterLimits::read(cluster.node(0).config_path())?;
+        let inspected = move || inspect::inspect_all(&dirs, &limits);
+        let nodes = tokio::task::spawn_blocking(inspected).await?;
         Ok(Inspected {
             equal: inspect::all_equal(&nodes),
             nodes,

@@ -1,0 +1,190 @@
+//! What the command lines say: every help text is kept in `tests/cli/`, so that a change is seen.
+//!
+//! `MAILBOX_SNAPSHOTS=update cargo test -p mailbox-tools --test cli` writes them anew.
+
+#![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+const CTL: &str = env!("CARGO_BIN_EXE_mailboxctl");
+const BENCH: &str = env!("CARGO_BIN_EXE_mailbox-bench");
+
+fn run(program: &str, args: &[&str]) -> Output {
+    // Nothing of the caller's surroundings may show in a help text.
+    Command::new(program)
+        .args(args)
+        .env_clear()
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn snapshot(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/cli")
+        .join(format!("{name}.txt"))
+}
+
+fn assert_help(program: &str, subcommand: &[&str]) {
+    let args = [subcommand, &["--help"]].concat();
+    let output = run(program, &args);
+    assert!(
+        output.status.success(),
+        "{args:?}: {}",
+        text(&output.stderr)
+    );
+    let base = if program == CTL {
+        "mailboxctl"
+    } else {
+        "mailbox-bench"
+    };
+    let path = snapshot(&[&[base], subcommand].concat().join("-"));
+    let help = text(&output.stdout);
+    if std::env::var_os("MAILBOX_SNAPSHOTS").is_some_and(|value| value == "update") {
+        std::fs::write(&path, &help).unwrap();
+    }
+    let kept = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(
+        help,
+        kept,
+        "the help of {args:?} is not what {} says",
+        path.display()
+    );
+}
+
+#[test]
+fn every_help_text_is_the_kept_one() {
+    let ctl: [&[&str]; 14] = [
+        &[],
+        &["status"],
+        &["token", "issue"],
+        &["user", "register"],
+        &["chat"],
+        &["send"],
+        &["tail"],
+        &["timeline", "show"],
+        &["inspect"],
+        &["dev-cluster"],
+        &["replay"],
+        &["replay", "irc"],
+        &["token"],
+        &["user"],
+    ];
+    for subcommand in ctl {
+        assert_help(CTL, subcommand);
+    }
+    for subcommand in [&[][..], &["send"], &["gateway"]] {
+        assert_help(BENCH, subcommand);
+    }
+}
+
+#[test]
+fn a_wrong_command_line_is_status_2_and_leaves_stdout_empty() {
+    for args in [
+        &["replay", "irc"][..],
+        &["replay", "irc", "--spawn", "2", "x.txt"],
+        &[
+            "replay",
+            "irc",
+            "--dry-run",
+            "--kill-leader-every",
+            "10",
+            "x.txt",
+        ],
+        &["replay", "irc", "--gateway", "ws://127.0.0.1:1", "x.txt"],
+        &["dev-cluster", "--nodes", "5"],
+        &["timeline", "show", "feed:1"],
+        &["chat", "--to", "bob", "--token", "t"],
+        &["nonsense"],
+    ] {
+        let output = run(CTL, args);
+        assert_eq!(
+            output.status.code(),
+            Some(2),
+            "{args:?}: {}",
+            text(&output.stderr)
+        );
+        assert!(output.stdout.is_empty(), "{args:?}");
+        assert!(text(&output.stderr).starts_with("error: "), "{args:?}");
+    }
+}
+
+#[test]
+fn a_failure_is_status_1_and_told_on_stderr() {
+    let dir = tempfile::tempdir().unwrap();
+    let absent = dir.path().join("absent");
+    let absent = absent.to_str().unwrap();
+    for args in [
+        &["replay", "irc", "--dry-run", absent][..],
+        &["token", "issue", "--auth-key", absent, "--sub", "@alice"],
+        &["status", "--json", "--secret-file", absent],
+        &["status"],
+    ] {
+        let output = run(CTL, args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        assert!(
+            output.stdout.is_empty(),
+            "{args:?}: {}",
+            text(&output.stdout)
+        );
+        assert!(text(&output.stderr).starts_with("error: "), "{args:?}");
+    }
+}
+
+#[test]
+fn a_dry_run_counts_in_words_and_in_json() {
+    let dir = tempfile::tempdir().unwrap();
+    let channel = "=== x joined\n[10:00] <ann> hi\n[10:01] <bob> ann: hello\n[10:02] <eve> \n";
+    std::fs::write(dir.path().join("a.txt"), channel).unwrap();
+    let folder = dir.path().to_str().unwrap();
+    let json = run(CTL, &["replay", "irc", "--dry-run", "--json", folder]);
+    let expected = "{\"lines\":2,\"skipped\":2,\"users\":3,\"direct\":1}\n";
+    assert_eq!(text(&json.stdout), expected);
+    let words = run(CTL, &["replay", "irc", "--dry-run", folder]);
+    let expected = "2 chat lines, 1 of them directed, by 3 nicks; 2 lines skipped\n";
+    assert_eq!(text(&words.stdout), expected);
+}
+
+#[test]
+fn a_token_is_the_only_thing_on_stdout() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = dir.path().join("key");
+    std::fs::write(&key, "0123456789abcdef0123456789abcdef\n").unwrap();
+    let key = key.to_str().unwrap();
+    let output = run(
+        CTL,
+        &["token", "issue", "--auth-key", key, "--sub", "@alice"],
+    );
+    assert_eq!(text(&output.stdout).trim_end().split('.').count(), 3);
+    let json = run(
+        CTL,
+        &["token", "issue", "--json", "--auth-key", key, "--sub", "17"],
+    );
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json["sub"], "17");
+    assert!(json["expires_at_ms"].is_string());
+}
+
+#[test]
+fn completions_are_printed() {
+    let output = run(CTL, &["completions", "bash"]);
+    assert!(text(&output.stdout).contains("mailboxctl"));
+}
+
+#[test]
+fn a_bench_in_memory_is_refused() {
+    if !Path::new("/dev/shm").is_dir() {
+        eprintln!("skipped: there is no /dev/shm");
+        return;
+    }
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let dir = dir.path().to_str().unwrap();
+    let output = run(BENCH, &["send", "--spawn", "1", "--dir", dir]);
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("--allow-tmpfs"), "{error}");
+}
