@@ -1,5 +1,7 @@
 //! The client against nodes that break.
 
+#![allow(clippy::unwrap_used, reason = "its helpers are test code too")]
+
 mod fake;
 
 use std::collections::BTreeSet;
