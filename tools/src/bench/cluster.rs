@@ -32,6 +32,10 @@ pub(super) struct SpawnArgs {
     /// Take a DIR in memory, where an fsync costs and proves nothing
     #[arg(long)]
     pub(super) allow_tmpfs: bool,
+    /// Record CPU profiles of the leader and of a follower with `perf`, and write their ten greatest
+    /// costs into this directory
+    #[arg(long, value_name = "DIR", requires = "spawn")]
+    pub(super) profile: Option<PathBuf>,
     /// The `mailboxd` to run; default: the one beside this program
     #[arg(long, value_name = "FILE", env = "MAILBOXD")]
     pub(super) mailboxd: Option<PathBuf>,

@@ -90,7 +90,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<Report> {
         tokio::spawn(load::run(Arc::clone(&clock), shape, move || source.send()))
     });
     let runners: Vec<_> = runners.collect();
-    let measured = Measured::take(&clock, spawned.as_ref()).await?;
+    let measured = Measured::take(&clock, spawned.as_ref(), &args.load, &args.spawn).await?;
     let mut latencies = load::histogram();
     for runner in runners {
         latencies.add(runner.await?)?;

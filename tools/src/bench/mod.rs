@@ -4,6 +4,7 @@ mod cluster;
 mod disk;
 mod gateway;
 mod load;
+mod profile;
 mod report;
 mod send;
 

@@ -12,6 +12,7 @@ use rand::rngs::SmallRng;
 
 use super::cluster::{SpawnArgs, Spawned, Usage, register};
 use super::load::{self, Clock, RUNNERS, Shape};
+use super::profile::Profile;
 use super::report::{Report, per_send, percentile_ms, round};
 use crate::node::NodeArgs;
 use crate::process;
@@ -116,7 +117,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<Report> {
         tokio::spawn(load::run(clock, shape, move || source.send()))
     });
     let runners: Vec<_> = runners.collect();
-    let measured = Measured::take(&clock, spawned.as_ref()).await?;
+    let measured = Measured::take(&clock, spawned.as_ref(), &args.load, &args.spawn).await?;
     let mut latencies = load::histogram();
     for runner in runners {
         latencies.add(runner.await?)?;
@@ -197,7 +198,13 @@ pub(super) struct Measured {
 
 impl Measured {
     /// Looks at all counters at the end of the warm-up and at the end of the measured time.
-    pub(super) async fn take(clock: &Clock, spawned: Option<&Spawned>) -> anyhow::Result<Self> {
+    /// Meanwhile profiles are recorded, if they are wanted.
+    pub(super) async fn take(
+        clock: &Clock,
+        spawned: Option<&Spawned>,
+        load: &LoadArgs,
+        spawn: &SpawnArgs,
+    ) -> anyhow::Result<Self> {
         let usage = async || match spawned {
             Some(spawned) => spawned.usage().await.map(Some),
             None => Ok(None),
@@ -205,11 +212,21 @@ impl Measured {
         clock.warmed_up().await;
         let begin = std::time::Instant::now();
         let before = usage().await?;
+        let profile = match (spawned, &spawn.profile) {
+            (Some(spawned), Some(dir)) => {
+                Some(Profile::start(dir, &spawned.cluster, load.seconds).await?)
+            }
+            _ => None,
+        };
         let cpu_before = process::own_cpu_us()?;
         clock.ended().await;
         let client_cpu_us = process::own_cpu_us()? - cpu_before;
         let after = usage().await?;
         let seconds = begin.elapsed().as_secs_f64();
+        if let (Some(profile), Some(spawned)) = (profile, spawned) {
+            let nodes = spawned.cluster.nodes().len();
+            tokio::task::spawn_blocking(move || profile.finish(nodes)).await??;
+        }
         Ok(Self {
             before,
             after,
