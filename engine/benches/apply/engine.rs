@@ -1,0 +1,152 @@
+//! The engine: one thread applies entries, one flushes, as in a node.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use mailbox_engine::{
+    ApplyEntry, ApplyPayload, Command, EngineOptions, EntryBuilder, Flags, LogId, MessageId,
+    MessageType, RegisterUser, Reply, Send, Shard, ShardId, Store, UserId,
+};
+use uuid::Uuid;
+
+use crate::messages::{Message, Messages};
+use crate::process::{cpu, file_bytes, thread_cpu, wait_idle};
+use crate::{BATCH, Cost, Load};
+
+/// Applies the load to a new store.
+pub(crate) fn run(load: &Load) -> Cost {
+    let dir = tempfile::tempdir_in(&load.dir).unwrap();
+    let options = EngineOptions::default();
+    let slots = 0..=options.slot_count - 1;
+    let store = Store::open(dir.path(), options).unwrap();
+    let shard = store.create_shard(ShardId(0), slots).unwrap();
+    let mut applier = Applier {
+        shard: shard.clone(),
+        index: 0,
+    };
+    let users = flushing(&shard, || applier.register(load.users));
+    wait_idle();
+    let stored_before = file_bytes(dir.path());
+
+    let (cpu_before, thread_before, start) = (cpu(), thread_cpu(), Instant::now());
+    let (wall, apply_cpu) = flushing(&shard, || {
+        let mut messages = Messages::new(load.users);
+        let mut left = load.messages;
+        while left > 0 {
+            let count = left.min(BATCH);
+            left -= count;
+            applier.send(&mut messages, count, &users);
+        }
+        (start.elapsed(), thread_cpu() - thread_before)
+    });
+    wait_idle();
+    let stored_bytes = file_bytes(dir.path()).saturating_sub(stored_before);
+    Cost {
+        wall,
+        apply_cpu,
+        cpu: cpu() - cpu_before,
+        stored_bytes,
+    }
+}
+
+struct Applier {
+    shard: Arc<Shard>,
+    index: u64,
+}
+
+impl Applier {
+    fn register(&mut self, count: u64) -> Vec<UserId> {
+        let mut users = Vec::new();
+        let time_ms = Messages::start_ms();
+        for first in (0..count).step_by(512) {
+            let mut entry = EntryBuilder::new(time_ms);
+            for number in first..count.min(first + 512) {
+                let id = u128::from(time_ms) << 80 | 7 << 76 | 2 << 62 | u128::from(number);
+                let (request_id, handle) = (Uuid::from_u128(id), format!("user-{number}"));
+                entry.push(&Command::RegisterUser(RegisterUser { request_id, handle }));
+            }
+            for reply in self.apply(entry) {
+                let Reply::UserRegistered { user } = reply else {
+                    panic!("{reply:?}")
+                };
+                users.push(user);
+            }
+        }
+        users
+    }
+
+    fn send(&mut self, messages: &mut Messages, count: u64, users: &[UserId]) {
+        let user = |number: u64| users[usize::try_from(number).unwrap()];
+        let mut entry = None;
+        for _ in 0..count {
+            let message: Message = messages.next();
+            let command = Command::Send(Send {
+                sender: user(message.sender),
+                recipient: user(message.recipient),
+                client_msg_id: message.id,
+                message_id: message.message_id,
+                kind: MessageType::TEXT,
+                flags: Flags::default(),
+                content_crc: message.content_crc,
+                body: message.body,
+                shown: MessageId::ZERO,
+            });
+            entry
+                .get_or_insert_with(|| EntryBuilder::new(message.time_ms))
+                .push(&command);
+        }
+        let replies = self.apply(entry.unwrap());
+        assert!(
+            replies
+                .iter()
+                .all(|reply| matches!(reply, Reply::Sent { .. }))
+        );
+    }
+
+    fn apply(&mut self, entry: EntryBuilder) -> Vec<Reply> {
+        while self.shard.stalled() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.index += 1;
+        let log_id = LogId {
+            term: 1,
+            node: 1,
+            index: self.index,
+        };
+        let payload = ApplyPayload::Commands(entry.finish());
+        let applied = self.shard.apply(&[ApplyEntry { log_id, payload }]).unwrap();
+        applied.replies.into_iter().flatten().collect()
+    }
+}
+
+/// Runs `apply` beside a thread that flushes; leaves nothing unflushed.
+fn flushing<T>(shard: &Shard, apply: impl FnOnce() -> T) -> T {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| flush_until(shard, &done));
+        let result = apply();
+        done.store(true, Ordering::Release);
+        result
+    })
+}
+
+fn flush_until(shard: &Shard, done: &AtomicBool) {
+    loop {
+        let last = done.load(Ordering::Acquire);
+        if last || shard.flush_due(0) {
+            while let Some(frozen) = shard.freeze() {
+                let built = shard.build(&frozen).unwrap();
+                shard.ingest(built).unwrap();
+                if !last {
+                    break;
+                }
+            }
+        } else {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        if last {
+            return;
+        }
+    }
+}
