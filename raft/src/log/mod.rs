@@ -13,6 +13,7 @@
 //! Nothing here bounds the queue: an append must not wait. The proposer admits by
 //! [`SharedLog::queued_bytes`].
 
+mod bench;
 mod cache;
 mod check;
 mod core;
@@ -43,6 +44,7 @@ use parking_lot::Mutex;
 use rocksdb::DB;
 use tokio::sync::watch;
 
+pub use self::bench::LogBench;
 pub use self::error::Error;
 pub use self::inspect::{LogEntry, LogInspect, LogPayload, ShardReport};
 pub use self::metrics::{FSYNC_BUCKETS_US, LogMetrics};

@@ -21,8 +21,8 @@ use crate::types::{Entry, LogId, TypeConfig, Vote};
 /// in the order of the calls. No call waits for the disk but `save_vote`.
 #[derive(Clone)]
 pub(crate) struct ShardLog {
-    core: Arc<Core>,
-    shard: Arc<ShardState>,
+    pub(super) core: Arc<Core>,
+    pub(super) shard: Arc<ShardState>,
 }
 
 impl Debug for ShardLog {

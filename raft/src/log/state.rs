@@ -79,13 +79,8 @@ impl ShardState {
         if state.last.is_none() {
             state.first = first.log_id.index;
         }
-        let mut next = state.end();
-        for entry in &entries {
-            assert_eq!(
-                entry.log_id.index, next,
-                "entries are appended without a hole"
-            );
-            next += 1;
+        for (entry, index) in entries.iter().zip(state.end()..) {
+            assert_eq!(entry.log_id.index, index, "appends leave no hole");
         }
         for entry in &entries {
             state.last = Some(entry.log_id);
