@@ -163,6 +163,8 @@ struct Run<'a> {
     options: &'a SmokeOptions,
     cluster: &'a Cluster,
     clients: Vec<Client>,
+    /// For the reads of the end, which may take their time.
+    patient: Client,
     recorder: Arc<Recorder>,
     processes: Arc<Processes>,
     population: Arc<Population>,
@@ -183,14 +185,20 @@ impl<'a> Run<'a> {
                     .context("connect to the cluster")?,
             );
         }
-        let population = Arc::new(populate(&clients[0]).await?);
-        let (recorder, processes) = Default::default();
+        let mut patient = cluster.client_options()?;
+        patient.timeouts.deadline = HEALED_WITHIN;
+        patient.timeouts.attempt = HEALED_WITHIN / 4;
+        let patient = Client::connect(patient)
+            .await
+            .context("connect to the cluster")?;
+        let population = Arc::new(populate(&patient).await?);
         Ok(Self {
             options,
             cluster,
             clients,
-            recorder,
-            processes,
+            patient,
+            recorder: Arc::default(),
+            processes: Arc::default(),
             population,
         })
     }
@@ -269,7 +277,7 @@ impl<'a> Run<'a> {
         }
         let until = Instant::now() + HEALED_WITHIN;
         for node in self.cluster.nodes() {
-            if let Err(error) = catch_up(&self.clients[0], node.address(), &heads, until).await {
+            if let Err(error) = catch_up(&self.patient, node.address(), &heads, until).await {
                 doubts.push(format!("node {} did not catch up: {error:#}", node.id()));
             }
             for timeline in &timelines {
@@ -284,12 +292,12 @@ impl<'a> Run<'a> {
 
     async fn read_whole(&self, timeline: Timeline, at: At<'_>) -> crate::history::Read {
         let process = self.processes.next();
-        read_whole(&self.clients[0], &self.recorder, process, timeline, at).await
+        read_whole(&self.patient, &self.recorder, process, timeline, at).await
     }
 
     /// Every replica's state hash at one cut.
     async fn hash_all(&self) -> Vec<String> {
-        let client = &self.clients[0];
+        let client = &self.patient;
         let mut request = v1::StateHashRequest {
             shard: 0,
             cut_index: 0,

@@ -22,6 +22,9 @@ use crate::router::Router;
 use crate::submit::Waiting;
 use crate::subscribe::{self, SubscribeEvent, SubscribeHandle};
 
+/// Least pause between two readings of the shard map and the server's clock.
+const REFRESH_MIN: Duration = Duration::from_millis(250);
+
 /// A connection to a cluster; cheap to clone.
 #[derive(Clone)]
 pub struct Client {
@@ -276,6 +279,15 @@ impl Inner {
         }
     }
 
+    fn refresh_pause(&self) -> Duration {
+        let pause = self.options.timeouts.map_refresh.max(REFRESH_MIN);
+        if self.clock.is_set() {
+            pause
+        } else {
+            REFRESH_MIN
+        }
+    }
+
     async fn shard_map_of(&self, node: &Node) -> Result<ShardMapResponse, CallError> {
         let mut admin = node.admin();
         let asked = Instant::now();
@@ -317,20 +329,16 @@ async fn acquire<'a>(
 
 /// Keeps the map and the clock fresh until the client is gone.
 async fn refresh_map(client: Weak<Inner>) {
-    loop {
-        let Some(pause) = client
-            .upgrade()
-            .map(|inner| inner.options.timeouts.map_refresh)
-        else {
-            return;
-        };
-        tokio::time::sleep(pause.max(Duration::from_millis(100))).await;
+    while let Some(pause) = client.upgrade().map(|inner| inner.refresh_pause()) {
+        tokio::time::sleep(pause).await;
         let Some(inner) = client.upgrade() else {
             return;
         };
         for node in inner.router.nodes() {
             match inner.shard_map_of(&node).await {
-                Ok(_) => break,
+                // A node whose clock is in doubt has told the map, not the time.
+                Ok(_) if inner.clock.is_set() => break,
+                Ok(_) => {}
                 Err(error) => {
                     tracing::debug!(node = node.address(), %error, "the shard map was not read");
                 }
