@@ -21,6 +21,7 @@ pub use byte_size::ByteSize;
 pub use document::{default_document, explain};
 pub use options::{Bounds, OPTIONS, OptionFacts};
 pub use validate::Role;
+pub(crate) use validate::{is_loopback, is_set};
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]

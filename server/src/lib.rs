@@ -1,8 +1,35 @@
 //! gRPC services, administration and configuration of a mailbox node.
+//!
+//! Start reading at `run.rs` (the life of a process) and `node_role.rs` (what a node is made of);
+//! then `submit.rs` and `feed.rs`, the two hot paths. Only this crate knows both the protocol's
+//! messages and the engine's types: `convert.rs` and `status.rs` are the border.
 
+mod admin_service;
+mod auth;
 mod cli;
 pub mod config;
+mod convert;
+mod core;
+mod dev;
+mod error;
+mod feed;
+mod gateway_role;
+mod http;
 mod limits;
+mod listener;
 mod logging;
+mod mailbox_service;
+mod metrics;
+mod node_role;
+mod peers;
+mod read;
+mod replica_metrics;
+mod run;
+mod shutdown;
+mod status;
+mod submit;
 
 pub use cli::{Cli, Command, ConfigCommand, DevArgs, RoleArgs, run_config};
+pub use dev::run_dev;
+pub use error::Error;
+pub use run::{run_gateway, run_server};

@@ -36,20 +36,20 @@ pub enum Error {
 
 /// How many file descriptors the process may need, by use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FileBudget {
+pub(crate) struct FileBudget {
     /// Sockets of clients.
-    pub connections: u64,
+    pub(crate) connections: u64,
     /// RocksDB's table files.
-    pub table_files: u64,
+    pub(crate) table_files: u64,
     /// Sockets to and from other nodes.
-    pub peers: u64,
+    pub(crate) peers: u64,
     /// Everything else.
-    pub reserved: u64,
+    pub(crate) reserved: u64,
 }
 
 impl FileBudget {
     /// What a store node needs.
-    pub fn of_node(config: &Config) -> Self {
+    pub(crate) fn of_node(config: &Config) -> Self {
         let peers = config.cluster.nodes.len().saturating_sub(1) as u64;
         Self {
             connections: u64::from(config.node.connections_max),
@@ -60,7 +60,7 @@ impl FileBudget {
     }
 
     /// What a gateway needs.
-    pub fn of_gateway(config: &Config) -> Self {
+    pub(crate) fn of_gateway(config: &Config) -> Self {
         Self {
             connections: u64::from(config.gateway.connections_max),
             table_files: 0,
@@ -70,7 +70,7 @@ impl FileBudget {
     }
 
     /// What one process needs that is both.
-    pub fn plus(self, other: Self) -> Self {
+    pub(crate) fn plus(self, other: Self) -> Self {
         Self {
             connections: self.connections + other.connections,
             table_files: self.table_files + other.table_files,
@@ -80,12 +80,12 @@ impl FileBudget {
     }
 
     /// All uses together.
-    pub const fn total(&self) -> u64 {
+    pub(crate) const fn total(&self) -> u64 {
         self.connections + self.table_files + self.peers + self.reserved
     }
 
     /// Refuses a budget over the limit, naming the option that asks for most.
-    pub fn check(&self, limit: u64, connections_option: &'static str) -> Result<(), Error> {
+    pub(crate) fn check(&self, limit: u64, connections_option: &'static str) -> Result<(), Error> {
         let needed = self.total();
         if needed <= limit {
             return Ok(());
@@ -106,21 +106,21 @@ impl FileBudget {
 }
 
 /// Raises the soft limit on open files to the hard one and says what it is now.
-pub fn raise_open_files() -> Result<u64, Error> {
+pub(crate) fn raise_open_files() -> Result<u64, Error> {
     rlimit::increase_nofile_limit(u64::MAX).map_err(Error::Raise)
 }
 
 /// How the memory budget is shared out, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MemoryBudget {
+pub(crate) struct MemoryBudget {
     /// Greatest size of one memtable; one more may be frozen at the same time.
-    pub memtable: u64,
+    pub(crate) memtable: u64,
     /// RocksDB's block cache.
-    pub block_cache: u64,
+    pub(crate) block_cache: u64,
     /// Newest rows of busy timelines.
-    pub tails: u64,
+    pub(crate) tails: u64,
     /// Proposals on their way.
-    pub queues: u64,
+    pub(crate) queues: u64,
 }
 
 /// Memtables of one shard that exist at once: the active one and a frozen one.
@@ -128,7 +128,7 @@ const MEMTABLES: u64 = 2;
 
 impl MemoryBudget {
     /// The shares of `[memory]`.
-    pub fn of(config: &Config) -> Self {
+    pub(crate) fn of(config: &Config) -> Self {
         let memory = &config.memory;
         let share = |percent: u32| memory.budget_bytes.0 / 100 * u64::from(percent);
         Self {
@@ -141,7 +141,7 @@ impl MemoryBudget {
 }
 
 /// Logs both budgets, for the operator who wonders where it goes.
-pub fn log_budget(files: &FileBudget, limit: u64, memory: Option<&MemoryBudget>) {
+pub(crate) fn log_budget(files: &FileBudget, limit: u64, memory: Option<&MemoryBudget>) {
     tracing::info!(
         limit,
         connections = files.connections,

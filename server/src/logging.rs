@@ -8,7 +8,7 @@ use crate::config::{LogFormat, LoggingConfig};
 ///
 /// # Errors
 /// If the filter is not `level` or a `target=level` list.
-pub fn start(config: &LoggingConfig) -> Result<(), String> {
+pub(crate) fn start(config: &LoggingConfig) -> Result<(), String> {
     let filter = EnvFilter::try_new(&config.filter)
         .map_err(|error| format!("config: logging.filter = {}: {error}", config.filter))?;
     let builder = tracing_subscriber::fmt()

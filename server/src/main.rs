@@ -26,8 +26,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             std::io::stdout().write_all(mailbox_server::run_config(&command)?.as_bytes())?;
             Ok(())
         }
-        Command::Dev(_) | Command::Server(_) | Command::Gateway(_) => {
-            anyhow::bail!("this build does not serve yet")
-        }
+        Command::Dev(args) => Ok(mailbox_server::run_dev(&args)?),
+        Command::Server(args) => Ok(mailbox_server::run_server(&args)?),
+        Command::Gateway(args) => Ok(mailbox_server::run_gateway(&args)?),
     }
 }

@@ -1,0 +1,229 @@
+//! What all services of one node share: its replicas, who may call, limits and metrics.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use mailbox_api::CallError;
+use mailbox_api::v1::mailbox_client::MailboxClient;
+use mailbox_api::v1::{ErrorCode, UserRef, user_ref};
+use mailbox_engine::{Command, Reply, ShardId, UserId};
+use mailbox_raft::{LeaderHint, Leadership, Node, Shard};
+use tokio_util::sync::CancellationToken;
+use tonic::Request;
+use tonic::metadata::{MetadataMap, MetadataValue};
+use tonic::transport::Channel;
+
+use crate::auth::{Authority, Caller, forbidden};
+use crate::config::{ClusterConfig, LimitsConfig};
+use crate::convert;
+use crate::metrics::ServerMetrics;
+use crate::peers::Peers;
+use crate::status;
+
+/// A caller whose user is known to exist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Actor {
+    /// May act for any user.
+    Cluster,
+    /// Acts for this user only.
+    User(UserId),
+}
+
+/// Where a unary call is done.
+pub(crate) enum Route {
+    /// This node leads the shard.
+    Here,
+    /// Another one does; the call has not been forwarded yet.
+    There(MailboxClient<Channel>),
+}
+
+/// Shared by the services of one node.
+pub(crate) struct Core {
+    pub(crate) node: Arc<Node>,
+    pub(crate) node_id: u64,
+    pub(crate) authority: Arc<Authority>,
+    pub(crate) cluster: ClusterConfig,
+    pub(crate) limits: LimitsConfig,
+    pub(crate) metrics: Arc<ServerMetrics>,
+    pub(crate) peers: Peers,
+    pub(crate) started: Instant,
+    /// Cancelled when the node stops: streams end, new calls are refused.
+    pub(crate) stopping: CancellationToken,
+}
+
+impl Core {
+    /// The replica that a caller names.
+    pub(crate) fn shard(&self, shard: u32) -> Result<Shard, CallError> {
+        self.node
+            .shard(ShardId(shard))
+            .ok_or_else(|| convert::invalid(format!("shard {shard} is not on this node")))
+    }
+
+    /// The replica of the shard that holds an owner's or a handle's slot. While one shard holds
+    /// every slot there is nothing to look up.
+    pub(crate) fn only_shard(&self) -> Result<Shard, CallError> {
+        self.shard(0)
+    }
+
+    /// Refuses while another node leads, saying which.
+    pub(crate) fn require_leader(&self, shard: &Shard) -> Result<u64, CallError> {
+        match shard.leadership() {
+            Leadership::Leader { term, .. } => Ok(term),
+            Leadership::Follower { leader, .. } => Err(status::not_leader(shard.id().0, leader)),
+        }
+    }
+
+    /// Where a unary call is done: here, or once forwarded, at the leader.
+    pub(crate) fn route(&self, call: &MetadataMap, shard: &Shard) -> Result<Route, CallError> {
+        if self.stopping.is_cancelled() {
+            return Err(status::unavailable("the node is shutting down"));
+        }
+        let leader = match shard.leadership() {
+            Leadership::Leader { .. } => return Ok(Route::Here),
+            Leadership::Follower { leader, .. } => leader,
+        };
+        match leader {
+            Some(LeaderHint { address, .. })
+                if call.get(mailbox_api::metadata::FORWARDED).is_none() =>
+            {
+                Ok(Route::There(self.peers.mailbox(&address)?))
+            }
+            leader => Err(status::not_leader(shard.id().0, leader)),
+        }
+    }
+
+    /// Waits until what this replica has applied is linearizable.
+    pub(crate) async fn barrier(&self, shard: &Shard) -> Result<(), CallError> {
+        shard
+            .read_barrier()
+            .await
+            .map_err(|error| status::propose(shard.id().0, error))
+    }
+
+    /// Proposes one command.
+    pub(crate) async fn propose(
+        &self,
+        shard: &Shard,
+        command: Command,
+    ) -> Result<Reply, CallError> {
+        let mut replies = shard
+            .propose(vec![command])
+            .await
+            .map_err(|error| status::propose(shard.id().0, error))?;
+        match replies.pop() {
+            Some(Reply::Refused(refusal)) => Err(status::refusal(&refusal)),
+            Some(reply) => Ok(reply),
+            None => Err(CallError::new(ErrorCode::Internal, "apply gave no reply")),
+        }
+    }
+
+    /// Runs a read that may touch files on a thread that may wait.
+    pub(crate) async fn read<T, F>(&self, shard: &Shard, read: F) -> Result<T, CallError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mailbox_engine::Shard) -> Result<T, mailbox_engine::Error> + Send + 'static,
+    {
+        let engine = Arc::clone(shard.engine());
+        let done = tokio::task::spawn_blocking(move || read(&engine)).await;
+        match done {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => {
+                tracing::error!(shard = shard.id().0, error = %status::with_causes(&error), "read");
+                Err(status::engine_fault(&error))
+            }
+            Err(_) => Err(CallError::new(
+                ErrorCode::Internal,
+                "a read was stopped by a bug",
+            )),
+        }
+    }
+
+    /// Looks a user up in what this replica has applied: an id stands for itself. A handle that
+    /// is there is never given to anyone else, so *yes* needs no barrier; *no* does.
+    pub(crate) fn lookup(
+        &self,
+        shard: &Shard,
+        user: &user_ref::User,
+    ) -> Result<Option<UserId>, CallError> {
+        match user {
+            user_ref::User::Id(id) => Ok(Some(UserId(*id))),
+            user_ref::User::Handle(handle) => shard
+                .engine()
+                .resolve_handle(handle)
+                .map_err(|error| status::engine_fault(&error)),
+        }
+    }
+
+    /// The id of a user; an unknown handle is refused behind a read barrier.
+    pub(crate) async fn resolve(
+        &self,
+        shard: &Shard,
+        user: &user_ref::User,
+    ) -> Result<UserId, CallError> {
+        if let Some(id) = self.lookup(shard, user)? {
+            return Ok(id);
+        }
+        self.barrier(shard).await?;
+        self.lookup(shard, user)?.ok_or_else(|| unknown_user(user))
+    }
+
+    /// Who may act in this call, with their id.
+    pub(crate) async fn actor(&self, shard: &Shard, caller: Caller) -> Result<Actor, CallError> {
+        match caller {
+            Caller::Cluster => Ok(Actor::Cluster),
+            Caller::User(user) => Ok(Actor::User(self.resolve(shard, &user).await?)),
+        }
+    }
+
+    /// The user that a call acts for: the one it names, or the token's if it names none.
+    pub(crate) async fn acting_user(
+        &self,
+        shard: &Shard,
+        actor: Actor,
+        field: &str,
+        named: Option<UserRef>,
+    ) -> Result<UserId, CallError> {
+        let named = named.and_then(|user| user.user);
+        match (actor, named) {
+            (Actor::User(id), None) => Ok(id),
+            (Actor::Cluster, named) => {
+                let user = convert::user(field, named.map(|user| UserRef { user: Some(user) }))?;
+                self.resolve(shard, &user).await
+            }
+            (Actor::User(id), Some(user)) => {
+                if self.resolve(shard, &user).await? == id {
+                    return Ok(id);
+                }
+                Err(forbidden(format!("the token acts for user {id} only")))
+            }
+        }
+    }
+}
+
+/// An unknown handle or id, in words.
+pub(crate) fn unknown_user(user: &user_ref::User) -> CallError {
+    let message = match user {
+        user_ref::User::Id(id) => format!("there is no user {id}"),
+        user_ref::User::Handle(handle) => format!("there is no user @{handle}"),
+    };
+    CallError::new(ErrorCode::UnknownUser, message)
+}
+
+/// The same call with the same proof of who calls, marked as forwarded.
+pub(crate) fn forwarded<T>(metadata: &MetadataMap, call: T) -> Request<T> {
+    use mailbox_api::metadata as names;
+    let mut request = Request::new(call);
+    for name in [
+        names::AUTHORIZATION,
+        names::CLUSTER_ID,
+        names::CLUSTER_SECRET,
+    ] {
+        if let Some(value) = metadata.get(name) {
+            request.metadata_mut().insert(name, value.clone());
+        }
+    }
+    request
+        .metadata_mut()
+        .insert(names::FORWARDED, MetadataValue::from_static("1"));
+    request
+}

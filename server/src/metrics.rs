@@ -1,0 +1,172 @@
+//! Metrics of a store node. `METRICS.md` lists every one; a test keeps the page true.
+//!
+//! Counters of the hot path are plain atomics that are counted once a frame. What the engine and
+//! the replicas count themselves is read when somebody asks, see `replica_metrics.rs`.
+
+use std::sync::atomic::AtomicI64;
+
+use mailbox_api::CallError;
+use mailbox_api::v1::SubmitResult;
+use mailbox_api::v1::submit_result::Result as Outcome;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use tonic::Status;
+
+/// How an answer ended: `Ok` or the name of the error code.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct CallLabels {
+    call: &'static str,
+    code: &'static str,
+}
+
+/// Why sends were refused.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct CodeLabel {
+    code: &'static str,
+}
+
+/// How many of something there are now.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Level(Gauge<i64, AtomicI64>);
+
+impl Level {
+    /// One more, until the guard is dropped.
+    pub(crate) fn guard(&self) -> LevelGuard {
+        self.guard_by(1)
+    }
+
+    /// So many more, until the guard is dropped.
+    pub(crate) fn guard_by(&self, count: usize) -> LevelGuard {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        self.add(count);
+        LevelGuard {
+            level: self.clone(),
+            count,
+        }
+    }
+
+    pub(crate) fn inc(&self) {
+        self.add(1);
+    }
+
+    pub(crate) fn dec(&self) {
+        self.add(-1);
+    }
+
+    pub(crate) fn add(&self, count: i64) {
+        self.0.inc_by(count);
+    }
+}
+
+/// Takes its count back when dropped.
+pub(crate) struct LevelGuard {
+    level: Level,
+    count: i64,
+}
+
+impl Drop for LevelGuard {
+    fn drop(&mut self) {
+        self.level.add(-self.count);
+    }
+}
+
+/// What the services of a node count.
+#[derive(Debug, Default)]
+pub(crate) struct ServerMetrics {
+    calls: Family<CallLabels, Counter>,
+    pub(crate) connections: Level,
+    pub(crate) submit_streams: Level,
+    pub(crate) submit_frames: Counter,
+    pub(crate) submit_sends: Counter,
+    pub(crate) submit_in_flight: Level,
+    submit_refusals: Family<CodeLabel, Counter>,
+    pub(crate) feed_streams: Level,
+    pub(crate) feed_subscriptions: Level,
+    pub(crate) feed_rows: Counter,
+    pub(crate) feed_rereads: Counter,
+    pub(crate) sync_rows: Counter,
+}
+
+impl ServerMetrics {
+    /// Registers every metric under `mailbox_server_…`.
+    pub(crate) fn register(&self, registry: &mut Registry) {
+        let server = registry.sub_registry_with_prefix("mailbox_server");
+        server.register("calls", "Calls by name and outcome", self.calls.clone());
+        server.register(
+            "connections_open",
+            "gRPC connections",
+            self.connections.0.clone(),
+        );
+        server.register(
+            "submit_streams_open",
+            "Submit streams",
+            self.submit_streams.0.clone(),
+        );
+        server.register(
+            "submit_frames",
+            "Frames of sends received",
+            self.submit_frames.clone(),
+        );
+        server.register(
+            "submit_sends",
+            "Sends received on streams",
+            self.submit_sends.clone(),
+        );
+        server.register(
+            "submit_in_flight_sends",
+            "Sends received on streams and not yet answered",
+            self.submit_in_flight.0.clone(),
+        );
+        server.register(
+            "submit_refusals",
+            "Sends on streams that were answered with an error, by code",
+            self.submit_refusals.clone(),
+        );
+        server.register(
+            "feed_streams_open",
+            "Subscribe streams",
+            self.feed_streams.0.clone(),
+        );
+        server.register(
+            "feed_subscriptions_open",
+            "Subscriptions on all streams",
+            self.feed_subscriptions.0.clone(),
+        );
+        server.register(
+            "feed_rows",
+            "Messages given to subscriptions",
+            self.feed_rows.clone(),
+        );
+        server.register(
+            "feed_rereads",
+            "Times a stream was too slow for the live tail and read the store",
+            self.feed_rereads.clone(),
+        );
+        server.register(
+            "sync_rows",
+            "Messages returned by Sync",
+            self.sync_rows.clone(),
+        );
+    }
+
+    /// Counts a call by how it ended.
+    pub(crate) fn count_call(&self, call: &'static str, error: Option<&Status>) {
+        let code = error.map_or("Ok", |status| CallError::from_status(status).code().name());
+        self.calls.get_or_create(&CallLabels { call, code }).inc();
+    }
+
+    /// Counts the refusals of a frame; what went well costs nothing here.
+    pub(crate) fn count_results(&self, results: &[SubmitResult]) {
+        for result in results {
+            if let Some(Outcome::Error(error)) = &result.result {
+                let code = CallError(error.clone()).code().name();
+                self.submit_refusals
+                    .get_or_create(&CodeLabel { code })
+                    .inc();
+            }
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! `mailboxd server`: one store node, from its configuration to its end.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mailbox_api::v1::admin_server::AdminServer;
+use mailbox_api::v1::mailbox_server::MailboxServer;
+use mailbox_engine::EngineOptions;
+use mailbox_gateway::{MetricsRegistry, ReadyCheck};
+use mailbox_raft::{ClientTls, Leadership, Node, NodeOptions, Timing};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tonic::transport::server::Router;
+use tonic_health::server::HealthReporter;
+
+use crate::admin_service::AdminService;
+use crate::auth::{Authority, read_secret, read_token_keys};
+use crate::config::{ClusterConfig, Config, is_set};
+use crate::core::Core;
+use crate::error::Error;
+use crate::limits::MemoryBudget;
+use crate::listener;
+use crate::mailbox_service::MailboxService;
+use crate::metrics::ServerMetrics;
+use crate::peers::{PeerTls, Peers};
+use crate::replica_metrics::ReplicaMetrics;
+
+/// HTTP/2 windows that keep a stream of batches flowing over a long round trip.
+const STREAM_WINDOW: u32 = 8 << 20;
+const CONNECTION_WINDOW: u32 = 32 << 20;
+const FRAME_SIZE: u32 = 1 << 20;
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long answers that are under way may take once the node has stopped.
+const DRAIN: Duration = Duration::from_millis(500);
+/// How often the health service looks at the replicas.
+const HEALTH_INTERVAL: Duration = Duration::from_millis(250);
+
+/// A store node that serves.
+pub(crate) struct RunningNode {
+    pub(crate) grpc: SocketAddr,
+    pub(crate) metrics: Option<SocketAddr>,
+    pub(crate) ready: ReadyCheck,
+    node: Arc<Node>,
+    stopping: CancellationToken,
+    stopped: CancellationToken,
+    server: JoinHandle<Result<(), tonic::transport::Error>>,
+}
+
+impl RunningNode {
+    /// Binds, opens the store, and serves. The listener comes first: a port in use is told at
+    /// once, not after a long recovery.
+    pub(crate) async fn start(config: &Config, registry: MetricsRegistry) -> Result<Self, Error> {
+        let listener = listener::bind("node.listen", &config.node.listen).await?;
+        let grpc = listener.local_addr().map_err(Error::Start)?;
+        let http = match config.node.metrics_listen.as_str() {
+            "" => None,
+            address => Some(listener::bind("node.metrics_listen", address).await?),
+        };
+        listener::warn_if_plaintext("node.listen", &config.node.listen, &config.tls);
+        let tls = listener::server_tls(&config.tls)?;
+        let peer_tls = read_peer_tls(config)?;
+        let secret = read_secret(&config.cluster.secret_file)?;
+        let tokens = read_token_keys(&config.auth)?;
+        let cluster = with_own_port(&config.cluster, config.node.id, grpc);
+
+        let options = node_options(config, &cluster, Arc::clone(&secret), peer_tls.as_ref())?;
+        let node = Node::start(options)
+            .await
+            .map_err(|error| Error::Node(crate::status::with_causes(&error)))?;
+        let metrics = Arc::new(ServerMetrics::default());
+        register_metrics(&registry, &metrics, &node);
+        let stopping = CancellationToken::new();
+        let stopped = CancellationToken::new();
+        let frame_bytes_max = config.limits.frame_bytes_max.as_usize();
+        let core = Arc::new(Core {
+            node: Arc::clone(&node),
+            node_id: config.node.id,
+            authority: Arc::new(Authority::new(cluster.id.clone(), secret, tokens)),
+            cluster,
+            limits: config.limits.clone(),
+            metrics: Arc::clone(&metrics),
+            peers: Peers::new(peer_tls, frame_bytes_max),
+            started: Instant::now(),
+            stopping: stopping.clone(),
+        });
+        let (reporter, health) = tonic_health::server::health_reporter();
+        let router = routes(&core, &node, tls, frame_bytes_max)?.add_service(health);
+        tokio::spawn(report_health(reporter, Arc::clone(&core)));
+        let connections = listener::connections(
+            listener,
+            config.node.connections_max,
+            metrics.connections.clone(),
+        );
+        let stop = stopped.clone();
+        let server = tokio::spawn(
+            router.serve_with_incoming_shutdown(connections, async move {
+                stop.cancelled().await;
+            }),
+        );
+        let ready = ready_check(&core);
+        let metrics = match http {
+            Some(http) => {
+                let address = http.local_addr().map_err(Error::Start)?;
+                let (ready, stop) = (Arc::clone(&ready), stopped.clone());
+                tokio::spawn(crate::http::serve(http, registry, ready, stop));
+                Some(address)
+            }
+            None => None,
+        };
+        Ok(Self {
+            grpc,
+            metrics,
+            ready,
+            node,
+            stopping,
+            stopped,
+            server,
+        })
+    }
+
+    /// Waits for what ends a node from inside: a storage fault, or a listener that gave up.
+    pub(crate) async fn failed(&mut self) -> Error {
+        let mut fault = self.node.fault();
+        tokio::select! {
+            fault = fault.wait_for(Option::is_some) => Error::Node(match fault {
+                Ok(reason) => reason.clone().unwrap_or_default(),
+                Err(_) => "the replicas have stopped".to_owned(),
+            }),
+            served = &mut self.server => Error::Serve {
+                address: self.grpc,
+                reason: match served {
+                    Ok(Ok(())) => "it ended".to_owned(),
+                    Ok(Err(error)) => crate::status::with_causes(&error),
+                    Err(error) => error.to_string(),
+                },
+            },
+        }
+    }
+
+    /// Ends streams, refuses new calls, hands leaderships over, flushes, closes.
+    pub(crate) async fn stop(self) -> Result<(), Error> {
+        self.stopping.cancel();
+        let closed = self.node.shutdown().await;
+        self.stopped.cancel();
+        // Peers hold their connections open: they are cut after what is under way had its time.
+        let mut server = self.server;
+        if tokio::time::timeout(DRAIN, &mut server).await.is_err() {
+            server.abort();
+        }
+        closed.map_err(|error| Error::Node(crate::status::with_causes(&error)))
+    }
+}
+
+fn routes(
+    core: &Arc<Core>,
+    node: &Arc<Node>,
+    tls: Option<tonic::transport::ServerTlsConfig>,
+    frame_bytes_max: usize,
+) -> Result<Router, Error> {
+    let mailbox = MailboxServer::new(MailboxService::new(Arc::clone(core)))
+        .max_decoding_message_size(frame_bytes_max)
+        .max_encoding_message_size(frame_bytes_max);
+    let admin = AdminServer::new(AdminService::new(Arc::clone(core)));
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(mailbox_api::FILE_DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .map_err(|error| Error::Node(format!("reflection: {error}")))?;
+    let mut server = Server::builder()
+        .tcp_nodelay(true)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME_SIZE)
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT));
+    if let Some(tls) = tls {
+        server = server
+            .tls_config(tls)
+            .map_err(|error| Error::Tls(crate::status::with_causes(&error)))?;
+    }
+    Ok(server
+        .add_service(mailbox)
+        .add_service(admin)
+        .add_service(node.peer_service().into_server())
+        .add_service(reflection))
+}
+
+fn register_metrics(registry: &MetricsRegistry, metrics: &ServerMetrics, node: &Arc<Node>) {
+    let mut registry = registry.lock();
+    metrics.register(&mut registry);
+    registry.register_collector(Box::new(ReplicaMetrics::new(Arc::clone(node))));
+}
+
+/// The process is ready when every shard here leads, or knows who does.
+fn ready_check(core: &Arc<Core>) -> ReadyCheck {
+    let core = Arc::clone(core);
+    Arc::new(move || {
+        if core.stopping.is_cancelled() {
+            return Err("the node is shutting down".to_owned());
+        }
+        for shard in core.node.shards() {
+            let known = match shard.leadership() {
+                Leadership::Leader { ready, .. } => ready,
+                Leadership::Follower { leader, .. } => leader.is_some(),
+            };
+            if !known {
+                return Err(format!("shard {} has no leader", shard.id()));
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Keeps the standard health service in step with what `/readyz` says.
+async fn report_health(reporter: HealthReporter, core: Arc<Core>) {
+    let ready = ready_check(&core);
+    let mut last = None;
+    loop {
+        let now = ready().is_ok();
+        if last != Some(now) {
+            let status = if now {
+                tonic_health::ServingStatus::Serving
+            } else {
+                tonic_health::ServingStatus::NotServing
+            };
+            for service in ["", "mailbox.v1.Mailbox", "mailbox.v1.Admin"] {
+                reporter.set_service_status(service, status).await;
+            }
+            last = Some(now);
+        }
+        if core.stopping.is_cancelled() {
+            return;
+        }
+        tokio::time::sleep(HEALTH_INTERVAL).await;
+    }
+}
+
+/// With port 0 in the node's own address, the port that it got.
+fn with_own_port(cluster: &ClusterConfig, node: u64, listening: SocketAddr) -> ClusterConfig {
+    let mut cluster = cluster.clone();
+    if let Some(address) = cluster.nodes.get_mut(&node)
+        && let Some(host) = address.strip_suffix(":0")
+    {
+        *address = format!("{host}:{}", listening.port());
+    }
+    cluster
+}
+
+fn read_peer_tls(config: &Config) -> Result<Option<PeerTls>, Error> {
+    let path = &config.tls.ca_file;
+    if !is_set(path) {
+        return Ok(None);
+    }
+    let ca_pem = std::fs::read(path).map_err(|source| Error::Read {
+        what: "authority (tls.ca_file)",
+        path: path.clone(),
+        source,
+    })?;
+    let domain = Some(config.tls.domain.clone()).filter(|domain| !domain.is_empty());
+    Ok(Some(PeerTls { ca_pem, domain }))
+}
+
+fn node_options(
+    config: &Config,
+    cluster: &ClusterConfig,
+    secret: Arc<[u8]>,
+    peer_tls: Option<&PeerTls>,
+) -> Result<NodeOptions, Error> {
+    let memory = MemoryBudget::of(config);
+    let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+    let mut options = NodeOptions::new(
+        config.node.id,
+        cluster.id.clone(),
+        config.node.dir.clone(),
+        cluster.nodes.clone(),
+        secret,
+    );
+    options.engine = EngineOptions {
+        slot_count: cluster.slot_count,
+        memtable_bytes_max: memory.memtable,
+        block_cache_bytes: size(memory.block_cache),
+        tail_cache_bytes: size(memory.tails),
+        max_open_files: i32::try_from(config.storage.max_open_files).unwrap_or(i32::MAX),
+        level0_files_max: u64::from(config.storage.level0_files_max),
+        dedup_window_ms: cluster.dedup_window_ms,
+        members_max: cluster.group_members_max,
+        body_bytes_max: u32::try_from(cluster.body_bytes_max.0).unwrap_or(u32::MAX),
+        ..EngineOptions::default()
+    };
+    options.timing = Timing {
+        heartbeat_ms: cluster.heartbeat_ms,
+        election_min_ms: cluster.election_min_ms,
+        election_max_ms: cluster.election_max_ms,
+    };
+    options.clock_skew_max_ms = cluster.clock_skew_max_ms;
+    options.queue_bytes_max = memory.queues;
+    options.disk_free_min_bytes = disk_free_min(config)?;
+    options.peer_tls = peer_tls.map(|tls| ClientTls {
+        ca_pem: tls.ca_pem.clone(),
+        domain: tls.domain.clone().unwrap_or_default(),
+    });
+    Ok(options)
+}
+
+/// The greater of the two limits on free space.
+fn disk_free_min(config: &Config) -> Result<u64, Error> {
+    let dir = &config.node.dir;
+    let write = |source| Error::Write {
+        path: dir.clone(),
+        source,
+    };
+    std::fs::create_dir_all(dir).map_err(write)?;
+    let size = file_system_bytes(dir).map_err(write)?;
+    let share = size / 100 * u64::from(config.node.disk_free_min_percent);
+    Ok(share.max(config.node.disk_free_min_bytes.0))
+}
+
+fn file_system_bytes(dir: &Path) -> std::io::Result<u64> {
+    let stat = rustix::fs::statvfs(dir)?;
+    Ok(stat.f_blocks.saturating_mul(stat.f_frsize))
+}
+
+/// Only to be bound and dropped: says early that an address is taken.
+pub(crate) async fn probe(option: &'static str, address: &str) -> Result<TcpListener, Error> {
+    listener::bind(option, address).await
+}

@@ -1,0 +1,84 @@
+//! Channels to other nodes, for calls that are forwarded to a leader.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use mailbox_api::CallError;
+use mailbox_api::v1::ErrorCode;
+use mailbox_api::v1::admin_client::AdminClient;
+use mailbox_api::v1::mailbox_client::MailboxClient;
+use parking_lot::Mutex;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+
+/// How long a forwarded call may take before its caller is told to try again.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How this process checks the certificates of nodes that it calls.
+#[derive(Debug, Clone)]
+pub(crate) struct PeerTls {
+    pub(crate) ca_pem: Vec<u8>,
+    pub(crate) domain: Option<String>,
+}
+
+/// One lazily connected channel for each node; as many as the cluster has nodes.
+pub(crate) struct Peers {
+    tls: Option<PeerTls>,
+    message_bytes_max: usize,
+    channels: Mutex<HashMap<String, Channel>>,
+}
+
+impl Peers {
+    pub(crate) fn new(tls: Option<PeerTls>, message_bytes_max: usize) -> Self {
+        Self {
+            tls,
+            message_bytes_max,
+            channels: Mutex::default(),
+        }
+    }
+
+    /// A client of the node at `address`.
+    pub(crate) fn mailbox(&self, address: &str) -> Result<MailboxClient<Channel>, CallError> {
+        let client = MailboxClient::new(self.channel(address)?);
+        Ok(client
+            .max_decoding_message_size(self.message_bytes_max)
+            .max_encoding_message_size(self.message_bytes_max))
+    }
+
+    /// A client of the administration of the node at `address`.
+    pub(crate) fn admin(&self, address: &str) -> Result<AdminClient<Channel>, CallError> {
+        Ok(AdminClient::new(self.channel(address)?))
+    }
+
+    fn channel(&self, address: &str) -> Result<Channel, CallError> {
+        let mut channels = self.channels.lock();
+        if let Some(channel) = channels.get(address) {
+            return Ok(channel.clone());
+        }
+        let channel = self.endpoint(address).map_err(|error| {
+            CallError::new(
+                ErrorCode::Internal,
+                format!("the leader's address {address}: {error}"),
+            )
+        })?;
+        channels.insert(address.to_owned(), channel.clone());
+        Ok(channel)
+    }
+
+    fn endpoint(&self, address: &str) -> Result<Channel, tonic::transport::Error> {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(CALL_TIMEOUT)
+            .tcp_nodelay(true);
+        if let Some(tls) = &self.tls {
+            let mut config =
+                ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&tls.ca_pem));
+            if let Some(domain) = &tls.domain {
+                config = config.domain_name(domain);
+            }
+            endpoint = endpoint.tls_config(config)?;
+        }
+        Ok(endpoint.connect_lazy())
+    }
+}

@@ -1,0 +1,205 @@
+//! What the replicas of a node count themselves, read when somebody asks for the metrics.
+
+use std::fmt;
+use std::sync::Arc;
+
+use mailbox_raft::{Node, Shard};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Unit;
+
+/// Reads the state of every replica at each scrape.
+pub(crate) struct ReplicaMetrics {
+    node: Arc<Node>,
+}
+
+impl ReplicaMetrics {
+    pub(crate) fn new(node: Arc<Node>) -> Self {
+        Self { node }
+    }
+}
+
+impl fmt::Debug for ReplicaMetrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ReplicaMetrics")
+    }
+}
+
+/// A figure of one shard.
+struct Figure {
+    name: &'static str,
+    help: &'static str,
+    kind: Kind,
+    of: fn(&Reading) -> u64,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Gauge,
+    Counter,
+}
+
+/// One shard at one moment.
+struct Reading {
+    shard: u32,
+    status: mailbox_raft::ShardStatus,
+    engine: mailbox_engine::ShardMetrics,
+}
+
+const fn gauge(name: &'static str, help: &'static str, of: fn(&Reading) -> u64) -> Figure {
+    Figure {
+        name,
+        help,
+        kind: Kind::Gauge,
+        of,
+    }
+}
+
+const fn counter(name: &'static str, help: &'static str, of: fn(&Reading) -> u64) -> Figure {
+    Figure {
+        name,
+        help,
+        kind: Kind::Counter,
+        of,
+    }
+}
+
+const FIGURES: &[Figure] = &[
+    gauge(
+        "mailbox_raft_is_leader",
+        "1 if this node leads the shard",
+        |reading| u64::from(reading.status.role == "leader"),
+    ),
+    gauge("mailbox_raft_term", "Greatest term seen", |reading| {
+        reading.status.term
+    }),
+    gauge(
+        "mailbox_raft_last_index",
+        "Last index in the log",
+        |reading| reading.status.last_index,
+    ),
+    gauge(
+        "mailbox_raft_committed_index",
+        "Last index known to be committed",
+        |reading| reading.status.committed_index,
+    ),
+    gauge(
+        "mailbox_raft_applied_index",
+        "Last index that readers see",
+        |reading| reading.status.applied_index,
+    ),
+    gauge(
+        "mailbox_raft_flushed_index",
+        "Last index whose effects are in files",
+        |reading| reading.status.flushed_index,
+    ),
+    gauge(
+        "mailbox_raft_purged_index",
+        "Last index that the log no longer holds",
+        |reading| reading.status.purged_index,
+    ),
+    gauge(
+        "mailbox_engine_memtable_bytes",
+        "Bytes pinned by the active memtable",
+        |reading| reading.engine.memtable_bytes,
+    ),
+    gauge(
+        "mailbox_engine_frozen_bytes",
+        "Bytes pinned by frozen memtables",
+        |reading| reading.engine.frozen_bytes,
+    ),
+    gauge(
+        "mailbox_engine_frozen_memtables",
+        "Memtables that wait for their flush",
+        |reading| reading.engine.frozen,
+    ),
+    gauge(
+        "mailbox_engine_level0_files",
+        "Files of the node not yet compacted",
+        |reading| reading.engine.level0_files,
+    ),
+    gauge(
+        "mailbox_engine_file_bytes",
+        "Bytes of all table files of the node",
+        |reading| reading.engine.file_bytes,
+    ),
+    gauge(
+        "mailbox_engine_tail_cache_bytes",
+        "Bytes of cached newest rows",
+        |reading| reading.engine.tail_cache_bytes,
+    ),
+    counter("mailbox_engine_flushes", "Memtables flushed", |reading| {
+        reading.engine.flushes
+    }),
+    counter(
+        "mailbox_engine_flushed_bytes",
+        "Bytes written by flushes",
+        |reading| reading.engine.flushed_bytes,
+    ),
+    counter(
+        "mailbox_engine_installs",
+        "Snapshots installed",
+        |reading| reading.engine.installs,
+    ),
+];
+
+fn read(shard: &Shard) -> Reading {
+    Reading {
+        shard: shard.id().0,
+        status: shard.status(),
+        engine: shard.engine().metrics(),
+    }
+}
+
+impl Collector for ReplicaMetrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let readings: Vec<Reading> = self.node.shards().iter().map(read).collect();
+        for figure in FIGURES {
+            let kind = match figure.kind {
+                Kind::Gauge => MetricType::Gauge,
+                Kind::Counter => MetricType::Counter,
+            };
+            let no_unit: Option<&Unit> = None;
+            let mut family = encoder.encode_descriptor(figure.name, figure.help, no_unit, kind)?;
+            for reading in &readings {
+                let labels = [("shard", reading.shard)];
+                let metric = family.encode_family(&labels)?;
+                let value = (figure.of)(reading);
+                match figure.kind {
+                    Kind::Gauge => {
+                        let value = i64::try_from(value).unwrap_or(i64::MAX);
+                        ConstGauge::new(value).encode(metric)?;
+                    }
+                    Kind::Counter => ConstCounter::new(value).encode(metric)?,
+                }
+            }
+        }
+        node_gauge(
+            &mut encoder,
+            "mailbox_node_disk_free_bytes",
+            "Free space",
+            i64::try_from(self.node.disk_free_bytes()).unwrap_or(i64::MAX),
+        )?;
+        node_gauge(
+            &mut encoder,
+            "mailbox_node_clock_skew_ms",
+            "This node's clock minus the median of all nodes'",
+            self.node.clock_skew_ms(),
+        )
+    }
+}
+
+fn node_gauge(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    value: i64,
+) -> Result<(), fmt::Error> {
+    let gauge = ConstGauge::new(value);
+    let no_unit: Option<&Unit> = None;
+    let metric = encoder.encode_descriptor(name, help, no_unit, gauge.metric_type())?;
+    gauge.encode(metric)
+}

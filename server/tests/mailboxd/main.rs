@@ -1,0 +1,14 @@
+//! Real `mailboxd` processes on free ports: what an operator and an app developer see of them.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "clippy allows it in test functions only, not beside them"
+)]
+
+mod bad_input;
+mod chat;
+mod config;
+mod http;
+mod metrics;
+mod operate;
+mod process;
