@@ -6,6 +6,7 @@
     clippy::disallowed_methods,
     reason = "a test may ask for its environment"
 )]
+#![expect(clippy::unwrap_used, reason = "all of this is test code")]
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};

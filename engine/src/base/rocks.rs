@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
-    BlockBasedOptions, Cache, DB, DBCompressionType, DBRawIterator, ErrorKind,
+    BlockBasedIndexType, BlockBasedOptions, Cache, DB, DBCompressionType, DBRawIterator, ErrorKind,
     IngestExternalFileOptions, Options, ReadOptions, Snapshot, SstFileWriter, properties,
 };
 use self_cell::self_cell;
@@ -25,6 +25,7 @@ use crate::options::EngineOptions;
 pub(crate) const KEYS_END: [u8; 1] = [0xFF];
 const FILTER_BITS_PER_KEY: f64 = 10.0;
 const BLOCK_BYTES: usize = 16 * 1024;
+const METADATA_BLOCK_BYTES: usize = 4 * 1024;
 const LOG_BYTES_MAX: usize = 4 << 20;
 const LOGS_KEPT: usize = 4;
 
@@ -172,8 +173,15 @@ fn rocks_options(engine: &EngineOptions) -> Options {
     table.set_block_cache(&Cache::new_lru_cache(engine.block_cache_bytes));
     table.set_block_size(BLOCK_BYTES);
     table.set_bloom_filter(FILTER_BITS_PER_KEY, false);
+    // Index and filter in small parts: a look-up reads one part of each, not the filter of a whole
+    // file, which in a small cache would be read from disk again for every key.
+    table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    table.set_partition_filters(true);
+    table.set_metadata_block_size(METADATA_BLOCK_BYTES);
     table.set_cache_index_and_filter_blocks(true);
-    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    table.set_cache_index_and_filter_blocks_with_high_priority(true);
+    table.set_pin_top_level_index_and_filter(true);
+    table.set_pin_l0_filter_and_index_blocks_in_cache(false);
     let mut options = Options::default();
     options.create_if_missing(true);
     options.set_block_based_table_factory(&table);
