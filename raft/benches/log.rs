@@ -16,7 +16,7 @@ use mailbox_raft::{LogBench, LogOptions};
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
 const BODY_BYTES: usize = 300;
-const AHEAD_BYTES: usize = 32 << 20;
+const AHEAD_BYTES: usize = 16 << 20;
 
 /// 4 KiB-aligned overwrites of `len` bytes in a file that is already written, each synced.
 fn bare(dir: &Path, len: usize, seconds: u64) -> std::io::Result<f64> {

@@ -29,10 +29,18 @@ use super::wal::{WalBatch, scan, wal_files};
 pub(super) struct WalView {
     /// The newest file, or the directory if there is none.
     newest_file: PathBuf,
-    /// The batch with the greatest number, and its file.
-    newest: Option<(WalBatch, PathBuf)>,
+    /// The files that hold whole batches, in order.
+    files: Vec<WalFile>,
     /// Batches are missing in between, or follow damage: only RocksDB can tell where replay stops.
     broken: bool,
+}
+
+#[derive(Debug)]
+struct WalFile {
+    path: PathBuf,
+    first: WalBatch,
+    /// The one with the greatest number.
+    last: WalBatch,
 }
 
 impl WalView {
@@ -40,54 +48,57 @@ impl WalView {
         let files = wal_files(dir).map_err(|error| Error::file(dir, "list", &error))?;
         let mut view = WalView {
             newest_file: files.last().map_or(dir, |(_, path)| path).to_owned(),
-            newest: None,
+            files: Vec::new(),
             broken: false,
         };
         for (log, path) in files {
-            let mut last: Option<WalBatch> = view.newest.as_ref().map(|(batch, _)| *batch);
-            let before = last;
+            let mut next = view.files.last().map(|file| file.last.row.number + 1);
             let mut broken = false;
+            let mut file: Option<WalFile> = None;
             scan(&path, log, |batch| {
-                // Bytes of another store cannot be here; they are left to RocksDB.
+                // Bytes of another store can only be a client's; they are no batch.
                 if batch.row.store != store {
                     return;
                 }
-                let next = last.map(|last| last.row.number + 1);
                 broken |= batch.behind_damage || next.is_some_and(|next| next != batch.row.number);
-                if last.is_none_or(|last| last.row.number < batch.row.number) {
-                    last = Some(batch);
+                next = Some(batch.row.number + 1);
+                let file = file.get_or_insert_with(|| WalFile {
+                    path: path.clone(),
+                    first: batch,
+                    last: batch,
+                });
+                if file.last.row.number < batch.row.number {
+                    file.last = batch;
                 }
             })
             .map_err(|error| Error::file(&path, "read", &error))?;
             view.broken |= broken;
-            if last != before {
-                view.newest = last.map(|batch| (batch, path));
-            }
+            view.files.extend(file);
         }
         Ok(view)
     }
 
-    fn newest_number(&self) -> u64 {
-        self.newest
-            .as_ref()
-            .map_or(0, |(batch, _)| batch.row.number)
+    fn newest(&self) -> Option<&WalFile> {
+        self.files.iter().max_by_key(|file| file.last.row.number)
     }
 
     /// Whether RocksDB must be asked, without letting it write, where replay stops.
     pub(super) fn is_suspect(&self, mark: Mark) -> bool {
-        self.broken || self.newest_number() < mark.batch
+        let newest = self.newest().map_or(0, |file| file.last.row.number);
+        self.broken || newest < mark.batch
     }
 
     /// Compares with the batch number that RocksDB recovered.
     pub(super) fn check(&self, dir: &Path, mark: Mark, recovered: u64) -> Result<(), Error> {
-        if let Some((batch, file)) = &self.newest
-            && batch.row.number > recovered
+        if let Some(newest) = self.newest()
+            && newest.last.row.number > recovered
         {
             return Err(Error::BatchLost {
-                file: file.clone(),
+                file: self.damaged_file(recovered).to_owned(),
                 missing: recovered + 1,
-                found: batch.row.number,
-                position: batch.position,
+                found: newest.last.row.number,
+                found_in: newest.path.clone(),
+                position: newest.last.position,
             });
         }
         if recovered < mark.batch {
@@ -99,6 +110,24 @@ impl WalView {
             });
         }
         Ok(())
+    }
+
+    /// Where the batch behind `recovered` should be. If it was the first of its file or the last of the
+    /// one before, the damage tells which: nothing can be amiss before the first piece of a whole file.
+    fn damaged_file(&self, recovered: u64) -> &Path {
+        let Some(behind) = self
+            .files
+            .iter()
+            .position(|file| file.last.row.number > recovered)
+        else {
+            return &self.newest_file;
+        };
+        let file = &self.files[behind];
+        let whole_start = !file.first.behind_damage && file.first.row.number > recovered;
+        match behind.checked_sub(1) {
+            Some(before) if whole_start => &self.files[before].path,
+            Some(_) | None => &file.path,
+        }
     }
 }
 

@@ -63,16 +63,18 @@ pub enum Error {
     },
     /// A whole batch lies behind the first missing one: that one had been synced, and is damaged.
     #[error(
-        "log file {file} is damaged: batch {missing} cannot be read, but batch {found} behind it (byte {position}) is whole"
+        "log file {file} is damaged: batch {missing} cannot be read, but batch {found} behind it is whole ({found_in}, byte {position})"
     )]
     BatchLost {
-        /// The file in which the later batch was found.
+        /// The file in which the missing batch should be.
         file: PathBuf,
         /// First batch that is missing.
         missing: u64,
-        /// The whole batch behind it.
+        /// A whole batch behind it.
         found: u64,
-        /// Where that batch begins in the file, in bytes.
+        /// The file that holds that batch.
+        found_in: PathBuf,
+        /// Where it begins in that file, in bytes.
         position: u64,
     },
     /// A row of the log fails its checksum or does not decode.

@@ -92,6 +92,44 @@ async fn a_byte_flipped_in_the_middle_is_refused_naming_file_and_batch() {
 }
 
 #[tokio::test]
+async fn damage_in_an_older_file_is_found_by_what_a_newer_one_holds() {
+    let (live, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let log = open(live.path());
+    let mut shard = log.shard_log(SHARD).unwrap();
+    let mut index = 0;
+    // Two files that both must be replayed: a memtable waits for another before it is flushed.
+    while wal_files(live.path()).unwrap().len() < 2 {
+        index += 1;
+        append(&mut shard, [entry(1, index, 50_000)]).await;
+    }
+    index += 1;
+    append(&mut shard, [entry(1, index, 50_000)]).await;
+    copy(live.path(), dir.path());
+    let files = wal_files(dir.path()).unwrap();
+    let mut batches = Vec::new();
+    scan(&files[0].1, files[0].0, |batch| batches.push(batch)).unwrap();
+    for damaged in [&batches[3], batches.last().unwrap()] {
+        let again = tempfile::tempdir().unwrap();
+        copy(dir.path(), again.path());
+        let wal = again.path().join(files[0].1.file_name().unwrap());
+        flip(&wal, damaged.position + 100);
+        let error = refusal(again.path());
+        let Error::BatchLost {
+            file,
+            missing,
+            found,
+            ..
+        } = &error
+        else {
+            panic!("{error}")
+        };
+        assert_eq!((file, *missing), (&wal, damaged.row.number));
+        assert!(*found > damaged.row.number);
+    }
+    open(dir.path()).close().unwrap();
+}
+
+#[tokio::test]
 async fn replay_would_have_ended_silently_at_the_flipped_byte() {
     let crash = crashed(1000, 1000).await;
     flip(&crash.wal, crash.batches[19].position + 30);

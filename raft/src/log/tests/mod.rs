@@ -22,6 +22,7 @@ fn small() -> LogOptions {
     LogOptions {
         memtable_bytes: 1 << 20,
         cache_bytes: 64 << 10,
+        wal_ahead_bytes: 0,
         ..LogOptions::default()
     }
 }

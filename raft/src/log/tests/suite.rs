@@ -88,6 +88,7 @@ impl StoreBuilder<TypeConfig, ShardLog, Machine, (SharedLog, TempDir)> for Build
         let options = LogOptions {
             // Makes the reads go to the disk as soon as they can.
             cache_bytes: 0,
+            wal_ahead_bytes: 0,
             ..LogOptions::default()
         };
         let log = SharedLog::open(dir.path(), options).unwrap();
