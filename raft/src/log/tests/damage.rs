@@ -317,3 +317,38 @@ async fn a_damaged_row_in_a_file_is_a_fault_that_names_it() {
     let error = inspect.verify().unwrap_err().to_string();
     assert!(error.contains("shard 7 index"), "{error}");
 }
+
+#[tokio::test]
+async fn a_failed_write_stops_the_log_and_nothing_waits_for_ever() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    let mut shard = log.shard_log(SHARD).unwrap();
+    let mut fault = log.fault();
+    // The next file cannot be made in a directory that is gone.
+    std::fs::remove_dir_all(dir.path()).unwrap();
+    let mut index = 1;
+    let error = loop {
+        let (done, synced) = TypeConfig::oneshot();
+        let entries = (index..index + 4).map(|i| entry(1, i, 50_000));
+        if let Err(error) = shard.append(entries, IOFlushed::signal(done)).await {
+            break error;
+        }
+        if let Err(error) = synced.await.unwrap() {
+            break error;
+        }
+        index += 4;
+        assert!(index < 10_000);
+    };
+    let path = dir.path().to_str().unwrap();
+    assert!(error.to_string().contains(path), "{error}");
+    let reason = fault
+        .wait_for(Option::is_some)
+        .await
+        .unwrap()
+        .clone()
+        .unwrap();
+    assert!(reason.contains(path), "{reason}");
+    assert!(shard.save_vote(&vote(1, 1)).await.is_err());
+    assert!(shard.drained().await.is_err());
+    assert!(log.close().is_err());
+}

@@ -2,6 +2,7 @@
 
 mod damage;
 mod kill;
+mod model;
 mod order;
 mod recycle;
 mod suite;
