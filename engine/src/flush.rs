@@ -13,6 +13,7 @@ use crate::base::{FileWriter, StagedFile};
 use crate::error::Error;
 use crate::id::{RangeId, SlotId, TimelineId};
 use crate::key::{NodeKey, StateKey, StoredKey};
+use crate::known::KnownKeys;
 use crate::memtable::{Memtable, Tail};
 use crate::range::Ranges;
 use crate::shard::Shard;
@@ -135,6 +136,8 @@ impl Shard {
 
     fn publish(&self, frozen: &Arc<Frozen>) {
         let files = self.core.base.view();
+        let time_ms = frozen.applied.time_ms;
+        let early = KnownKeys::early_keys(&frozen.memtable, time_ms);
         let slot_count = self.core.options.slot_count;
         let mut state = self.state.write();
         let front = state.frozen.pop_front().expect("freeze left it there");
@@ -154,6 +157,10 @@ impl Shard {
             });
         }
         let ranges = state.ranges.clone();
+        let in_range = |(slot, key)| Some((ranges.of_slot(slot)?, key));
+        state
+            .known
+            .flushed(time_ms, early.into_iter().filter_map(in_range));
         let range_of = |timeline: TimelineId| ranges.of_slot(timeline.slot(slot_count));
         let mut tails = self.tails.lock();
         if state.memtables().any(Memtable::has_overwrites) {

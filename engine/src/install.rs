@@ -16,6 +16,7 @@ use crate::decode::Malformed;
 use crate::error::Error;
 use crate::id::{RangeId, SlotId};
 use crate::key::{DedupKey, NodeKey, StateKey, StoredKey};
+use crate::known::KnownKeys;
 use crate::memtable::Memtable;
 use crate::range::{RangeRow, RangeState, Ranges};
 use crate::row::StoredRow;
@@ -167,8 +168,8 @@ impl Shard {
         state.fault = Some("an install has failed".to_owned());
         fail_point!("before_install", |_| std::process::abort());
         self.core.base.ingest(staged, &[])?;
-        state.fault = None;
         state.files = self.core.base.view();
+        state.known = KnownKeys::read(state.files.as_ref(), &new, applied.time_ms)?;
         state.ranges = Arc::new(new);
         state.flushed = applied.clone();
         state.applied = applied;
@@ -177,6 +178,7 @@ impl Shard {
         state.floors = Default::default();
         state.rewrites += 1;
         state.active = Memtable::default();
+        state.fault = None;
         self.tails.lock().clear();
         drop(state);
         drop(thrown);

@@ -19,6 +19,7 @@ mod hlc;
 mod id;
 mod install;
 mod key;
+mod known;
 mod map;
 mod memtable;
 mod options;

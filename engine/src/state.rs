@@ -14,6 +14,7 @@ use crate::hash::StateHash;
 use crate::heads::HeadCache;
 use crate::id::{MessageId, RangeId, Seq, SlotId, TimelineId};
 use crate::key::{DedupKey, KeyBytes, StateKey, StoredKey};
+use crate::known::KnownKeys;
 use crate::memtable::{Memtable, TailPlace};
 use crate::options::EngineOptions;
 use crate::range::Ranges;
@@ -30,6 +31,8 @@ pub(crate) struct ShardState {
     pub(crate) ranges: Arc<Ranges>,
     pub(crate) heads: HeadCache,
     pub(crate) applied: AppliedState,
+    /// Which dedup rows the files may hold.
+    pub(crate) known: KnownKeys,
     /// The dedup floors of the slots, as apply knows them; to be emptied by an install.
     pub(crate) floors: Floors,
     /// The applied row in the files.
@@ -325,6 +328,9 @@ impl<'a> Context<'a> {
             return Ok(Some(Bytes::copy_from_slice(value)));
         }
         let (hour, range) = (key.hour(), self.state.range(slot)?);
+        if !self.state.known.may_hold(range, key) {
+            return Ok(None);
+        }
         let mut stored = Vec::with_capacity(48);
         StoredKey::Dedup {
             hour,

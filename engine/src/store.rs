@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::heads::HeadCache;
 use crate::id::{RangeId, ShardId, SlotId};
 use crate::key::{NodeKey, StoredKey};
+use crate::known::KnownKeys;
 use crate::memtable::Memtable;
 use crate::options::EngineOptions;
 use crate::range::{RangeRow, RangeState, Ranges};
@@ -192,6 +193,12 @@ fn new_shard(
     ranges: Ranges,
     applied: AppliedState,
 ) -> Shard {
+    let known = KnownKeys::read(files.as_ref(), &ranges, applied.time_ms).unwrap_or_else(|fault| {
+        // A broken block must not keep the rest of the store from opening: whoever needs it meets
+        // the fault, as every look-up now goes to the files.
+        tracing::warn!(%shard, error = %fault, "the recent dedup rows cannot be read");
+        KnownKeys::everything()
+    });
     let state = ShardState {
         options: core.options.clone(),
         active: Memtable::default(),
@@ -199,6 +206,7 @@ fn new_shard(
         files,
         ranges: Arc::new(ranges),
         heads: HeadCache::new(core.options.head_cache_entries),
+        known,
         floors: Floors::default(),
         flushed: applied.clone(),
         applied,

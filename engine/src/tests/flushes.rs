@@ -367,3 +367,45 @@ fn trimmed_rows_are_absent_and_their_seqs_are_not_issued_again() {
         assert_eq!(shard.bodies(2), ["x"]);
     }
 }
+
+#[test]
+fn an_early_key_is_found_in_files_after_a_flush_a_reopening_and_an_install() {
+    for disk in Disk::all() {
+        let files_dir = tempfile::tempdir().unwrap();
+        let slot = SlotId(3);
+        let (late, early, other) = (dedup_key(1), dedup_key(5), dedup_key(4));
+        let meta = {
+            let store = disk.open();
+            let shard = new_shard(&store);
+            shard.enter(|ctx| ctx.advance_time(late.time_ms()));
+            for key in [late, early] {
+                shard.enter(|ctx| ctx.put_dedup(slot, key, b"reply"));
+            }
+            shard.flush();
+            let snapshot = shard.snapshot().unwrap();
+            snapshot.write_files(files_dir.path(), &mut |_| {}).unwrap();
+            let range = shard.state.read().range(slot).unwrap();
+            assert!(!shard.state.read().known.may_hold(range, &other));
+            snapshot.meta().clone()
+        };
+        let check = |shard: &crate::shard::Shard| {
+            let found = |key| shard.enter(|ctx| ctx.dedup(slot, key).unwrap());
+            assert!(found(&late).is_some() && found(&early).is_some() && found(&other).is_none());
+            let range = shard.state.read().range(slot).unwrap();
+            assert!(shard.state.read().known.may_hold(range, &early));
+            assert!(!shard.state.read().known.may_hold(range, &other));
+        };
+        let store = disk.open();
+        let shard = store.shard(SHARD).unwrap();
+        check(&shard);
+        shard
+            .install(&meta, &[files_dir.path().join("000001.rows")])
+            .unwrap();
+        check(&shard);
+        // Time reaches the early key: it is among the covered ones then.
+        shard.enter(|ctx| ctx.advance_time(early.time_ms()));
+        shard.flush();
+        let found = shard.enter(|ctx| ctx.dedup(slot, &early).unwrap());
+        assert!(found.is_some());
+    }
+}
