@@ -236,6 +236,13 @@ impl<'a> Context<'a> {
         Ok(last.max(view::seq_value(trimmed, &key)?))
     }
 
+    /// Notes a timeline whose owner has just been made: its first append need not look for rows.
+    pub(crate) fn begin_timeline(&mut self, timeline: TimelineId) -> Result<(), Error> {
+        let range = self.state.range(self.slot_of(timeline.owner))?;
+        self.state.heads.put(range, timeline, Seq::ZERO);
+        Ok(())
+    }
+
     /// Appends a row to a timeline under the next seq: the only place that issues one.
     pub(crate) fn append(&mut self, timeline: TimelineId, row: NewRow) -> Result<Seq, Error> {
         let place = self.tail_place(timeline)?;

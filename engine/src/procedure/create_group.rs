@@ -35,6 +35,7 @@ pub(crate) fn create_group(ctx: &mut Context<'_>, call: CreateGroup) -> Result<R
     ctx.put(&counter_key, table::encode_u64(counter));
     let body = Bytes::copy_from_slice(name.as_bytes());
     let row = store_row(ctx, message_id, creator, MessageType::GROUP_CREATED, body);
+    ctx.begin_timeline(group.timeline())?;
     let seq = ctx.append(group.timeline(), row)?;
     let row = GroupRow {
         creator,

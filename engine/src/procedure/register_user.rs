@@ -45,5 +45,6 @@ pub(crate) fn register_user(ctx: &mut Context<'_>, call: &RegisterUser) -> Resul
     ctx.put(&counter_key, table::encode_u64(counter));
     ctx.put(&handle_key, table::encode_u64(user.0));
     ctx.put(&StateKey::User { user }, Bytes::copy_from_slice(handle));
+    ctx.begin_timeline(user.mailbox())?;
     Ok(ask.accept(ctx, Reply::UserRegistered { user }))
 }
