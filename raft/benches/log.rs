@@ -1,7 +1,7 @@
 //! Synced writes of the shared log beside bare fdatasync on the same file system.
 //!
 //! `cargo bench -p mailbox-raft --bench log [-- SECONDS [DIR]]`: SECONDS per line, default 2; DIR must
-//! not be a tmpfs, default below cargo's target directory. Prints writes per second, and the log's share of the bare
+//! not be a tmpfs, default `target/bench-log`. Prints writes per second, and the log's share of the bare
 //! rate at the same size.
 
 use std::collections::VecDeque;
@@ -94,10 +94,9 @@ fn main() -> Outcome<()> {
         .filter(|a| !a.starts_with("--"))
         .collect();
     let seconds = arguments.first().map_or(Ok(2), |seconds| seconds.parse())?;
-    let dir = arguments.get(1).map_or(
-        concat!(env!("CARGO_TARGET_TMPDIR"), "/bench-log").into(),
-        PathBuf::from,
-    );
+    let dir = arguments
+        .get(1)
+        .map_or("target/bench-log".into(), PathBuf::from);
     std::fs::create_dir_all(&dir)?;
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     println!(

@@ -1,15 +1,29 @@
 //! The replicas of one node: Raft groups, one shared log, snapshots and the peer network.
 
+mod base_thread;
+mod clock;
+mod disk;
 mod error;
+mod identity;
 #[allow(dead_code)]
 mod log;
+mod network;
 mod node;
 mod options;
+mod peer_link;
 mod peer_service;
+mod proposer;
+mod read_barrier;
+mod replica;
 mod shard;
+mod snapshot;
+mod state_machine;
 mod status;
 #[allow(dead_code)]
 mod types;
+mod wire;
+
+pub use mailbox_engine::StateHash;
 
 pub use error::{ClockFault, Error, LeaderHint, ProposeError};
 pub use log::{
@@ -20,4 +34,4 @@ pub use node::Node;
 pub use options::{ClientTls, NodeOptions, Timing};
 pub use peer_service::PeerService;
 pub use shard::Shard;
-pub use status::{AppliedTail, Leadership, PeerStatus, ReplicaStatus, ShardStatus, StateHash};
+pub use status::{AppliedTail, Leadership, PeerStatus, ReplicaStatus, ShardStatus};

@@ -1,19 +1,52 @@
 //! One node: its replicas and what they share.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use mailbox_engine::ShardId;
+use mailbox_engine::{ShardId, Store};
+use openraft::storage::RaftLogStorage;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
+use crate::base_thread::{BaseThread, report};
+use crate::clock::{self, Clock};
+use crate::disk::DiskRoom;
 use crate::error::{ClockFault, Error};
+use crate::identity::Identity;
+use crate::log::{LogMetrics, ShardLog, SharedLog};
 use crate::options::NodeOptions;
+use crate::peer_link::{Credentials, Peers};
 use crate::peer_service::PeerService;
+use crate::replica::{Replica, Shared};
 use crate::shard::Shard;
+use crate::snapshot::SnapshotPace;
 use crate::status::PeerStatus;
+
+/// The shard that holds all slots.
+const FIRST_SHARD: ShardId = ShardId(0);
+/// How long a shutdown waits for another node to take a leadership over.
+const HANDOVER_WAIT: Duration = Duration::from_secs(2);
+/// How often a node whose clock is wrong tries to hand its leaderships away.
+const CLOCK_LOOK: Duration = Duration::from_secs(1);
 
 /// One node.
 pub struct Node {
-    fault: watch::Sender<Option<String>>,
+    shared: Shared,
+    log: SharedLog,
+    store: Mutex<Option<Arc<Store>>>,
+    peer_service: PeerService,
+    shards: Mutex<BTreeMap<ShardId, Shard>>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+struct Opened {
+    store: Arc<Store>,
+    log: SharedLog,
+    shards: Vec<(Arc<mailbox_engine::Shard>, ShardLog)>,
 }
 
 impl Node {
@@ -23,30 +56,84 @@ impl Node {
     /// [`Error`]; nothing runs then.
     pub async fn start(options: NodeOptions) -> Result<Arc<Node>, Error> {
         options.validate()?;
-        Ok(Arc::new(Node {
-            fault: watch::Sender::new(None),
-        }))
+        let credentials = Credentials::new(&options)?;
+        let opened = {
+            let (options, runtime) = (options.clone(), Handle::current());
+            tokio::task::spawn_blocking(move || open(&options, &runtime))
+        };
+        let opened = opened
+            .await
+            .map_err(|error| Error::Log(error.to_string()))??;
+        let fault = watch::Sender::new(None);
+        let base = BaseThread::spawn(opened.store.clone(), fault.clone())
+            .map_err(|error| Error::io("start a thread for", &options.dir, error))?;
+        let alone = options.members.len() == 1;
+        let staging = options.dir.join("staging");
+        let shared = Shared {
+            base,
+            peers: Peers::new(&options, &credentials)?,
+            pace: SnapshotPace::new(staging, options.snapshot_bytes_per_s),
+            clock: Arc::new(Clock::new(options.clock_skew_max_ms, alone)),
+            disk: DiskRoom::new(options.dir.clone(), options.disk_free_min_bytes)?,
+            fault,
+            options,
+        };
+        let members = shared.options.members.clone();
+        let peer_service = PeerService::new(credentials, members, shared.pace.clone());
+        let mut shards = BTreeMap::new();
+        for (engine, log) in opened.shards {
+            let replica = Replica::start(&shared, engine, log).await?;
+            peer_service.add(replica.id.0, replica.raft.clone());
+            shards.insert(replica.id, Shard::new(replica, shared.base.clone()));
+        }
+        let node = Arc::new(Node {
+            shared,
+            log: opened.log,
+            store: Mutex::new(Some(opened.store)),
+            peer_service,
+            shards: Mutex::new(shards),
+            tasks: Mutex::default(),
+        });
+        node.spawn_tasks();
+        Ok(node)
+    }
+
+    fn spawn_tasks(&self) {
+        let Shared {
+            clock,
+            peers,
+            disk,
+            fault,
+            ..
+        } = &self.shared;
+        let shards = self.shards();
+        let tasks = vec![
+            tokio::spawn(clock::run(clock.clone(), peers.clone())),
+            tokio::spawn(disk.clone().run()),
+            tokio::spawn(watch_log(self.log.fault(), fault.clone())),
+            tokio::spawn(watch_clock(clock.clone(), shards)),
+        ];
+        self.tasks.lock().extend(tasks);
     }
 
     /// What peers call. To be served on the address that `members` gives for this node.
     pub fn peer_service(&self) -> PeerService {
-        PeerService {}
+        self.peer_service.clone()
     }
 
     /// A shard with a replica here.
     pub fn shard(&self, shard: ShardId) -> Option<Shard> {
-        let _ = shard;
-        None
+        self.shards.lock().get(&shard).cloned()
     }
 
     /// All shards with a replica here.
     pub fn shards(&self) -> Vec<Shard> {
-        Vec::new()
+        self.shards.lock().values().cloned().collect()
     }
 
     /// The first fault of this node's storage, once there is one: the process must stop then.
     pub fn fault(&self) -> watch::Receiver<Option<String>> {
-        self.fault.subscribe()
+        self.shared.fault.subscribe()
     }
 
     /// This node's time, milliseconds since the Unix epoch.
@@ -54,29 +141,180 @@ impl Node {
     /// # Errors
     /// [`ClockFault`]: not compared yet, or too far from the other nodes'.
     pub fn clock_now_ms(&self) -> Result<u64, ClockFault> {
-        Err(ClockFault::NotCompared)
+        self.shared.clock.now_ms()
     }
 
     /// This clock minus the median of all nodes', at the last comparison, in milliseconds.
     pub fn clock_skew_ms(&self) -> i64 {
-        0
+        self.shared.clock.skew_ms()
     }
 
     /// Bytes free where the node's directory is, looked up about once a second.
     pub fn disk_free_bytes(&self) -> u64 {
-        0
+        self.shared.disk.free_bytes()
+    }
+
+    /// Counters of the log, since the node started.
+    pub fn log_metrics(&self) -> LogMetrics {
+        self.log.metrics()
     }
 
     /// All nodes, as this one sees them.
     pub fn peers(&self) -> Vec<PeerStatus> {
-        Vec::new()
+        let own = self.shared.options.node;
+        let members = self.shared.options.members.iter();
+        let status = members.map(|(node, address)| PeerStatus {
+            node: *node,
+            address: address.clone(),
+            connected: *node == own
+                || self
+                    .shared
+                    .peers
+                    .link(*node)
+                    .is_some_and(|link| link.is_connected()),
+        });
+        status.collect()
     }
 
-    /// Hands leaderships away, flushes and closes. Takes 8 seconds at most. Proposals fail from its start.
+    /// Makes a copy of everything flushed in a directory that does not exist yet.
+    ///
+    /// # Errors
+    /// The copy cannot be made.
+    pub async fn checkpoint(&self, dir: PathBuf) -> Result<(), Error> {
+        self.shared.base.checkpoint(dir).await
+    }
+
+    /// Hands leaderships away, flushes and closes. Takes 8 seconds at most, unless the disk is slower.
+    /// Proposals fail from its start. The files are closed when all handles on the shards are dropped.
     ///
     /// # Errors
     /// What could not be flushed or closed; all is stopped nevertheless.
     pub async fn shutdown(&self) -> Result<(), Error> {
-        Ok(())
+        let shards = std::mem::take(&mut *self.shards.lock());
+        for shard in shards.values() {
+            shard.replica().give_leadership_away(HANDOVER_WAIT).await;
+        }
+        for task in std::mem::take(&mut *self.tasks.lock()) {
+            task.abort();
+        }
+        for shard in shards.values() {
+            shard.replica().stop().await;
+        }
+        self.peer_service.remove_all();
+        drop(shards);
+        // What a fault has touched is not written again.
+        let faulty = self.shared.fault.borrow().is_some();
+        let flushed = match faulty {
+            true => Ok(()),
+            false => self.shared.base.flush_all().await,
+        };
+        let (base, log) = (self.shared.base.clone(), self.log.clone());
+        let store = self.store.lock().take();
+        let closed = tokio::task::spawn_blocking(move || {
+            base.stop();
+            let closed = log.close();
+            drop(store);
+            closed
+        });
+        let closed = closed
+            .await
+            .map_err(|error| Error::Log(error.to_string()))?;
+        flushed.and(closed.map_err(|error| Error::Log(error.to_string())))
+    }
+}
+
+/// Opens store and log, and makes them if this is a new node.
+fn open(options: &NodeOptions, runtime: &Handle) -> Result<Opened, Error> {
+    let dir = &options.dir;
+    std::fs::create_dir_all(dir).map_err(|error| Error::io("make", dir, error))?;
+    let wanted = Identity {
+        cluster_id: options.cluster_id.clone(),
+        node: options.node,
+        slot_count: options.engine.slot_count,
+    };
+    let found = Identity::read(dir)?;
+    let lost = |what| Error::LostData {
+        path: Identity::path(dir),
+        what,
+    };
+    let log_dir = dir.join("log");
+    if let Some(found) = &found {
+        found.check(dir, &wanted)?;
+        if !dir.join("state").exists() {
+            return Err(lost("state"));
+        }
+        if !log_dir.join("CURRENT").exists() {
+            return Err(lost("log"));
+        }
+    }
+    let store = Arc::new(Store::open(dir, options.engine.clone())?);
+    let log = SharedLog::open(&log_dir, options.log.clone())
+        .map_err(|error| Error::Log(error.to_string()))?;
+    if found.is_none() {
+        if store.shards().is_empty() {
+            store.create_shard(FIRST_SHARD, 0..=options.engine.slot_count - 1)?;
+        }
+        wanted.write(dir)?;
+    }
+    let mut shards = Vec::new();
+    for id in store.shards() {
+        let engine = store.shard(id).ok_or_else(|| lost("shard"))?;
+        let shard_log = log
+            .shard_log(id)
+            .map_err(|error| Error::Log(error.to_string()))?;
+        check_log(&engine, &shard_log, &log_dir, runtime)?;
+        shards.push((engine, shard_log));
+    }
+    if shards.is_empty() {
+        return Err(lost("shards"));
+    }
+    Ok(Opened { store, log, shards })
+}
+
+/// A log may end below the applied state only where a snapshot was installed: openraft then purges it up to
+/// there, silently. Anywhere else entries were lost that this node has promised to hold.
+fn check_log(
+    engine: &mailbox_engine::Shard,
+    log: &ShardLog,
+    path: &std::path::Path,
+    runtime: &Handle,
+) -> Result<(), Error> {
+    let applied = engine.applied();
+    let Some(id) = applied.log_id else {
+        return Ok(());
+    };
+    let state = runtime
+        .block_on(log.clone().get_log_state())
+        .map_err(|error| Error::Log(error.to_string()))?;
+    let last = state.last_log_id.map(|last| last.index);
+    let reaches = last.is_some_and(|last| last >= id.index);
+    if reaches || applied.last_install == Some(id) {
+        return Ok(());
+    }
+    Err(Error::LostLog {
+        shard: engine.id(),
+        path: path.to_owned(),
+        last: last.unwrap_or(0),
+        applied: id.index,
+    })
+}
+
+async fn watch_log(mut log: watch::Receiver<Option<String>>, fault: watch::Sender<Option<String>>) {
+    if let Ok(first) = log.wait_for(Option::is_some).await
+        && let Some(reason) = first.as_ref()
+    {
+        report(&fault, reason);
+    }
+}
+
+/// A node whose clock is wrong proposes nothing: it must not lead either.
+async fn watch_clock(clock: Arc<Clock>, shards: Vec<Shard>) {
+    loop {
+        tokio::time::sleep(CLOCK_LOOK).await;
+        if let Some(ClockFault::Skewed { .. }) = clock.fault() {
+            for shard in &shards {
+                shard.replica().give_leadership_away(Duration::ZERO).await;
+            }
+        }
     }
 }

@@ -49,6 +49,8 @@ pub struct NodeOptions {
     pub members: BTreeMap<u64, String>,
     /// Limits and budgets of the store of rows.
     pub engine: mailbox_engine::EngineOptions,
+    /// Memory, files and batches of the log.
+    pub log: crate::log::LogOptions,
     /// Raft's clocks.
     pub timing: Timing,
     /// How far a node's clock may be from the median of all, in milliseconds.
@@ -82,6 +84,7 @@ impl NodeOptions {
             dir: dir.into(),
             members,
             engine: mailbox_engine::EngineOptions::default(),
+            log: crate::log::LogOptions::default(),
             timing: Timing::default(),
             clock_skew_max_ms: 500,
             secret: secret.into(),

@@ -1,24 +1,236 @@
 //! What peers call: the server's half of the streams in `peer.proto`.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
 
-use futures_util::Stream;
-use mailbox_api::peer;
-use mailbox_api::peer::peer_server::Peer;
+use futures_util::stream::{self, Stream, StreamExt};
+use mailbox_api::peer::control_request::Request as Ask;
+use mailbox_api::peer::control_response::Response as Answer;
+use mailbox_api::peer::peer_server::{Peer, PeerServer};
+use mailbox_api::peer::snapshot_request::Step;
+use mailbox_api::peer::snapshot_response::Step as AnswerStep;
+use mailbox_api::{metadata, peer};
+use openraft::raft::AppendEntriesRequest;
+use parking_lot::RwLock;
+use subtle::ConstantTimeEq;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-/// Serves a node's peers. Wrap it with `PeerService::into_server` and mount it.
-#[derive(Clone)]
-pub struct PeerService {}
+use crate::clock::wall_us;
+use crate::peer_link::{Credentials, PEER_MESSAGE_BYTES_MAX, PEER_PROTOCOL};
+use crate::replica::Raft;
+use crate::snapshot::{self, Snapshot, SnapshotData, SnapshotPace, raft_meta};
+use crate::types::TypeConfig;
+use crate::wire;
 
-impl PeerService {
-    /// The tonic service, with its message size limits set.
-    pub fn into_server(self) -> peer::peer_server::PeerServer<PeerService> {
-        peer::peer_server::PeerServer::new(self)
-    }
+/// Control calls of one peer that are worked on at once; more wait in the stream.
+const CALLS_AT_ONCE: usize = 64;
+/// How long a new stream may take to say who it is.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Serves a node's peers. Wrap it with [`PeerService::into_server`] and mount it.
+#[derive(Clone)]
+pub struct PeerService {
+    core: Arc<Core>,
+}
+
+struct Core {
+    credentials: Credentials,
+    members: BTreeMap<u64, String>,
+    replicas: RwLock<BTreeMap<u32, Raft>>,
+    pace: Arc<SnapshotPace>,
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+impl PeerService {
+    pub(crate) fn new(
+        credentials: Credentials,
+        members: BTreeMap<u64, String>,
+        pace: Arc<SnapshotPace>,
+    ) -> PeerService {
+        PeerService {
+            core: Arc::new(Core {
+                credentials,
+                members,
+                replicas: RwLock::default(),
+                pace,
+            }),
+        }
+    }
+
+    /// The tonic service, with its message size limits set.
+    pub fn into_server(self) -> PeerServer<PeerService> {
+        PeerServer::new(self)
+            .max_decoding_message_size(PEER_MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(PEER_MESSAGE_BYTES_MAX)
+    }
+
+    pub(crate) fn add(&self, shard: u32, raft: Raft) {
+        self.core.replicas.write().insert(shard, raft);
+    }
+
+    pub(crate) fn remove_all(&self) {
+        self.core.replicas.write().clear();
+    }
+}
+
+impl Core {
+    fn replica(&self, shard: u32) -> Result<Raft, Status> {
+        let replica = self.replicas.read().get(&shard).cloned();
+        replica.ok_or_else(|| Status::unavailable(format!("shard {shard} does not run here")))
+    }
+
+    /// The cluster and its secret, before anything of the stream is read.
+    fn check_caller<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        let fields = request.metadata();
+        let cluster = fields.get(metadata::CLUSTER_ID).map(|id| id.as_bytes());
+        if cluster != Some(self.credentials.cluster_id.as_bytes()) {
+            return Err(Status::unauthenticated("wrong cluster id"));
+        }
+        let shown = fields
+            .get(metadata::CLUSTER_SECRET)
+            .map_or(&b""[..], |secret| secret.as_bytes());
+        let same = shown.ct_eq(self.credentials.secret().as_bytes());
+        if !bool::from(same) {
+            return Err(Status::unauthenticated("wrong cluster secret"));
+        }
+        Ok(())
+    }
+
+    fn check_hello(&self, hello: Option<peer::Hello>) -> Result<peer::Hello, Status> {
+        let hello =
+            hello.ok_or_else(|| Status::invalid_argument("a stream begins with a hello"))?;
+        let (own, from) = (self.credentials.node, hello.from_node);
+        if hello.protocol != PEER_PROTOCOL {
+            return Err(Status::failed_precondition(format!(
+                "peer protocol {}, this node speaks {PEER_PROTOCOL}",
+                hello.protocol
+            )));
+        }
+        if hello.cluster_id != self.credentials.cluster_id {
+            return Err(Status::unauthenticated("wrong cluster id"));
+        }
+        if hello.to_node != own {
+            return Err(Status::failed_precondition(format!(
+                "this is node {own}, not node {}",
+                hello.to_node
+            )));
+        }
+        if from == own || !self.members.contains_key(&from) {
+            return Err(Status::failed_precondition(format!(
+                "node {from} is not a peer of node {own}"
+            )));
+        }
+        Ok(hello)
+    }
+
+    async fn control_call(&self, ask: Ask) -> Result<Answer, Status> {
+        let fatal = |error: &dyn std::fmt::Display| Status::unavailable(error.to_string());
+        Ok(match ask {
+            Ask::Hello(_) => return Err(Status::invalid_argument("a second hello")),
+            Ask::Vote(call) => {
+                let raft = self.replica(call.shard)?;
+                let request = wire::vote_request_in(call).map_err(malformed)?;
+                let response = raft.vote(request).await.map_err(|error| fatal(&error))?;
+                Answer::Vote(wire::vote_response_out(&response))
+            }
+            Ask::PreVote(call) => {
+                let raft = self.replica(call.shard)?;
+                let request = wire::vote_request_in(call).map_err(malformed)?;
+                let response = raft
+                    .pre_vote(request)
+                    .await
+                    .map_err(|error| fatal(&error))?;
+                Answer::Vote(wire::vote_response_out(&response))
+            }
+            Ask::Heartbeat(call) => {
+                let raft = self.replica(call.shard)?;
+                let previous = call.previous.map(wire::log_id_in);
+                let request = AppendEntriesRequest {
+                    vote: wire::vote_in(call.vote).map_err(malformed)?,
+                    prev_log_id: previous,
+                    entries: Vec::new(),
+                    leader_commit: call.committed.map(wire::log_id_in),
+                };
+                let response = raft
+                    .append_entries(request)
+                    .await
+                    .map_err(|error| fatal(&error))?;
+                Answer::Heartbeat(wire::result_out(
+                    response.into_stream_result(previous, previous),
+                ))
+            }
+            Ask::Transfer(call) => {
+                let raft = self.replica(call.shard)?;
+                let request = wire::transfer_in(call).map_err(malformed)?;
+                let response = raft
+                    .handle_transfer_leader(request)
+                    .await
+                    .map_err(|error| fatal(&error))?;
+                Answer::Transfer(wire::transfer_response_out(response))
+            }
+            Ask::Clock(peer::ClockProbe {}) => {
+                Answer::Clock(peer::ClockReply { wall_us: wall_us() })
+            }
+        })
+    }
+
+    async fn receive(
+        &self,
+        begin: peer::SnapshotBegin,
+        raft: Raft,
+        mut steps: Streaming<peer::SnapshotRequest>,
+    ) -> Result<peer::Vote, String> {
+        let vote = wire::vote_in(begin.vote).map_err(|error| error.to_string())?;
+        let received = snapshot::receive(&begin, &mut steps, &self.pace).await?;
+        let meta = raft_meta(&received.meta).map_err(|error| error.to_string())?;
+        let snapshot = Snapshot {
+            meta,
+            snapshot: SnapshotData::Received(received),
+        };
+        let response = raft.install_full_snapshot(vote, snapshot).await;
+        let response = response.map_err(|error| error.to_string())?;
+        Ok(wire::vote_out(&response.vote))
+    }
+}
+
+fn malformed(error: wire::Malformed) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+async fn first<T>(stream: &mut Streaming<T>) -> Result<T, Status> {
+    let message = tokio::time::timeout(HELLO_TIMEOUT, stream.message());
+    let message = message
+        .await
+        .map_err(|_| Status::deadline_exceeded("no hello"))??;
+    message.ok_or_else(|| Status::invalid_argument("a stream begins with a hello"))
+}
+
+/// The stream's requests until it ends; a malformed one ends it.
+fn append_requests(
+    stream: Streaming<peer::AppendRequest>,
+) -> impl Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + 'static {
+    stream::unfold(stream, |mut stream| async move {
+        match stream.message().await {
+            Ok(Some(message)) => match wire::append_in(message) {
+                Ok(request) => Some((request, stream)),
+                Err(error) => {
+                    tracing::warn!(%error, "append stream dropped");
+                    None
+                }
+            },
+            Ok(None) => None,
+            Err(status) => {
+                tracing::debug!(%status, "append stream broke");
+                None
+            }
+        }
+    })
+}
 
 #[tonic::async_trait]
 impl Peer for PeerService {
@@ -28,22 +240,92 @@ impl Peer for PeerService {
 
     async fn control(
         &self,
-        _: Request<Streaming<peer::ControlRequest>>,
+        request: Request<Streaming<peer::ControlRequest>>,
     ) -> Result<Response<Self::ControlStream>, Status> {
-        Err(Status::unavailable("not serving"))
+        self.core.check_caller(&request)?;
+        let mut calls = request.into_inner();
+        let hello = match first(&mut calls).await?.request {
+            Some(Ask::Hello(hello)) => Some(hello),
+            _ => None,
+        };
+        self.core.check_hello(hello)?;
+        let core = self.core.clone();
+        let answers = calls
+            .map(move |message| {
+                let core = core.clone();
+                async move {
+                    let peer::ControlRequest { call, request } = message?;
+                    let answer = match request {
+                        Some(ask) => core.control_call(ask).await,
+                        None => Err(Status::unimplemented("an unknown call")),
+                    };
+                    let answer =
+                        answer.unwrap_or_else(|status| Answer::Error(status.message().to_owned()));
+                    Ok(peer::ControlResponse {
+                        call,
+                        response: Some(answer),
+                    })
+                }
+            })
+            .buffer_unordered(CALLS_AT_ONCE);
+        Ok(Response::new(Box::pin(answers)))
     }
 
     async fn append(
         &self,
-        _: Request<Streaming<peer::AppendRequest>>,
+        request: Request<Streaming<peer::AppendRequest>>,
     ) -> Result<Response<Self::AppendStream>, Status> {
-        Err(Status::unavailable("not serving"))
+        self.core.check_caller(&request)?;
+        let mut requests = request.into_inner();
+        let hello = self.core.check_hello(first(&mut requests).await?.hello)?;
+        let raft = self.core.replica(hello.shard)?;
+        let results = raft.stream_append(append_requests(requests));
+        let answers = results.map(|result| match result {
+            Ok(result) => Ok(wire::result_out(result)),
+            Err(fatal) => Err(Status::unavailable(fatal.to_string())),
+        });
+        Ok(Response::new(Box::pin(answers)))
     }
 
     async fn snapshot(
         &self,
-        _: Request<Streaming<peer::SnapshotRequest>>,
+        request: Request<Streaming<peer::SnapshotRequest>>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
-        Err(Status::unavailable("not serving"))
+        self.core.check_caller(&request)?;
+        let mut steps = request.into_inner();
+        let Some(Step::Begin(mut begin)) = first(&mut steps).await?.step else {
+            return Err(Status::invalid_argument(
+                "a snapshot begins with its description",
+            ));
+        };
+        let hello = self.core.check_hello(begin.hello.take())?;
+        let raft = self.core.replica(hello.shard)?;
+        let (answers, outgoing) = mpsc::channel(2);
+        let resume = AnswerStep::Resume(peer::SnapshotResume {
+            bytes: vec![0; begin.files.len()],
+        });
+        let core = self.core.clone();
+        tokio::spawn(async move {
+            let answer = |step| peer::SnapshotResponse { step: Some(step) };
+            if answers.send(Ok(answer(resume))).await.is_err() {
+                return;
+            }
+            let installed = core.receive(begin, raft, steps).await;
+            let last = match installed {
+                Ok(vote) => Ok(answer(AnswerStep::Installed(vote))),
+                Err(reason) => {
+                    tracing::warn!(
+                        shard = hello.shard,
+                        peer = hello.from_node,
+                        reason,
+                        "snapshot not taken"
+                    );
+                    Err(Status::aborted(reason))
+                }
+            };
+            // A sender that has gone starts again.
+            let _ = answers.send(last).await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
     }
 }

@@ -1,45 +1,53 @@
 //! The handle on this node's replica of a shard.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use mailbox_engine::{Command, Reply, ShardId};
+use mailbox_engine::{Command, Reply, ShardId, StateHash};
 use tokio::sync::{broadcast, watch};
 
+use crate::base_thread::{BaseThread, error_chain};
 use crate::error::ProposeError;
-use crate::status::{AppliedTail, Leadership, ShardStatus, StateHash};
+use crate::replica::Replica;
+use crate::status::{AppliedTail, Leadership, ShardStatus};
+
+/// How long a state hash may wait for its cut to be applied and flushed here.
+const CUT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// This node's replica of a shard. Clones are the same replica.
 #[derive(Clone)]
 pub struct Shard {
-    inner: Arc<Inner>,
-}
-
-struct Inner {
-    id: ShardId,
-    engine: Arc<mailbox_engine::Shard>,
-    leadership: watch::Sender<Leadership>,
-    applied: broadcast::Sender<Arc<AppliedTail>>,
+    replica: Arc<Replica>,
+    base: Arc<BaseThread>,
 }
 
 impl Shard {
+    pub(crate) fn new(replica: Arc<Replica>, base: Arc<BaseThread>) -> Shard {
+        Shard { replica, base }
+    }
+
+    pub(crate) fn replica(&self) -> &Arc<Replica> {
+        &self.replica
+    }
+
     /// Which shard.
     pub fn id(&self) -> ShardId {
-        self.inner.id
+        self.replica.id
     }
 
     /// The rows. Read after [`Shard::read_barrier`] for the newest.
     pub fn engine(&self) -> &Arc<mailbox_engine::Shard> {
-        &self.inner.engine
+        &self.replica.engine
     }
 
     /// Who leads.
     pub fn leadership(&self) -> Leadership {
-        self.inner.leadership.borrow().clone()
+        self.replica.leadership.borrow().clone()
     }
 
     /// Every change of who leads.
     pub fn watch_leadership(&self) -> watch::Receiver<Leadership> {
-        self.inner.leadership.subscribe()
+        self.replica.leadership.subscribe()
     }
 
     /// Proposes commands and waits until they are applied here: one reply per command, in order. The
@@ -48,21 +56,25 @@ impl Shard {
     /// # Errors
     /// See [`ProposeError`]. After any of them the same commands may be proposed again, here or elsewhere.
     pub async fn propose(&self, commands: Vec<Command>) -> Result<Vec<Reply>, ProposeError> {
-        let _ = commands;
-        Err(ProposeError::NotLeader { leader: None })
+        self.replica.proposer.propose(commands).await
+    }
+
+    /// Bytes of commands proposed and not yet applied.
+    pub fn queued_bytes(&self) -> u64 {
+        self.replica.proposer.queued_bytes()
     }
 
     /// Waits until a read here sees everything acknowledged before this call, anywhere.
     ///
     /// # Errors
-    /// [`ProposeError::NotLeader`] or [`ProposeError::Unavailable`].
+    /// [`ProposeError::NotLeader`], [`ProposeError::Unavailable`], or [`ProposeError::Busy`] if 65,536 reads wait.
     pub async fn read_barrier(&self) -> Result<(), ProposeError> {
-        Err(ProposeError::NotLeader { leader: None })
+        self.replica.barrier.pass().await
     }
 
     /// What is appended from now on. A receiver that lags gets `Lagged` and must read the rows instead.
     pub fn subscribe_applied(&self) -> broadcast::Receiver<Arc<AppliedTail>> {
-        self.inner.applied.subscribe()
+        self.replica.tails.subscribe()
     }
 
     /// The hash of all rows at one index. With `cut` 0 the leader makes a new cut; else the hash of that
@@ -71,25 +83,40 @@ impl Shard {
     /// # Errors
     /// [`ProposeError`]; `Unavailable` also if a later cut has replaced this one.
     pub async fn state_hash(&self, cut: u64) -> Result<StateHash, ProposeError> {
-        let _ = cut;
-        Err(ProposeError::NotLeader { leader: None })
+        let cut = if cut == 0 {
+            self.make_cut().await?
+        } else {
+            cut
+        };
+        let mut flushed = self.replica.flushed.subscribe();
+        self.base.look();
+        let reached = flushed.wait_for(|id| id.is_some_and(|id| id.index >= cut));
+        match tokio::time::timeout(CUT_TIMEOUT, reached).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) => return Err(unavailable("the replica has stopped".to_owned())),
+            Err(_) => {
+                let reason = format!("cut {cut} was not flushed within {CUT_TIMEOUT:?}");
+                return Err(unavailable(reason));
+            }
+        }
+        let engine = self.replica.engine.clone();
+        let hash = tokio::task::spawn_blocking(move || engine.state_hash(Some(cut))).await;
+        let hash = hash.map_err(|error| unavailable(error.to_string()))?;
+        let hash = hash.map_err(|error| unavailable(error_chain(&error)))?;
+        hash.ok_or_else(|| unavailable(format!("a later cut than {cut} was made")))
+    }
+
+    async fn make_cut(&self) -> Result<u64, ProposeError> {
+        let replies = self.propose(vec![Command::Cut]).await?;
+        match replies.first() {
+            Some(Reply::Cut { index }) => Ok(*index),
+            other => Err(unavailable(format!("the cut was answered with {other:?}"))),
+        }
     }
 
     /// State of this replica.
     pub fn status(&self) -> ShardStatus {
-        ShardStatus {
-            shard: self.inner.id,
-            role: "stopped",
-            leader: 0,
-            term: 0,
-            last_index: 0,
-            committed_index: 0,
-            applied_index: 0,
-            flushed_index: 0,
-            purged_index: 0,
-            memtable_bytes: 0,
-            replicas: Vec::new(),
-        }
+        self.replica.status()
     }
 
     /// Asks this leader to hand its leadership to `to`. Returns once asked, not once done.
@@ -97,7 +124,14 @@ impl Shard {
     /// # Errors
     /// [`ProposeError::NotLeader`].
     pub async fn transfer_leader(&self, to: u64) -> Result<(), ProposeError> {
-        let _ = to;
-        Err(ProposeError::NotLeader { leader: None })
+        if let Some(elsewhere) = self.replica.road.of(&self.leadership()) {
+            return Err(elsewhere);
+        }
+        let asked = self.replica.raft.trigger().transfer_leader(to).await;
+        asked.map_err(|error| unavailable(error.to_string()))
     }
+}
+
+fn unavailable(reason: String) -> ProposeError {
+    ProposeError::Unavailable { reason }
 }

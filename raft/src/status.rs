@@ -1,6 +1,6 @@
 //! What a node says about itself and its replicas.
 
-use mailbox_engine::{LogId, Row, ShardId, TimelineId};
+use mailbox_engine::{Row, ShardId, TimelineId};
 
 use crate::error::LeaderHint;
 
@@ -39,17 +39,6 @@ pub struct AppliedTail {
     pub term: u64,
     /// Rows in seq order, by timeline. A timeline may come more than once.
     pub appended: Vec<(TimelineId, Vec<Row>)>,
-}
-
-/// A hash over all visible rows of a shard at one index.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StateHash {
-    /// The last entry that the rows include.
-    pub applied: LogId,
-    /// xxh3-128 over the rows in key order.
-    pub hash: u128,
-    /// How many rows.
-    pub rows: u64,
 }
 
 /// How far one replica of a shard has got, as its leader knows.

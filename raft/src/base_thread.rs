@@ -1,0 +1,317 @@
+//! The one thread that changes the store of rows: flushes, installs and checkpoints, one at a time.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use mailbox_engine::{LogId, Shard, ShardId, SnapshotMeta, Store};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, oneshot, watch};
+
+use crate::error::Error;
+use crate::log::ShardLog;
+use crate::types::log_id;
+
+/// How often ages are looked at when nothing else happens.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+
+/// What the thread knows of a shard.
+pub(crate) struct FlushedShard {
+    pub(crate) engine: Arc<Shard>,
+    pub(crate) log: ShardLog,
+    /// Told after every flush and install.
+    pub(crate) flushed: watch::Sender<Option<LogId>>,
+}
+
+enum Job {
+    /// Look which shards are due.
+    Look,
+    Add(FlushedShard),
+    /// Flush everything that was applied, due or not.
+    FlushAll(oneshot::Sender<Result<(), Error>>),
+    Install {
+        shard: ShardId,
+        meta: Box<SnapshotMeta>,
+        files: Vec<PathBuf>,
+        done: oneshot::Sender<Result<(), Error>>,
+    },
+    Checkpoint {
+        dir: PathBuf,
+        done: oneshot::Sender<Result<(), Error>>,
+    },
+    Stop,
+}
+
+/// The handle on the thread.
+pub(crate) struct BaseThread {
+    jobs: mpsc::Sender<Job>,
+    /// Notified after every change: whoever waits for room looks again.
+    changed: Arc<Notify>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl BaseThread {
+    /// Must be called in a tokio runtime: the thread waits for the log on it.
+    pub(crate) fn spawn(
+        store: Arc<Store>,
+        fault: watch::Sender<Option<String>>,
+    ) -> Result<Arc<BaseThread>, std::io::Error> {
+        let (jobs, queue) = mpsc::channel();
+        let changed = Arc::new(Notify::new());
+        let mut run = Run {
+            store,
+            shards: Vec::new(),
+            changed: changed.clone(),
+            runtime: Handle::current(),
+            fault,
+        };
+        let thread = std::thread::Builder::new()
+            .name("base-store".to_owned())
+            .spawn(move || run.run(&queue))?;
+        Ok(Arc::new(BaseThread {
+            jobs,
+            changed,
+            thread: Mutex::new(Some(thread)),
+        }))
+    }
+
+    fn push(&self, job: Job) {
+        // After `stop` nothing is done any more; whoever waits for an answer sees its channel closed.
+        let _ = self.jobs.send(job);
+    }
+
+    pub(crate) fn add(&self, shard: FlushedShard) {
+        self.push(Job::Add(shard));
+    }
+
+    pub(crate) fn look(&self) {
+        self.push(Job::Look);
+    }
+
+    /// A change of the base store has happened since this future was made.
+    pub(crate) fn changed(&self) -> impl Future<Output = ()> + '_ {
+        self.changed.notified()
+    }
+
+    pub(crate) async fn flush_all(&self) -> Result<(), Error> {
+        let (done, answer) = oneshot::channel();
+        self.push(Job::FlushAll(done));
+        answered(answer).await
+    }
+
+    pub(crate) async fn install(
+        &self,
+        shard: ShardId,
+        meta: SnapshotMeta,
+        files: Vec<PathBuf>,
+    ) -> Result<(), Error> {
+        let (done, answer) = oneshot::channel();
+        let meta = Box::new(meta);
+        self.push(Job::Install {
+            shard,
+            meta,
+            files,
+            done,
+        });
+        answered(answer).await
+    }
+
+    pub(crate) async fn checkpoint(&self, dir: PathBuf) -> Result<(), Error> {
+        let (done, answer) = oneshot::channel();
+        self.push(Job::Checkpoint { dir, done });
+        answered(answer).await
+    }
+
+    /// Ends the thread after the jobs before. Blocks.
+    pub(crate) fn stop(&self) {
+        self.push(Job::Stop);
+        if let Some(thread) = self.thread.lock().take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the base store's thread panicked");
+        }
+    }
+}
+
+impl Drop for BaseThread {
+    fn drop(&mut self) {
+        // Not joined: this may run on the thread's own waiting side.
+        self.push(Job::Stop);
+    }
+}
+
+async fn answered(answer: oneshot::Receiver<Result<(), Error>>) -> Result<(), Error> {
+    answer
+        .await
+        .unwrap_or_else(|_| Err(Error::Log("the base store's thread has stopped".to_owned())))
+}
+
+struct Entry {
+    shard: FlushedShard,
+    last_flush: Instant,
+}
+
+struct Run {
+    store: Arc<Store>,
+    shards: Vec<Entry>,
+    changed: Arc<Notify>,
+    runtime: Handle,
+    fault: watch::Sender<Option<String>>,
+}
+
+impl Run {
+    fn run(&mut self, queue: &mpsc::Receiver<Job>) {
+        loop {
+            let job = match queue.recv_timeout(LOOK_INTERVAL) {
+                Ok(job) => job,
+                Err(RecvTimeoutError::Timeout) => Job::Look,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            if matches!(job, Job::Stop) {
+                return;
+            }
+            self.job(job);
+        }
+    }
+
+    fn job(&mut self, job: Job) {
+        match job {
+            Job::Stop => {}
+            Job::Add(shard) => self.shards.push(Entry {
+                shard,
+                last_flush: Instant::now(),
+            }),
+            Job::Look => {
+                let result = self.flush_due();
+                self.note(&result);
+            }
+            Job::FlushAll(done) => {
+                let result = self.flush_all();
+                self.note(&result);
+                let _ = done.send(result);
+            }
+            Job::Install {
+                shard,
+                meta,
+                files,
+                done,
+            } => {
+                let result = self.install(shard, &meta, &files);
+                self.note(&result);
+                let _ = done.send(result);
+            }
+            Job::Checkpoint { dir, done } => {
+                let result = self.store.checkpoint(&dir).map_err(Error::from);
+                let _ = done.send(result);
+            }
+        }
+    }
+
+    /// A change that failed half-way must not be built upon: the node stops.
+    fn note(&self, result: &Result<(), Error>) {
+        if let Err(error) = result {
+            report(&self.fault, &error_chain(error));
+        }
+        self.changed.notify_waiters();
+    }
+
+    fn flush_due(&mut self) -> Result<(), Error> {
+        for entry in &mut self.shards {
+            loop {
+                let age = entry.last_flush.elapsed().as_millis();
+                let age = u64::try_from(age).unwrap_or(u64::MAX);
+                if self.fault.borrow().is_some() || !entry.shard.engine.flush_due(age) {
+                    break;
+                }
+                let flushed = flush(&entry.shard, &self.runtime)?;
+                entry.last_flush = Instant::now();
+                self.changed.notify_waiters();
+                if !flushed {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn flush_all(&mut self) -> Result<(), Error> {
+        for entry in &mut self.shards {
+            while flush(&entry.shard, &self.runtime)? {}
+            entry.last_flush = Instant::now();
+        }
+        Ok(())
+    }
+
+    fn install(
+        &mut self,
+        shard: ShardId,
+        meta: &SnapshotMeta,
+        files: &[PathBuf],
+    ) -> Result<(), Error> {
+        let entry = self
+            .shards
+            .iter_mut()
+            .find(|entry| entry.shard.engine.id() == shard);
+        let Some(entry) = entry else {
+            return Err(mailbox_engine::Error::UnknownShard { shard }.into());
+        };
+        entry.shard.engine.install(meta, files)?;
+        entry.last_flush = Instant::now();
+        let flushed = entry.shard.engine.flushed();
+        entry.shard.flushed.send_replace(flushed);
+        Ok(())
+    }
+}
+
+/// Flushes one memtable, if there is anything. The file may only be ingested when this node's log has synced
+/// the entries in it: else, after a power cut, the log would end below the applied state.
+fn flush(shard: &FlushedShard, runtime: &Handle) -> Result<bool, Error> {
+    let Some(frozen) = shard.engine.freeze() else {
+        return Ok(false);
+    };
+    let built = shard.engine.build(&frozen)?;
+    if let Some(id) = frozen.log_id() {
+        runtime
+            .block_on(shard.log.wait_synced(log_id(id.term, id.index)))
+            .map_err(|error| Error::Log(error.to_string()))?;
+    }
+    let bytes = built.bytes();
+    let flushed = shard.engine.ingest(built)?;
+    shard.flushed.send_replace(Some(flushed));
+    tracing::debug!(
+        shard = shard.engine.id().0,
+        index = flushed.index,
+        bytes,
+        "flushed"
+    );
+    Ok(true)
+}
+
+/// Tells of a fault, unless one was told before: the first one explains the others.
+pub(crate) fn report(fault: &watch::Sender<Option<String>>, reason: &str) {
+    fault.send_if_modified(|first| {
+        let new = first.is_none();
+        if new {
+            tracing::error!(reason, "storage fault: this node must stop");
+            *first = Some(reason.to_owned());
+        }
+        new
+    });
+}
+
+/// An error with its causes, in one line.
+pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
+}

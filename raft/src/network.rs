@@ -1,0 +1,229 @@
+//! openraft's view of the peers.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::{self, BoxStream, Stream, StreamExt};
+use mailbox_api::peer;
+use mailbox_api::peer::control_request::Request as Ask;
+use mailbox_api::peer::control_response::Response as Answer;
+use openraft::error::{RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::impls::EmptyNode;
+use openraft::network::{RPCOption, stream_append_sequential};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult,
+    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
+
+use crate::peer_link::{Link, Peers};
+use crate::snapshot::{self, Snapshot, SnapshotData, SnapshotPace};
+use crate::types::{NodeId, TypeConfig, Vote};
+use crate::wire;
+
+/// How long a peer may take to accept a stream.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Makes the connections of one shard's replica.
+pub(crate) struct Network {
+    pub(crate) shard: u32,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) pace: Arc<SnapshotPace>,
+}
+
+impl Network {
+    fn conn(&self, target: NodeId, heartbeat: bool) -> Conn {
+        Conn {
+            shard: self.shard,
+            target,
+            link: self.peers.link(target),
+            heartbeat,
+            pace: self.pace.clone(),
+        }
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Conn;
+
+    async fn new_client(&mut self, target: NodeId, _: &EmptyNode) -> Conn {
+        self.conn(target, false)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: NodeId, _: &EmptyNode) -> Conn {
+        self.conn(target, true)
+    }
+}
+
+/// One shard's way to one peer.
+pub(crate) struct Conn {
+    shard: u32,
+    target: NodeId,
+    link: Option<Arc<Link>>,
+    heartbeat: bool,
+    pace: Arc<SnapshotPace>,
+}
+
+/// Unreachable makes openraft back off; a plain network error is tried again at once, ten times.
+fn unreachable(reason: impl std::fmt::Display) -> RPCError<TypeConfig> {
+    RPCError::Unreachable(Unreachable::from_string(reason.to_string()))
+}
+
+impl Conn {
+    fn link(&self) -> Result<&Arc<Link>, RPCError<TypeConfig>> {
+        self.link
+            .as_ref()
+            .ok_or_else(|| unreachable(format!("node {} is not a member", self.target)))
+    }
+
+    async fn call(&self, ask: Ask, option: &RPCOption) -> Result<Answer, RPCError<TypeConfig>> {
+        let answer = self.link()?.call(ask, option.hard_ttl()).await;
+        answer.map_err(unreachable)
+    }
+
+    async fn open_append<S>(
+        &self,
+        input: S,
+    ) -> Result<tonic::Streaming<peer::AppendResponse>, RPCError<TypeConfig>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + 'static,
+    {
+        let link = self.link()?;
+        let hello = peer::AppendRequest {
+            hello: Some(link.hello(self.shard)),
+            ..peer::AppendRequest::default()
+        };
+        let requests = stream::iter([hello]).chain(input.map(wire::append_out));
+        let mut client = link.append_client();
+        let opened = client.append(link.sign(requests));
+        match tokio::time::timeout(OPEN_TIMEOUT, opened).await {
+            Ok(Ok(answers)) => Ok(answers.into_inner()),
+            Ok(Err(status)) => Err(unreachable(status)),
+            Err(_) => Err(unreachable(format!(
+                "node {} accepts no append stream",
+                self.target
+            ))),
+        }
+    }
+}
+
+fn unexpected(answer: &Answer) -> RPCError<TypeConfig> {
+    unreachable(format!("unexpected answer {answer:?}"))
+}
+
+impl RaftNetworkV2<TypeConfig> for Conn {
+    type SnapshotData = SnapshotData;
+
+    /// Heartbeats only: entries go through [`Self::stream_append`].
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+        if !request.entries.is_empty() {
+            return Err(unreachable("entries travel on the append stream"));
+        }
+        let call = peer::Heartbeat {
+            shard: self.shard,
+            vote: Some(wire::vote_out(&request.vote)),
+            previous: request.prev_log_id.map(wire::log_id_out),
+            committed: request.leader_commit.map(wire::log_id_out),
+        };
+        match self.call(Ask::Heartbeat(call), &option).await? {
+            Answer::Heartbeat(answer) => Ok(wire::result_in(answer).map_err(unreachable)?.into()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Many requests in flight; HTTP/2's windows are the credit.
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<
+        's,
+        Result<
+            BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>,
+            RPCError<TypeConfig>,
+        >,
+    >
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        if self.heartbeat {
+            return stream_append_sequential(self, input, option);
+        }
+        Box::pin(async move {
+            let answers = self.open_append(input).await?;
+            let results = answers.map(|answer| match answer {
+                Ok(answer) => wire::result_in(answer).map_err(unreachable),
+                Err(status) => Err(unreachable(status)),
+            });
+            Ok(results.boxed())
+        })
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let call = wire::vote_request_out(self.shard, &request);
+        match self.call(Ask::Vote(call), &option).await? {
+            Answer::Vote(reply) => wire::vote_response_in(reply).map_err(unreachable),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let call = wire::vote_request_out(self.shard, &request);
+        match self.call(Ask::PreVote(call), &option).await? {
+            Answer::Vote(reply) => wire::vote_response_in(reply).map_err(unreachable),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let Some(link) = &self.link else {
+            let reason = format!("node {} is not a member", self.target);
+            return Err(Unreachable::from_string(reason).into());
+        };
+        let sent = snapshot::send(link, self.shard, vote, snapshot, &self.pace);
+        tokio::select! {
+            closed = cancel => Err(closed.into()),
+            sent = sent => match sent {
+                Ok(vote) => Ok(SnapshotResponse::new(vote)),
+                Err(reason) => {
+                    tracing::warn!(peer = self.target, shard = self.shard, %reason, "snapshot not sent");
+                    Err(Unreachable::from_string(reason).into())
+                }
+            },
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let call = wire::transfer_out(self.shard, &request);
+        match self.call(Ask::Transfer(call), &option).await? {
+            Answer::Transfer(reply) => {
+                wire::transfer_response_in(&request, reply).map_err(unreachable)
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+}

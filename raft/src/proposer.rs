@@ -1,0 +1,346 @@
+//! From calls to entries: coalesces what waits, sets time and message ids in log order, and keeps a few
+//! entries in flight. There is no timer: at low load a call becomes an entry at once.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use mailbox_engine::{Command, EntryBuilder, Hlc, Reply};
+use openraft::error::ClientWriteError;
+use openraft::raft::ClientWriteResult;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use crate::clock::Clock;
+use crate::disk::DiskRoom;
+use crate::error::ProposeError;
+use crate::replica::{Raft, Road};
+use crate::status::Leadership;
+use crate::types::{Cmd, LeaderId, OnComplete, TypeConfig};
+
+/// A call that is larger is refused.
+pub(crate) const ENTRY_BYTES_MAX: u64 = 1 << 20;
+/// An entry takes no further call once it has so many bytes or commands. What waits meanwhile makes the next.
+const ENTRY_BYTES_FULL: u64 = 256 << 10;
+const ENTRY_COMMANDS_FULL: usize = 4096;
+/// Entries proposed and not yet applied. Few: what cannot be proposed yet waits together, in one entry.
+const ENTRIES_IN_FLIGHT_MAX: usize = 8;
+
+const _: () = assert!(ENTRY_BYTES_FULL + ENTRY_BYTES_MAX < 16 << 20);
+
+const STOPPED: &str = "the replica has stopped";
+
+type Answer = oneshot::Sender<Result<Vec<Reply>, ProposeError>>;
+
+struct Call {
+    commands: Vec<Command>,
+    bytes: u64,
+    answer: Answer,
+}
+
+/// What a proposer needs to know before it proposes.
+pub(crate) struct Guards {
+    pub(crate) clock: Arc<Clock>,
+    pub(crate) disk: Arc<DiskRoom>,
+    pub(crate) road: Road,
+    pub(crate) skew_max_ms: u64,
+    /// Bytes of calls that may be proposed and not yet applied.
+    pub(crate) queue_bytes_max: u64,
+}
+
+#[derive(Default)]
+struct Queue {
+    calls: VecDeque<Call>,
+    /// The replica has stopped: nobody takes calls any more.
+    closed: bool,
+}
+
+/// Where calls queue.
+pub(crate) struct Proposer {
+    queue: Mutex<Queue>,
+    /// Bytes in the queue and in flight.
+    bytes: AtomicU64,
+    wake: Notify,
+    guards: Guards,
+    leadership: watch::Receiver<Leadership>,
+}
+
+impl Proposer {
+    pub(crate) fn spawn(
+        raft: Raft,
+        engine: Arc<mailbox_engine::Shard>,
+        leadership: watch::Receiver<Leadership>,
+        guards: Guards,
+    ) -> (Arc<Proposer>, JoinHandle<()>) {
+        let proposer = Arc::new(Proposer {
+            queue: Mutex::default(),
+            bytes: AtomicU64::new(0),
+            wake: Notify::new(),
+            guards,
+            leadership,
+        });
+        let run = Run {
+            leadership: proposer.leadership.clone(),
+            proposer: proposer.clone(),
+            raft,
+            engine,
+            in_flight: Arc::new(Semaphore::new(ENTRIES_IN_FLIGHT_MAX)),
+            ids: None,
+        };
+        let task = tokio::spawn(run.run());
+        (proposer, task)
+    }
+
+    pub(crate) async fn propose(&self, commands: Vec<Command>) -> Result<Vec<Reply>, ProposeError> {
+        if let Some(elsewhere) = self.guards.road.of(&self.leadership.borrow()) {
+            return Err(elsewhere);
+        }
+        if commands.is_empty() {
+            return Ok(Vec::new());
+        }
+        let bytes = commands.iter().map(len_bytes).sum();
+        if bytes > ENTRY_BYTES_MAX {
+            return Err(ProposeError::EntryTooLarge {
+                bytes,
+                limit: ENTRY_BYTES_MAX,
+            });
+        }
+        let limit = self.guards.queue_bytes_max;
+        let queued_bytes = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if queued_bytes > limit {
+            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+            return Err(ProposeError::Busy {
+                queued_bytes: queued_bytes - bytes,
+                limit,
+            });
+        }
+        let (answer, answered) = oneshot::channel();
+        {
+            let mut queue = self.queue.lock();
+            if queue.closed {
+                self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+                return Err(lost(STOPPED));
+            }
+            queue.calls.push_back(Call {
+                commands,
+                bytes,
+                answer,
+            });
+        }
+        self.wake.notify_one();
+        answered.await.unwrap_or_else(|_| Err(lost(STOPPED)))
+    }
+
+    /// Refuses what waits and what comes. Entries in flight still answer, or drop their callers.
+    pub(crate) fn close(&self) {
+        self.queue.lock().closed = true;
+        self.refuse_all(&lost(STOPPED));
+    }
+
+    /// Bytes proposed and not yet applied.
+    pub(crate) fn queued_bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    fn refuse_all(&self, error: &ProposeError) {
+        let calls = std::mem::take(&mut self.queue.lock().calls);
+        for call in calls {
+            self.bytes.fetch_sub(call.bytes, Ordering::Relaxed);
+            // A caller that has gone needs no answer.
+            let _ = call.answer.send(Err(error.clone()));
+        }
+    }
+
+    /// What fits into one entry, at least one call.
+    fn take_entry(&self) -> Vec<Call> {
+        let mut queue = self.queue.lock();
+        let (mut bytes, mut commands, mut calls) = (0, 0, 0);
+        for call in &queue.calls {
+            if calls > 0 && (bytes >= ENTRY_BYTES_FULL || commands >= ENTRY_COMMANDS_FULL) {
+                break;
+            }
+            bytes += call.bytes;
+            commands += call.commands.len();
+            calls += 1;
+        }
+        queue.calls.drain(..calls).collect()
+    }
+}
+
+fn lost(reason: &str) -> ProposeError {
+    ProposeError::Unavailable {
+        reason: reason.to_owned(),
+    }
+}
+
+/// About what a command adds to an entry.
+fn len_bytes(command: &Command) -> u64 {
+    let variable = match command {
+        Command::Send(send) => send.body.len(),
+        Command::SendGroup(send) => send.body.len(),
+        Command::RegisterUser(call) => call.handle.len(),
+        Command::CreateGroup(call) => call.name.len(),
+        Command::JoinGroup(_)
+        | Command::LeaveGroup(_)
+        | Command::MarkRead(_)
+        | Command::AckCursor(_)
+        | Command::Cut => 0,
+    };
+    96 + variable as u64
+}
+
+struct Run {
+    proposer: Arc<Proposer>,
+    raft: Raft,
+    engine: Arc<mailbox_engine::Shard>,
+    leadership: watch::Receiver<Leadership>,
+    in_flight: Arc<Semaphore>,
+    /// Of the term in which this node last proposed.
+    ids: Option<(u64, Hlc)>,
+}
+
+impl Run {
+    async fn run(mut self) {
+        loop {
+            while self.proposer.queue.lock().calls.is_empty() {
+                tokio::select! {
+                    () = self.proposer.wake.notified() => {}
+                    // The replica has stopped.
+                    changed = self.leadership.changed() => if changed.is_err() { return },
+                }
+            }
+            let Ok(permit) = self.in_flight.clone().acquire_owned().await else {
+                return;
+            };
+            if !self.propose(permit).await {
+                self.proposer.close();
+                return;
+            }
+        }
+    }
+
+    /// Proposes one entry, or refuses what waits. False once the replica has stopped.
+    async fn propose(&mut self, permit: OwnedSemaphorePermit) -> bool {
+        let leadership = self.leadership.borrow_and_update().clone();
+        let term = match leadership {
+            Leadership::Leader { term, ready: true } => term,
+            // Before it has applied its first entry this leader does not know the last message id.
+            Leadership::Leader { ready: false, .. } => {
+                return self.leadership.changed().await.is_ok();
+            }
+            Leadership::Follower { .. } => {
+                if let Some(elsewhere) = self.proposer.guards.road.of(&leadership) {
+                    self.proposer.refuse_all(&elsewhere);
+                }
+                return true;
+            }
+        };
+        let clock_ms = match self.admit() {
+            Ok(clock_ms) => clock_ms,
+            Err(error) => {
+                self.proposer.refuse_all(&error);
+                return true;
+            }
+        };
+        let calls = self.proposer.take_entry();
+        if calls.is_empty() {
+            return true;
+        }
+        let (entry, flight) = self.build(calls, term, clock_ms, permit);
+        let write = self
+            .raft
+            .write(Cmd(entry))
+            // Ids belong to this term: a later leadership of this node must not take the entry over.
+            .with_leader(LeaderId::new(term))
+            .responder(OnComplete(Box::new(move |result| flight.land(result))));
+        write.await.is_ok()
+    }
+
+    fn admit(&self) -> Result<u64, ProposeError> {
+        self.proposer.guards.disk.check()?;
+        Ok(self.proposer.guards.clock.now_ms()?)
+    }
+
+    fn build(
+        &mut self,
+        calls: Vec<Call>,
+        term: u64,
+        clock_ms: u64,
+        permit: OwnedSemaphorePermit,
+    ) -> (bytes::Bytes, Flight) {
+        let skew_max_ms = self.proposer.guards.skew_max_ms;
+        if self.ids.as_ref().is_none_or(|(of, _)| *of != term) {
+            let last = self.engine.applied().last_message_id;
+            self.ids = Some((term, Hlc::new(last, skew_max_ms)));
+        }
+        let (_, ids) = self.ids.as_mut().expect("set above");
+        let mut builder = EntryBuilder::new(clock_ms);
+        let mut flight = Flight {
+            proposer: self.proposer.clone(),
+            answers: Vec::with_capacity(calls.len()),
+            bytes: 0,
+            _permit: permit,
+        };
+        for mut call in calls {
+            for command in &mut call.commands {
+                command.assign(ids, clock_ms);
+                builder.push(command);
+            }
+            flight.bytes += call.bytes;
+            flight.answers.push((call.commands.len(), call.answer));
+        }
+        (builder.finish(), flight)
+    }
+}
+
+/// An entry on its way. Dropped without landing when the replica stops: callers then see their channel closed.
+struct Flight {
+    proposer: Arc<Proposer>,
+    /// Commands of each call, in the entry's order.
+    answers: Vec<(usize, Answer)>,
+    bytes: u64,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Flight {
+    fn land(mut self, result: ClientWriteResult<TypeConfig>) {
+        let answers = std::mem::take(&mut self.answers);
+        let mut replies = match result {
+            Ok(response) => response.data.0.into_iter(),
+            Err(error) => {
+                let error = self.failed(error);
+                for (_, answer) in answers {
+                    let _ = answer.send(Err(error.clone()));
+                }
+                return;
+            }
+        };
+        for (commands, answer) in answers {
+            let own: Vec<Reply> = replies.by_ref().take(commands).collect();
+            let answered = if own.len() == commands {
+                Ok(own)
+            } else {
+                Err(lost("the entry had fewer replies than commands"))
+            };
+            // A caller that has gone will ask again with the same ids.
+            let _ = answer.send(answered);
+        }
+    }
+
+    fn failed(&self, error: ClientWriteError<TypeConfig>) -> ProposeError {
+        match error {
+            // Refused before it was appended.
+            ClientWriteError::ForwardToLeader(forward) => {
+                self.proposer.guards.road.elsewhere(forward.leader_id)
+            }
+            other => lost(&other.to_string()),
+        }
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.proposer.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,408 @@
+//! One shard's replica on this node: openraft, and the tasks around it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mailbox_engine::ShardId;
+use openraft::async_runtime::instant::Instant as _;
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::impls::EmptyNode;
+use openraft::{Config, ServerState, SnapshotPolicy};
+use parking_lot::Mutex;
+use tokio::sync::{broadcast, watch};
+use tokio::task::JoinHandle;
+
+use crate::base_thread::{BaseThread, FlushedShard, report};
+use crate::clock::Clock;
+use crate::disk::DiskRoom;
+use crate::error::{Error, LeaderHint, ProposeError};
+use crate::log::ShardLog;
+use crate::network::Network;
+use crate::options::NodeOptions;
+use crate::peer_link::Peers;
+use crate::proposer::{Guards, Proposer};
+use crate::read_barrier::ReadBarrier;
+use crate::snapshot::SnapshotPace;
+use crate::state_machine::{Applier, StateMachine};
+use crate::status::{AppliedTail, Leadership, ReplicaStatus, ShardStatus};
+use crate::types::{LogId, TypeConfig, log_id};
+
+pub(crate) type Raft = openraft::Raft<TypeConfig, StateMachine>;
+
+/// Batches of rows that a slow receiver may be behind before it has to read them from the store.
+const TAILS_KEPT: usize = 256;
+/// How often a leader looks whether it still has its quorum.
+const QUORUM_LOOK: Duration = Duration::from_millis(250);
+/// Entries purged at once, at least.
+const PURGE_BATCH: u64 = 256;
+
+/// The way to a shard's leader.
+#[derive(Clone)]
+pub(crate) struct Road {
+    node: u64,
+    members: Arc<BTreeMap<u64, String>>,
+}
+
+impl Road {
+    pub(crate) fn new(options: &NodeOptions) -> Road {
+        Road {
+            node: options.node,
+            members: Arc::new(options.members.clone()),
+        }
+    }
+
+    fn hint(&self, leader: Option<u64>) -> Option<LeaderHint> {
+        let node = leader.filter(|leader| *leader != self.node)?;
+        let address = self.members.get(&node)?.clone();
+        Some(LeaderHint { node, address })
+    }
+
+    /// This node does not lead; `leader` may.
+    pub(crate) fn elsewhere(&self, leader: Option<u64>) -> ProposeError {
+        ProposeError::NotLeader {
+            leader: self.hint(leader),
+        }
+    }
+
+    /// Why nothing can be proposed here, if so.
+    pub(crate) fn of(&self, leadership: &Leadership) -> Option<ProposeError> {
+        match leadership {
+            Leadership::Leader { .. } => None,
+            Leadership::Follower { leader, .. } => Some(ProposeError::NotLeader {
+                leader: leader.clone(),
+            }),
+        }
+    }
+}
+
+/// What the replicas of a node share.
+pub(crate) struct Shared {
+    pub(crate) options: NodeOptions,
+    pub(crate) base: Arc<BaseThread>,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) pace: Arc<SnapshotPace>,
+    pub(crate) clock: Arc<Clock>,
+    pub(crate) disk: Arc<DiskRoom>,
+    pub(crate) fault: watch::Sender<Option<String>>,
+}
+
+/// One replica.
+pub(crate) struct Replica {
+    pub(crate) id: ShardId,
+    pub(crate) raft: Raft,
+    pub(crate) engine: Arc<mailbox_engine::Shard>,
+    pub(crate) leadership: watch::Sender<Leadership>,
+    pub(crate) flushed: watch::Sender<Option<mailbox_engine::LogId>>,
+    pub(crate) tails: broadcast::Sender<Arc<AppliedTail>>,
+    pub(crate) proposer: Arc<Proposer>,
+    pub(crate) barrier: ReadBarrier,
+    pub(crate) road: Road,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+fn config(options: &NodeOptions) -> Result<Arc<Config>, Error> {
+    let timing = &options.timing;
+    let config = Config {
+        cluster_name: options.cluster_id.clone(),
+        heartbeat_interval: timing.heartbeat_ms,
+        heartbeat_min_interval: Some(timing.heartbeat_ms),
+        election_timeout_min: timing.election_min_ms,
+        election_timeout_max: timing.election_max_ms,
+        enable_pre_vote: Some(true),
+        // A node that comes back must not lead on what it remembers: its commit mark is written lazily.
+        enable_leader_restore: Some(false),
+        // Our flushes are the snapshots; each one is announced as it happens.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: options.log_entries_kept,
+        purge_batch_size: PURGE_BATCH,
+        max_payload_entries: 1024,
+        // Only a follower behind the purge needs a snapshot.
+        replication_lag_threshold: u64::MAX,
+        install_snapshot_timeout: 600_000,
+        backoff: "50ms 100ms 200ms ...2s".to_owned(),
+        ..Config::default()
+    };
+    config
+        .validate()
+        .map(Arc::new)
+        .map_err(|error| Error::Option {
+            option: "timing",
+            reason: error.to_string(),
+        })
+}
+
+impl Replica {
+    pub(crate) async fn start(
+        shared: &Shared,
+        engine: Arc<mailbox_engine::Shard>,
+        log: ShardLog,
+    ) -> Result<Arc<Replica>, Error> {
+        let (id, options) = (engine.id(), &shared.options);
+        let applied = engine.applied().log_id.map(|id| log_id(id.term, id.index));
+        let applied = watch::Sender::new(applied);
+        let flushed = watch::Sender::new(engine.flushed());
+        let tails = broadcast::Sender::new(TAILS_KEPT);
+        shared.base.add(FlushedShard {
+            engine: engine.clone(),
+            log: log.clone(),
+            flushed: flushed.clone(),
+        });
+        let machine = StateMachine(Arc::new(Applier {
+            engine: engine.clone(),
+            log: log.clone(),
+            base: shared.base.clone(),
+            applied: applied.clone(),
+            tails: tails.clone(),
+            fault: shared.fault.clone(),
+        }));
+        let network = Network {
+            shard: id.0,
+            peers: shared.peers.clone(),
+            pace: shared.pace.clone(),
+        };
+        let raft = Raft::new(options.node, config(options)?, network, log, machine).await;
+        let raft = raft.map_err(|error| Error::Stopped {
+            shard: id,
+            reason: error.to_string(),
+        })?;
+        let road = Road::new(options);
+        let leadership = watch::Sender::new(Leadership::Follower {
+            leader: None,
+            term: 0,
+        });
+        let guards = Guards {
+            clock: shared.clock.clone(),
+            disk: shared.disk.clone(),
+            road: road.clone(),
+            skew_max_ms: options.clock_skew_max_ms,
+            queue_bytes_max: options.queue_bytes_max,
+        };
+        let (proposer, proposing) =
+            Proposer::spawn(raft.clone(), engine.clone(), leadership.subscribe(), guards);
+        let timeout = Duration::from_millis(options.timing.election_max_ms);
+        let (barrier, reading) =
+            ReadBarrier::spawn(raft.clone(), applied.subscribe(), road.clone(), timeout);
+        let watcher = LeadershipWatcher {
+            raft: raft.clone(),
+            road: road.clone(),
+            alone: options.members.len() == 1,
+            lease: timeout,
+            applied: applied.subscribe(),
+            leadership: leadership.clone(),
+        };
+        let tasks = vec![
+            proposing,
+            reading,
+            tokio::spawn(watcher.run()),
+            tokio::spawn(announce_flushes(raft.clone(), flushed.subscribe())),
+            tokio::spawn(begin(
+                id,
+                raft.clone(),
+                options.clone(),
+                shared.fault.clone(),
+            )),
+        ];
+        Ok(Arc::new(Replica {
+            id,
+            raft,
+            engine,
+            leadership,
+            flushed,
+            tails,
+            proposer,
+            barrier,
+            road,
+            tasks: Mutex::new(tasks),
+        }))
+    }
+
+    /// Hands leadership to the follower that is furthest, and waits a moment for it.
+    pub(crate) async fn give_leadership_away(&self, wait: Duration) {
+        let target = {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            if metrics.state != ServerState::Leader {
+                return;
+            }
+            let replication = metrics.replication.iter().flatten();
+            replication
+                .filter(|(node, _)| **node != metrics.id)
+                .max_by_key(|(_, matched)| matched.map(|id| id.index))
+                .map(|(node, _)| *node)
+        };
+        let Some(target) = target else {
+            return;
+        };
+        if let Err(error) = self.raft.trigger().transfer_leader(target).await {
+            tracing::warn!(shard = self.id.0, %error, "leadership stays");
+            return;
+        }
+        let mut leadership = self.leadership.subscribe();
+        let gone = leadership.wait_for(|now| matches!(now, Leadership::Follower { .. }));
+        // Whoever waits too long stops without: the others elect a leader by themselves.
+        let _ = tokio::time::timeout(wait, gone).await;
+    }
+
+    /// Stops openraft and the tasks. Nothing is applied afterwards.
+    pub(crate) async fn stop(&self) {
+        self.proposer.close();
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::warn!(shard = self.id.0, %error, "the replica did not stop cleanly");
+        }
+        let tasks = std::mem::take(&mut *self.tasks.lock());
+        for task in tasks {
+            task.abort();
+            // Aborted or ended: both are an end.
+            let _ = task.await;
+        }
+        self.leadership.send_replace(Leadership::Follower {
+            leader: None,
+            term: 0,
+        });
+    }
+
+    pub(crate) fn status(&self) -> ShardStatus {
+        let metrics = self.raft.metrics().borrow_watched().clone();
+        let index = |id: Option<LogId>| id.map_or(0, |id| id.index);
+        let engine = self.engine.metrics();
+        let role = match (&metrics.running_state, metrics.state) {
+            (Err(_), _) | (_, ServerState::Shutdown) => "stopped",
+            (_, ServerState::Leader) => "leader",
+            (_, ServerState::Follower) => "follower",
+            (_, ServerState::Candidate) => "candidate",
+            (_, ServerState::Learner) => "learner",
+        };
+        let voters: Vec<u64> = metrics.membership_config.membership().voter_ids().collect();
+        let replication = metrics.replication.iter().flatten();
+        let replicas = replication.map(|(node, matched)| ReplicaStatus {
+            node: *node,
+            matched_index: index(*matched),
+            voter: voters.contains(node),
+        });
+        ShardStatus {
+            shard: self.id,
+            role,
+            leader: metrics.current_leader.unwrap_or(0),
+            term: metrics.current_term,
+            last_index: metrics.last_log_index.unwrap_or(0),
+            committed_index: index(metrics.cluster_committed),
+            applied_index: self.engine.applied().log_id.map_or(0, |id| id.index),
+            flushed_index: self.engine.flushed().map_or(0, |id| id.index),
+            purged_index: index(metrics.purged),
+            memtable_bytes: engine.memtable_bytes + engine.frozen_bytes,
+            replicas: replicas.collect(),
+        }
+    }
+}
+
+/// Makes the first membership, once per cluster. All nodes write the same first entry, so it does not matter
+/// which of them do; the lowest goes first, so that they do not all stand for election at once.
+async fn begin(
+    id: ShardId,
+    raft: Raft,
+    options: NodeOptions,
+    fault: watch::Sender<Option<String>>,
+) {
+    let alone = options.members.len() == 1;
+    let first = options.members.keys().next() == Some(&options.node);
+    if !first {
+        tokio::time::sleep(Duration::from_millis(options.timing.election_max_ms)).await;
+    }
+    match raft.is_initialized().await {
+        Ok(true) if alone => {
+            // There is nobody to wait for.
+            let _ = raft.trigger().elect(false).await;
+        }
+        Ok(true) => {}
+        Ok(false) => {
+            let members: BTreeMap<u64, EmptyNode> = options
+                .members
+                .keys()
+                .map(|node| (*node, EmptyNode {}))
+                .collect();
+            match raft.initialize(members).await {
+                Ok(()) => tracing::info!(shard = id.0, "new cluster"),
+                // Another node's first entry came in between.
+                Err(openraft::error::RaftError::APIError(error)) => {
+                    tracing::debug!(shard = id.0, %error, "initialised by another node");
+                }
+                Err(openraft::error::RaftError::Fatal(error)) => report(&fault, &error.to_string()),
+            }
+        }
+        Err(error) => report(&fault, &error.to_string()),
+    }
+}
+
+/// Tells openraft of every flush, so that it purges what is in files.
+async fn announce_flushes(raft: Raft, mut flushed: watch::Receiver<Option<mailbox_engine::LogId>>) {
+    while flushed.changed().await.is_ok() {
+        if raft.trigger().snapshot().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Publishes who leads.
+struct LeadershipWatcher {
+    raft: Raft,
+    road: Road,
+    alone: bool,
+    /// A leader whose quorum is silent for so long leads no more.
+    lease: Duration,
+    applied: watch::Receiver<Option<LogId>>,
+    leadership: watch::Sender<Leadership>,
+}
+
+impl LeadershipWatcher {
+    async fn run(mut self) {
+        let mut server = self.raft.server_metrics();
+        loop {
+            let now = self.look();
+            self.leadership.send_if_modified(|before| {
+                let changed = *before != now;
+                *before = now;
+                changed
+            });
+            // What is applied matters only until the leader is ready.
+            let waiting = matches!(
+                *self.leadership.borrow(),
+                Leadership::Leader { ready: false, .. }
+            );
+            let ended = tokio::select! {
+                changed = server.changed() => changed.is_err(),
+                changed = self.applied.changed(), if waiting => changed.is_err(),
+                () = tokio::time::sleep(QUORUM_LOOK) => false,
+            };
+            if ended {
+                return;
+            }
+        }
+    }
+
+    fn look(&mut self) -> Leadership {
+        let server = self.raft.server_metrics().borrow_watched().clone();
+        let term = server.vote.leader_id.term;
+        if server.state != ServerState::Leader {
+            return Leadership::Follower {
+                leader: self.road.hint(server.current_leader),
+                term,
+            };
+        }
+        let (silent, stopped) = {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            let acked = metrics.last_quorum_acked;
+            let silent = acked.is_some_and(|acked| acked.elapsed() > self.lease);
+            (silent && !self.alone, metrics.running_state.is_err())
+        };
+        if silent || stopped {
+            return Leadership::Follower { leader: None, term };
+        }
+        let applied = *self.applied.borrow_and_update();
+        Leadership::Leader {
+            term,
+            ready: applied.is_some_and(|id| id.leader_id.term == term),
+        }
+    }
+}

@@ -1,0 +1,310 @@
+//! Snapshots on their way: taken from the last flush, sent in chunks over their own connection, received into
+//! the staging directory, and handed to the engine.
+//!
+//! A transfer that breaks starts again from the beginning. Every chunk has its crc, every file its length and
+//! checksum; the engine checks every block of rows again when it installs them.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use mailbox_api::peer;
+use mailbox_api::peer::snapshot_request::Step;
+use mailbox_api::peer::snapshot_response::Step as AnswerStep;
+use mailbox_engine::{SNAPSHOT_FORMAT, SnapshotFile, SnapshotMeta};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use xxhash_rust::xxh3::Xxh3Default;
+
+use crate::peer_link::Link;
+use crate::types::{self, TypeConfig, Vote, decode_stored_membership, log_id};
+use crate::wire;
+
+/// Bytes of one chunk.
+const CHUNK_BYTES: usize = 1 << 20;
+/// Snapshots on their way at once, each direction of a node.
+const TRANSFERS_MAX: usize = 2;
+/// Silence after which a transfer is given up.
+const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the receiver may take to install.
+const INSTALL_TIMEOUT: Duration = Duration::from_secs(600);
+
+pub(crate) type Snapshot = openraft::alias::SnapshotOf<TypeConfig, SnapshotData>;
+
+/// What goes with a snapshot's description inside this process.
+pub(crate) enum SnapshotData {
+    /// Of this node's last flush: a read view.
+    Taken(mailbox_engine::Snapshot),
+    /// From a peer: files in the staging directory.
+    Received(Received),
+}
+
+/// Files received from a peer. They are removed when this is dropped.
+pub(crate) struct Received {
+    pub(crate) meta: SnapshotMeta,
+    pub(crate) files: Vec<PathBuf>,
+    _dir: StagingDir,
+}
+
+/// openraft's description of what the engine describes.
+pub(crate) fn raft_meta(meta: &SnapshotMeta) -> Result<types::SnapshotMeta, types::DecodeError> {
+    Ok(types::SnapshotMeta {
+        last_log_id: meta.applied.log_id.map(|id| log_id(id.term, id.index)),
+        last_membership: decode_stored_membership(&meta.applied.membership)?,
+    })
+}
+
+/// How many snapshots may travel at once, and how fast.
+pub(crate) struct SnapshotPace {
+    staging: PathBuf,
+    bytes_per_s: u64,
+    sending: Semaphore,
+    receiving: Semaphore,
+    dirs: AtomicU64,
+}
+
+impl SnapshotPace {
+    pub(crate) fn new(staging: PathBuf, bytes_per_s: u64) -> Arc<SnapshotPace> {
+        Arc::new(SnapshotPace {
+            staging,
+            bytes_per_s,
+            sending: Semaphore::new(TRANSFERS_MAX),
+            receiving: Semaphore::new(TRANSFERS_MAX),
+            dirs: AtomicU64::new(0),
+        })
+    }
+
+    fn new_dir(&self, what: &str) -> Result<StagingDir, String> {
+        let number = self.dirs.fetch_add(1, Ordering::Relaxed);
+        let path = self.staging.join(format!("{what}-{number}"));
+        std::fs::create_dir_all(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        Ok(StagingDir { path })
+    }
+
+    /// When `bytes` more may be sent, given that sending began at `begin`.
+    fn due(&self, begin: Instant, sent: u64) -> Instant {
+        let ms = sent.saturating_mul(1000) / self.bytes_per_s;
+        begin + Duration::from_millis(ms)
+    }
+}
+
+/// A directory in staging, removed with its files when dropped. What a crash leaves is removed at open.
+struct StagingDir {
+    path: PathBuf,
+}
+
+impl Drop for StagingDir {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.path) {
+            tracing::debug!(path = %self.path.display(), %error, "staging directory stays until the next start");
+        }
+    }
+}
+
+/// Sends a snapshot and waits until it is installed. Gives the receiver's vote.
+pub(crate) async fn send(
+    link: &Link,
+    shard: u32,
+    vote: Vote,
+    snapshot: Snapshot,
+    pace: &SnapshotPace,
+) -> Result<Vote, String> {
+    let SnapshotData::Taken(taken) = snapshot.snapshot else {
+        return Err("a received snapshot is not sent on".to_owned());
+    };
+    let _permit = pace.sending.acquire().await.map_err(|e| e.to_string())?;
+    let dir = pace.new_dir("send")?;
+    let path = dir.path.clone();
+    let meta = taken.meta().clone();
+    let written = tokio::task::spawn_blocking(move || taken.write_files(&path, &mut |_| ()));
+    let files = written
+        .await
+        .map_err(|error| error.to_string())?
+        .map_err(|error| error.to_string())?;
+    let begin = peer::SnapshotBegin {
+        hello: Some(link.hello(shard)),
+        vote: Some(wire::vote_out(&vote)),
+        format: SNAPSHOT_FORMAT,
+        last: snapshot.meta.last_log_id.map(wire::log_id_out),
+        membership: types::encode_stored_membership(&snapshot.meta.last_membership).into(),
+        meta: meta.encode().into(),
+        files: files.iter().map(describe).collect(),
+    };
+    tracing::info!(
+        peer = link.node,
+        shard,
+        files = files.len(),
+        "sending a snapshot"
+    );
+    transfer(link, begin, &files, pace).await
+}
+
+fn describe(file: &SnapshotFile) -> peer::SnapshotFile {
+    let name = file.path.file_name().unwrap_or_default();
+    peer::SnapshotFile {
+        name: name.to_string_lossy().into_owned(),
+        bytes: file.bytes,
+        checksum: file.checksum,
+    }
+}
+
+async fn transfer(
+    link: &Link,
+    begin: peer::SnapshotBegin,
+    files: &[SnapshotFile],
+    pace: &SnapshotPace,
+) -> Result<Vote, String> {
+    // Two chunks in memory; more would only wait.
+    let (steps, outgoing) = mpsc::channel(2);
+    push(&steps, Step::Begin(begin)).await?;
+    let mut client = link.snapshot_client();
+    let opened = client.snapshot(link.sign(ReceiverStream::new(outgoing)));
+    let mut answers = within(STALL_TIMEOUT, opened).await?.into_inner();
+    match within(STALL_TIMEOUT, answers.message())
+        .await?
+        .and_then(|answer| answer.step)
+    {
+        Some(AnswerStep::Resume(_)) => {}
+        other => return Err(format!("unexpected answer {other:?}")),
+    }
+    let (started, mut sent) = (Instant::now(), 0_u64);
+    for (number, file) in (0_u32..).zip(files) {
+        let mut open = open(&file.path).await?;
+        let mut offset = 0;
+        while offset < file.bytes {
+            let content = read_chunk(&mut open, &file.path).await?;
+            let len = content.len() as u64;
+            let chunk = peer::SnapshotChunk {
+                file: number,
+                offset,
+                crc: crc32fast::hash(&content),
+                content: content.into(),
+            };
+            tokio::time::sleep_until(pace.due(started, sent)).await;
+            push(&steps, Step::Chunk(chunk)).await?;
+            offset += len;
+            sent += len;
+        }
+    }
+    push(&steps, Step::End(peer::SnapshotEnd {})).await?;
+    match within(INSTALL_TIMEOUT, answers.message())
+        .await?
+        .and_then(|answer| answer.step)
+    {
+        Some(AnswerStep::Installed(vote)) => {
+            wire::vote_in(Some(vote)).map_err(|error| error.to_string())
+        }
+        other => Err(format!("unexpected answer {other:?}")),
+    }
+}
+
+async fn within<T>(
+    timeout: Duration,
+    step: impl Future<Output = Result<T, tonic::Status>>,
+) -> Result<T, String> {
+    match tokio::time::timeout(timeout, step).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(status)) => Err(status.to_string()),
+        Err(_) => Err(format!("no progress for {timeout:?}")),
+    }
+}
+
+async fn push(steps: &mpsc::Sender<peer::SnapshotRequest>, step: Step) -> Result<(), String> {
+    let request = peer::SnapshotRequest { step: Some(step) };
+    match steps.send_timeout(request, STALL_TIMEOUT).await {
+        Ok(()) => Ok(()),
+        Err(_) => Err("the stream ended or stands still".to_owned()),
+    }
+}
+
+async fn open(path: &Path) -> Result<tokio::fs::File, String> {
+    tokio::fs::File::open(path)
+        .await
+        .map_err(|error| format!("{}: {error}", path.display()))
+}
+
+async fn read_chunk(file: &mut tokio::fs::File, path: &Path) -> Result<Vec<u8>, String> {
+    let mut content = Vec::with_capacity(CHUNK_BYTES);
+    let limit = CHUNK_BYTES as u64;
+    let read = file.take(limit).read_to_end(&mut content).await;
+    match read {
+        Ok(0) => Err(format!("{} is shorter than it was", path.display())),
+        Ok(_) => Ok(content),
+        Err(error) => Err(format!("{}: {error}", path.display())),
+    }
+}
+
+/// Receives what follows `begin`.
+pub(crate) async fn receive(
+    begin: &peer::SnapshotBegin,
+    steps: &mut Streaming<peer::SnapshotRequest>,
+    pace: &SnapshotPace,
+) -> Result<Received, String> {
+    if begin.format != SNAPSHOT_FORMAT {
+        return Err(format!(
+            "snapshot format {}, this build reads {SNAPSHOT_FORMAT}",
+            begin.format
+        ));
+    }
+    let meta = SnapshotMeta::decode(&begin.meta).map_err(|error| error.to_string())?;
+    let _permit = pace
+        .receiving
+        .try_acquire()
+        .map_err(|_| format!("{TRANSFERS_MAX} snapshots are being received already"))?;
+    let dir = pace.new_dir("receive")?;
+    let mut files = Vec::with_capacity(begin.files.len());
+    for (number, file) in (0_u32..).zip(&begin.files) {
+        let path = dir.path.join(format!("{number:06}"));
+        receive_file(number, file, &path, steps).await?;
+        files.push(path);
+    }
+    match next_step(steps).await? {
+        Step::End(_) => Ok(Received {
+            meta,
+            files,
+            _dir: dir,
+        }),
+        Step::Begin(_) | Step::Chunk(_) => Err("more was sent than announced".to_owned()),
+    }
+}
+
+async fn next_step(steps: &mut Streaming<peer::SnapshotRequest>) -> Result<Step, String> {
+    within(STALL_TIMEOUT, steps.message())
+        .await?
+        .and_then(|request| request.step)
+        .ok_or_else(|| "the stream ended early".to_owned())
+}
+
+async fn receive_file(
+    number: u32,
+    file: &peer::SnapshotFile,
+    path: &Path,
+    steps: &mut Streaming<peer::SnapshotRequest>,
+) -> Result<(), String> {
+    let failed = |error: std::io::Error| format!("{}: {error}", path.display());
+    let mut out = tokio::fs::File::create(path).await.map_err(failed)?;
+    let (mut offset, mut hasher) = (0_u64, Xxh3Default::new());
+    while offset < file.bytes {
+        let Step::Chunk(chunk) = next_step(steps).await? else {
+            return Err(format!("{}: chunks are missing", file.name));
+        };
+        if chunk.file != number || chunk.offset != offset || chunk.content.is_empty() {
+            return Err(format!("{}: chunks are out of order", file.name));
+        }
+        if crc32fast::hash(&chunk.content) != chunk.crc {
+            return Err(format!("{}: the chunk at {offset} is damaged", file.name));
+        }
+        hasher.update(&chunk.content);
+        out.write_all(&chunk.content).await.map_err(failed)?;
+        offset += chunk.content.len() as u64;
+    }
+    if offset != file.bytes || hasher.digest() != file.checksum {
+        return Err(format!("{}: the file is damaged", file.name));
+    }
+    // The engine reads the file at once and writes its own, which it syncs: this one needs no sync.
+    out.flush().await.map_err(failed)
+}

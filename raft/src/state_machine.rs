@@ -1,0 +1,238 @@
+//! Committed entries into the engine, in order, and what follows once they are visible.
+//!
+//! `purged ≤ flushed ≤ applied ≤ committed`, by index. openraft's "snapshot" is our last flush: what it lets be
+//! purged is in files.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{Stream, TryStreamExt};
+use mailbox_engine::{Applied, ApplyEntry, ApplyPayload};
+use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
+use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
+use tokio::sync::{broadcast, watch};
+
+use crate::base_thread::{BaseThread, error_chain, report};
+use crate::log::ShardLog;
+use crate::snapshot::{Snapshot, SnapshotData, raft_meta};
+use crate::status::AppliedTail;
+use crate::types::{
+    Entry, LogId, Replies, SnapshotMeta, StoredMembership, TypeConfig, decode_stored_membership,
+    encode_stored_membership, log_id,
+};
+
+/// Entries applied in one call of the engine, by bytes and by count.
+const BATCH_BYTES: usize = 512 << 10;
+const BATCH_ENTRIES: usize = 256;
+/// How often a stalled apply looks again by itself: compaction tells nobody when it has caught up.
+const STALL_LOOK: Duration = Duration::from_millis(10);
+
+/// What the state machine shares with the rest of a replica.
+pub(crate) struct Applier {
+    pub(crate) engine: Arc<mailbox_engine::Shard>,
+    pub(crate) log: ShardLog,
+    pub(crate) base: Arc<BaseThread>,
+    /// The last entry that readers see.
+    pub(crate) applied: watch::Sender<Option<LogId>>,
+    pub(crate) tails: broadcast::Sender<Arc<AppliedTail>>,
+    pub(crate) fault: watch::Sender<Option<String>>,
+}
+
+/// openraft's handle on the engine's shard.
+#[derive(Clone)]
+pub(crate) struct StateMachine(pub(crate) Arc<Applier>);
+
+#[derive(Default)]
+struct Batch {
+    entries: Vec<ApplyEntry>,
+    responders: Vec<Option<ApplyResponder<TypeConfig>>>,
+    bytes: usize,
+}
+
+impl Batch {
+    fn push(&mut self, entry: Entry, responder: Option<ApplyResponder<TypeConfig>>) {
+        let payload = match entry.payload {
+            EntryPayload::Blank => ApplyPayload::Blank,
+            EntryPayload::Normal(cmd) => {
+                self.bytes += cmd.0.len();
+                ApplyPayload::Commands(cmd.0)
+            }
+            EntryPayload::Membership(membership) => {
+                let stored = StoredMembership::new(Some(entry.log_id), membership);
+                ApplyPayload::Membership(encode_stored_membership(&stored).into())
+            }
+        };
+        let log_id = engine_log_id(&entry.log_id);
+        self.entries.push(ApplyEntry { log_id, payload });
+        self.responders.push(responder);
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes >= BATCH_BYTES || self.entries.len() >= BATCH_ENTRIES
+    }
+}
+
+/// The engine's form of a log id. With one leader per term the term names it.
+pub(crate) fn engine_log_id(id: &LogId) -> mailbox_engine::LogId {
+    mailbox_engine::LogId {
+        term: id.leader_id.term,
+        node: 0,
+        index: id.index,
+    }
+}
+
+impl Applier {
+    /// openraft stops the replica on any error from here.
+    fn failed(&self, error: &dyn std::error::Error) -> io::Error {
+        let reason = format!("shard {}: {}", self.engine.id(), error_chain(error));
+        report(&self.fault, &reason);
+        io::Error::other(reason)
+    }
+
+    async fn apply_batch(&self, batch: &mut Batch) -> Result<(), io::Error> {
+        let Some(last) = batch.entries.last().map(|entry| entry.log_id) else {
+            return Ok(());
+        };
+        self.wait_for_room().await?;
+        let applied = self
+            .engine
+            .apply(&batch.entries)
+            .map_err(|error| self.failed(&error))?;
+        self.applied
+            .send_replace(Some(log_id(last.term, last.index)));
+        let Applied { replies, appended } = applied;
+        let replies = replies.into_iter().map(Replies);
+        for (responder, replies) in batch.responders.drain(..).zip(replies) {
+            if let Some(responder) = responder {
+                responder.send(replies);
+            }
+        }
+        if !appended.is_empty() && self.tails.receiver_count() > 0 {
+            let tail = AppliedTail {
+                index: last.index,
+                term: last.term,
+                appended,
+            };
+            // Without receivers there is nobody to tell.
+            let _ = self.tails.send(Arc::new(tail));
+        }
+        if self.engine.flush_due(0) {
+            self.base.look();
+        }
+        batch.entries.clear();
+        batch.bytes = 0;
+        Ok(())
+    }
+
+    /// Apply waits here, between entries, while flushes or compaction are behind. It is a task that waits, not
+    /// a thread, and it holds no lock.
+    async fn wait_for_room(&self) -> Result<(), io::Error> {
+        while self.engine.stalled() {
+            if let Some(reason) = self.fault.borrow().as_ref() {
+                return Err(io::Error::other(reason.clone()));
+            }
+            let changed = self.base.changed();
+            self.base.look();
+            // Whether it was a change or the timeout, the loop looks again.
+            let _ = tokio::time::timeout(STALL_LOOK, changed).await;
+        }
+        Ok(())
+    }
+
+    fn snapshot(&self) -> Result<Snapshot, io::Error> {
+        let taken = self
+            .engine
+            .snapshot()
+            .map_err(|error| self.failed(&error))?;
+        let meta = raft_meta(taken.meta()).map_err(|error| self.failed(&error))?;
+        Ok(Snapshot {
+            meta,
+            snapshot: SnapshotData::Taken(taken),
+        })
+    }
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
+    type SnapshotData = SnapshotData;
+
+    async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
+        self.0.snapshot()
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = SnapshotData;
+    type SnapshotBuilder = Self;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        let applied = self.0.engine.applied();
+        let membership =
+            decode_stored_membership(&applied.membership).map_err(|error| self.0.failed(&error))?;
+        let id = applied.log_id.map(|id| log_id(id.term, id.index));
+        Ok((id, membership))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> Result<(), io::Error>
+    where
+        S: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
+    {
+        let mut batch = Batch::default();
+        while let Some((entry, responder)) = entries.try_next().await? {
+            batch.push(entry, responder);
+            if batch.is_full() {
+                self.0.apply_batch(&mut batch).await?;
+                tokio::task::consume_budget().await;
+            }
+        }
+        self.0.apply_batch(&mut batch).await
+    }
+
+    async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<Self> {
+        self.0.engine.flushed().is_some().then(|| self.clone())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        _meta: &SnapshotMeta,
+        data: SnapshotData,
+    ) -> Result<(), io::Error> {
+        let SnapshotData::Received(received) = data else {
+            // This node's own last flush is not above what it has applied.
+            return Ok(());
+        };
+        // A log that reached the snapshot's index under a smaller log id would be refused at the next start.
+        self.0
+            .log
+            .drained()
+            .await
+            .map_err(|error| self.0.failed(&error))?;
+        let id = received.meta.applied.log_id;
+        let shard = self.0.engine.id();
+        let installed = self
+            .0
+            .base
+            .install(shard, received.meta.clone(), received.files.clone());
+        installed.await.map_err(|error| self.0.failed(&error))?;
+        self.0
+            .applied
+            .send_replace(id.map(|id| log_id(id.term, id.index)));
+        tracing::info!(
+            shard = shard.0,
+            index = id.map(|id| id.index),
+            "snapshot installed"
+        );
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
+        if self.0.engine.flushed().is_none() {
+            return Ok(None);
+        }
+        self.0.snapshot().map(Some)
+    }
+}
