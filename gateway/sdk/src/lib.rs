@@ -21,9 +21,14 @@
 //! # }
 //! ```
 
+mod backoff;
 mod client;
+mod driver;
 mod error;
+mod inbox;
 mod options;
+mod socket;
+mod state;
 
 pub use client::{Client, Event};
 pub use error::Error;
