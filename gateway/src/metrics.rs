@@ -48,7 +48,14 @@ impl Metrics {
             notifies: Counter::default(),
             written_bytes: Counter::default(),
         };
-        metrics.name_all(&mut registry.lock());
+        let mut registry = registry.lock();
+        metrics.name_all(&mut registry);
+        registry.register(
+            "mailbox_gateway_send_seconds",
+            "Time from reading a send to its ack",
+            metrics.send_seconds.clone(),
+        );
+        drop(registry);
         metrics
     }
 
@@ -118,11 +125,6 @@ impl Metrics {
             "mailbox_gateway_errors",
             "Requests answered with an error, by code",
             m.errors,
-        );
-        registry.register(
-            "mailbox_gateway_send_seconds",
-            "Time from reading a send to its ack",
-            m.send_seconds,
         );
     }
 }

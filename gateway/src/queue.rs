@@ -47,7 +47,7 @@ struct State {
     frames: VecDeque<Bytes>,
     bytes: usize,
     /// Timelines whose pushes were dropped since the last `notify`, with their heads.
-    behind: Option<Box<BTreeMap<Timeline, u64>>>,
+    behind: BTreeMap<Timeline, u64>,
     close: Option<Close>,
     waker: Option<Waker>,
 }
@@ -68,10 +68,7 @@ impl Queue {
         let full =
             state.frames.len() >= self.frames_max || state.bytes + frame.len() > self.bytes_max;
         // Once one push of a timeline is dropped the next ones are of no use before a sync.
-        let behind = state
-            .behind
-            .as_ref()
-            .is_some_and(|map| map.contains_key(&head.timeline));
+        let behind = state.behind.contains_key(&head.timeline);
         if full || behind {
             fall_behind(&mut state, head);
         } else {
@@ -107,11 +104,9 @@ impl Queue {
             state.bytes = 0;
             return Poll::Ready(Next::Frames(std::mem::take(&mut state.frames)));
         }
-        if let Some(behind) = state.behind.take() {
-            let heads = behind.iter().map(|(timeline, seq)| Position {
-                timeline: *timeline,
-                seq: *seq,
-            });
+        if !state.behind.is_empty() {
+            let behind = std::mem::take(&mut state.behind).into_iter();
+            let heads = behind.map(|(timeline, seq)| Position { timeline, seq });
             return Poll::Ready(Next::Notify(heads.collect()));
         }
         if let Some(reason) = state.close {
@@ -133,8 +128,7 @@ impl Queue {
 }
 
 fn fall_behind(state: &mut State, head: Position) {
-    let map = state.behind.get_or_insert_default();
-    let seq = map.entry(head.timeline).or_default();
+    let seq = state.behind.entry(head.timeline).or_default();
     *seq = head.seq.max(*seq);
 }
 

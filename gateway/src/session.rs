@@ -10,7 +10,7 @@ use mailbox_client::{Client, content_crc};
 use mailbox_wire::{
     ClientFrame, DecodeError, Destination, Encoding, Fault, Limits as WireLimits, MessageType,
     Position, Reply, Request, Send as SendFrame, Sent, ServerFrame, Sync as SyncFrame, Timeline,
-    Welcome,
+    UserRef, Welcome,
 };
 use uuid::Uuid;
 
@@ -120,34 +120,9 @@ impl Session {
                 answerer.join_group(self.user, group, request_id).await
             }
             Request::LeaveGroup { group, request_id } => {
-                let request = v1::LeaveGroupRequest {
-                    request_id: request_id_to_api(request_id)?,
-                    group,
-                    user: Some(user_id_to_api(self.user)),
-                };
-                let left = answerer
-                    .client
-                    .leave_group(request)
-                    .await
-                    .map_err(fault_from_call)?;
-                Ok(Reply::LeftGroup {
-                    left_seq: left.left_seq,
-                })
+                answerer.leave_group(self.user, group, request_id).await
             }
-            Request::ResolveUser { user } => {
-                let request = v1::ResolveUserRequest {
-                    user: Some(user_to_api(user)),
-                };
-                let found = answerer
-                    .client
-                    .resolve_user(request)
-                    .await
-                    .map_err(fault_from_call)?;
-                Ok(Reply::User {
-                    user: found.user,
-                    handle: found.handle,
-                })
-            }
+            Request::ResolveUser { user } => answerer.resolve_user(user).await,
             Request::Ping => Ok(Reply::Pong {
                 server_time_ms: answerer.client.server_time_ms(),
             }),
@@ -312,6 +287,37 @@ impl Answerer {
         self.dispatch.joined(user, group, joined.join_seq);
         Ok(Reply::JoinedGroup {
             join_seq: joined.join_seq,
+        })
+    }
+
+    async fn leave_group(&self, user: u64, group: u64, request_id: Uuid) -> Result<Reply, Fault> {
+        let request = v1::LeaveGroupRequest {
+            request_id: request_id_to_api(request_id)?,
+            group,
+            user: Some(user_id_to_api(user)),
+        };
+        let left = self
+            .client
+            .leave_group(request)
+            .await
+            .map_err(fault_from_call)?;
+        Ok(Reply::LeftGroup {
+            left_seq: left.left_seq,
+        })
+    }
+
+    async fn resolve_user(&self, user: UserRef) -> Result<Reply, Fault> {
+        let request = v1::ResolveUserRequest {
+            user: Some(user_to_api(user)),
+        };
+        let found = self
+            .client
+            .resolve_user(request)
+            .await
+            .map_err(fault_from_call)?;
+        Ok(Reply::User {
+            user: found.user,
+            handle: found.handle,
         })
     }
 }

@@ -240,3 +240,99 @@ fn token_error(kind: &ErrorKind) -> TokenError {
         _ => TokenError::Malformed("it is not a JWT"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECRET: &[u8] = b"a secret of at least 32 bytes....";
+
+    fn keys() -> TokenKeys {
+        TokenKeys::default().with_hs256(SECRET).unwrap()
+    }
+
+    /// A token with these claims, signed with this algorithm and key.
+    fn made(algorithm: Algorithm, key: &EncodingKey, claims: &serde_json::Value) -> String {
+        jsonwebtoken::encode(&Header::new(algorithm), claims, key).unwrap()
+    }
+
+    fn hs256(claims: &serde_json::Value) -> String {
+        made(Algorithm::HS256, &EncodingKey::from_secret(SECRET), claims)
+    }
+
+    fn in_seconds(seconds: i64) -> i64 {
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap()
+            .as_secs() as i64
+            + seconds
+    }
+
+    #[test]
+    fn subs_are_ids_or_handles() {
+        for (sub, user) in [
+            ("17", UserRef::Id(17)),
+            ("@bob", UserRef::Handle("bob".into())),
+        ] {
+            let token = hs256(&serde_json::json!({"sub": sub, "exp": in_seconds(60)}));
+            assert_eq!(keys().verify(&token), Ok(user));
+        }
+        let token = hs256(&serde_json::json!({"sub": "bob", "exp": in_seconds(60)}));
+        assert!(matches!(
+            keys().verify(&token),
+            Err(TokenError::Malformed(_))
+        ));
+    }
+
+    #[test]
+    fn time_is_kept_and_expiry_is_required() {
+        let claims = serde_json::json!({"sub": "17", "exp": in_seconds(-60)});
+        assert_eq!(keys().verify(&hs256(&claims)), Err(TokenError::Expired));
+        let claims = serde_json::json!({"sub": "17", "exp": in_seconds(60), "nbf": in_seconds(30)});
+        assert_eq!(keys().verify(&hs256(&claims)), Err(TokenError::NotYetValid));
+        let claims = serde_json::json!({"sub": "17"});
+        assert!(matches!(
+            keys().verify(&hs256(&claims)),
+            Err(TokenError::Malformed(_))
+        ));
+    }
+
+    #[test]
+    fn the_algorithm_is_the_keys_not_the_tokens() {
+        let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+        let signer = TokenSigner::eddsa(pair.serialize_pem().as_bytes()).unwrap();
+        let public_pem = pair.public_key_pem();
+        let ed = TokenKeys::default()
+            .with_eddsa(public_pem.as_bytes())
+            .unwrap();
+        let token = issue(&signer, &UserRef::Id(17), Duration::from_secs(60)).unwrap();
+        assert_eq!(ed.verify(&token), Ok(UserRef::Id(17)));
+        assert!(matches!(
+            keys().verify(&token),
+            Err(TokenError::Algorithm { .. })
+        ));
+        // The old trick: HS256 with the public key as the secret.
+        let claims = serde_json::json!({"sub": "17", "exp": in_seconds(60)});
+        let forged = EncodingKey::from_secret(public_pem.as_bytes());
+        let forged = made(Algorithm::HS256, &forged, &claims);
+        assert!(matches!(
+            ed.verify(&forged),
+            Err(TokenError::Algorithm { .. })
+        ));
+        assert_eq!(keys().verify(&forged), Err(TokenError::Signature));
+        let other = made(Algorithm::HS512, &EncodingKey::from_secret(SECRET), &claims);
+        assert!(matches!(
+            keys().verify(&other),
+            Err(TokenError::Algorithm { .. })
+        ));
+    }
+
+    #[test]
+    fn keys_are_checked_and_never_shown() {
+        let short = TokenKeys::default().with_hs256(b"short").unwrap_err();
+        assert_eq!(short, KeyError::ShortSecret { len: 5 });
+        assert!(TokenKeys::default().with_eddsa(b"no pem").is_err());
+        assert!(!format!("{:?}", keys()).contains("secret"));
+        assert!(TokenKeys::default().is_empty());
+    }
+}

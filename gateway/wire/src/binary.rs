@@ -288,23 +288,7 @@ fn server_from_proto(frame: proto::ServerFrame) -> Result<ServerFrame, String> {
             seq: sent.seq,
             message_id: sent.message_id,
         }),
-        P::Synced(page) => Reply::Synced(Synced {
-            messages: page
-                .messages
-                .into_iter()
-                .map(|message| {
-                    let at = timeline(message.timeline)?;
-                    message_from_proto(message, at)
-                })
-                .collect::<Result<_, String>>()?,
-            key: page.key,
-            more: page.more,
-            positions: page
-                .positions
-                .into_iter()
-                .map(position)
-                .collect::<Result<_, _>>()?,
-        }),
+        P::Synced(page) => Reply::Synced(page_from_proto(page)?),
         P::MarkedRead(reply) => Reply::MarkedRead { seq: reply.seq },
         P::Acked(reply) => Reply::Acked { seq: reply.seq },
         P::GroupCreated(reply) => Reply::GroupCreated {
@@ -326,6 +310,23 @@ fn server_from_proto(frame: proto::ServerFrame) -> Result<ServerFrame, String> {
         },
     };
     Ok(ServerFrame::Reply { id, reply })
+}
+
+fn page_from_proto(page: proto::Synced) -> Result<Synced, String> {
+    let messages = page.messages.into_iter().map(|message| {
+        let at = timeline(message.timeline)?;
+        message_from_proto(message, at)
+    });
+    Ok(Synced {
+        messages: messages.collect::<Result<_, String>>()?,
+        key: page.key,
+        more: page.more,
+        positions: page
+            .positions
+            .into_iter()
+            .map(position)
+            .collect::<Result<_, _>>()?,
+    })
 }
 
 fn push_from_proto(push: proto::Push) -> Result<Push, String> {
