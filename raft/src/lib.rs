@@ -27,8 +27,8 @@ pub use mailbox_engine::StateHash;
 
 pub use error::{ClockFault, Error, LeaderHint, ProposeError};
 pub use log::{
-    Error as LogError, FSYNC_BUCKETS_US, LogBench, LogEntry, LogInspect, LogMetrics, LogOptions,
-    LogPayload, ShardReport,
+    Error as LogError, FSYNC_BUCKETS_US, LogBatch, LogBench, LogEntry, LogInspect, LogMetrics,
+    LogOptions, LogPayload, ShardReport,
 };
 pub use node::Node;
 pub use options::{ClientTls, NodeOptions, Timing};

@@ -14,12 +14,14 @@ use super::mark::MarkFile;
 use super::options::LogOptions;
 use super::read::DiskEntries;
 use super::stored::StoredShard;
+use super::wal::{scan, wal_files};
 use crate::types::{Entry, StoredMembership, encode_stored_membership};
 
 /// A log opened for reading only. The node that owns it must not be running.
 pub struct LogInspect {
     dir: PathBuf,
     db: DB,
+    store: u64,
     batch: u64,
     marked: u64,
 }
@@ -44,6 +46,17 @@ pub struct LogEntry {
     pub index: u64,
     /// What it carries.
     pub payload: LogPayload,
+}
+
+/// One synced batch in a WAL file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogBatch {
+    /// The file.
+    pub file: PathBuf,
+    /// The batch's number.
+    pub number: u64,
+    /// Where it begins in the file, in bytes.
+    pub position: u64,
 }
 
 /// What the log holds of one shard.
@@ -80,6 +93,7 @@ impl LogInspect {
         Ok(LogInspect {
             dir: dir.to_owned(),
             db,
+            store: mark.store,
             batch,
             marked: mark.batch,
         })
@@ -93,6 +107,29 @@ impl LogInspect {
     /// Number of the batch that the mark file names; at most [`LogInspect::batch`].
     pub fn marked(&self) -> u64 {
         self.marked
+    }
+
+    /// The whole batches in the WAL files, in order: those that were not flushed yet, and what has not
+    /// been overwritten of older ones. Where to look at, or to damage, a log.
+    ///
+    /// # Errors
+    /// If a file cannot be read.
+    pub fn batches(&self) -> Result<Vec<LogBatch>, Error> {
+        let failed = |path: &Path, error| Error::file(path, "read", &error);
+        let mut batches = Vec::new();
+        for (log, file) in wal_files(&self.dir).map_err(|error| failed(&self.dir, error))? {
+            scan(&file, log, |batch| {
+                if batch.row.store == self.store {
+                    batches.push(LogBatch {
+                        file: file.clone(),
+                        number: batch.row.number,
+                        position: batch.position,
+                    });
+                }
+            })
+            .map_err(|error| failed(&file, error))?;
+        }
+        Ok(batches)
     }
 
     /// Reads and verifies every row of the log, and reports its shards in order.

@@ -46,7 +46,7 @@ use tokio::sync::watch;
 
 pub use self::bench::LogBench;
 pub use self::error::Error;
-pub use self::inspect::{LogEntry, LogInspect, LogPayload, ShardReport};
+pub use self::inspect::{LogBatch, LogEntry, LogInspect, LogPayload, ShardReport};
 pub use self::metrics::{FSYNC_BUCKETS_US, LogMetrics};
 pub use self::options::LogOptions;
 pub(crate) use self::shard_log::ShardLog;

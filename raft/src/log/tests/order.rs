@@ -263,6 +263,9 @@ async fn inspection_reads_what_the_node_wrote_and_changes_nothing() {
     for _ in 0..2 {
         let inspect = LogInspect::open(dir.path()).unwrap();
         assert_eq!(inspect.batch(), inspect.marked());
+        let batches = inspect.batches().unwrap();
+        let numbers: Vec<u64> = batches.iter().map(|batch| batch.number).collect();
+        assert_eq!(numbers, (1..=inspect.batch()).collect::<Vec<_>>());
         let reports = inspect.verify().unwrap();
         assert_eq!(reports.len(), 2);
         assert_eq!((reports[0].shard, reports[1].shard), (SHARD, ShardId(9)));
