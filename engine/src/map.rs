@@ -22,6 +22,11 @@ impl<K: Hash + Eq, V> Map<K, V> {
         self.0.get(key)
     }
 
+    /// A hash of anything by this map's seed.
+    pub(crate) fn hash_of(&self, value: &impl Hash) -> u64 {
+        self.0.hasher().hash_one(value)
+    }
+
     pub(crate) fn insert(&mut self, key: K, value: V) -> Option<V> {
         self.0.insert(key, value)
     }

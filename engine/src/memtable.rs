@@ -18,9 +18,11 @@ use crate::row::StoredRow;
 const CHUNK_ROWS: usize = 1024;
 const CHUNK_BYTES: usize = 64 * 1024;
 /// What a timeline and its place in the hash map take, besides its rows.
-const TIMELINE_BYTES: u64 = 112;
+const TIMELINE_BYTES: u64 = 100;
 /// What a dedup row and its place in the hash map take, besides its value.
-const DEDUP_BYTES: u64 = 112;
+const DEDUP_BYTES: u64 = 96;
+/// The end of a chain of dedup rows.
+const NONE: u32 = u32::MAX;
 /// What an ordered map needs for a row, besides key and value.
 const STATE_ROW_BYTES: u64 = 96;
 
@@ -38,7 +40,9 @@ pub(crate) struct Memtable {
     overwrites: usize,
     dedup: Vec<DedupRow>,
     dedup_values: Vec<Vec<u8>>,
-    dedup_places: Map<(SlotId, DedupKey), u32>,
+    /// By the hash of slot and key: the last of the rows with this hash, each naming the one
+    /// before it. The keys are in the rows; here they would be stored twice.
+    dedup_places: Map<u64, u32>,
     bytes: u64,
 }
 
@@ -49,7 +53,9 @@ pub(crate) struct Tail {
     len: u32,
     /// Places in the arena: most tails hold a row or two and need no allocation of their own.
     front: [u32; 2],
-    rest: Vec<u32>,
+    /// Boxed, because few have it.
+    #[expect(clippy::box_collection, reason = "two words less in every tail")]
+    rest: Option<Box<Vec<u32>>>,
     /// Which batch touched it last, and its place in that batch's list of appended rows.
     touched: (u64, u32),
 }
@@ -78,7 +84,7 @@ impl Tail {
         let index = usize::try_from(index).expect("below a u32");
         match self.front.get(index) {
             Some(place) => Some(*place),
-            None => Some(self.rest[index - self.front.len()]),
+            None => self.rest.as_ref()?.get(index - self.front.len()).copied(),
         }
     }
 
@@ -86,7 +92,7 @@ impl Tail {
         let index = usize::try_from(self.len).expect("a u32 fits");
         match self.front.get_mut(index) {
             Some(front) => *front = place,
-            None => self.rest.push(place),
+            None => self.rest.get_or_insert_default().push(place),
         }
         self.len += 1;
     }
@@ -99,6 +105,7 @@ pub(crate) struct DedupRow {
     chunk: u32,
     start: u32,
     len: u32,
+    before: u32,
 }
 
 impl Memtable {
@@ -137,7 +144,7 @@ impl Memtable {
             first,
             len: 0,
             front: [0; 2],
-            rest: Vec::new(),
+            rest: None,
             touched: (0, 0),
         };
         self.timelines.push((timeline, tail));
@@ -251,8 +258,20 @@ impl Memtable {
 
     /// A dedup row's value.
     pub(crate) fn dedup(&self, slot: SlotId, key: &DedupKey) -> Option<&[u8]> {
-        let place = self.dedup_places.get(&(slot, *key))?;
-        Some(self.dedup_value(&self.dedup[index(*place)]))
+        let place = self.dedup_place(self.dedup_places.hash_of(&(slot, *key)), slot, key)?;
+        Some(self.dedup_value(&self.dedup[place]))
+    }
+
+    fn dedup_place(&self, hash: u64, slot: SlotId, key: &DedupKey) -> Option<usize> {
+        let mut place = *self.dedup_places.get(&hash)?;
+        while place != NONE {
+            let row = &self.dedup[index(place)];
+            if row.slot == slot && row.key == *key {
+                return Some(index(place));
+            }
+            place = row.before;
+        }
+        None
     }
 
     /// Adds a dedup row.
@@ -266,23 +285,31 @@ impl Memtable {
         let start = self.dedup_values[chunk].len();
         self.dedup_values[chunk].extend_from_slice(value);
         let short = |number: usize| u32::try_from(number).expect("bounded by the budget");
-        let place = short(self.dedup.len());
         let (chunk, start, len) = (short(chunk), short(start), short(value.len()));
-        let row = DedupRow {
+        self.bytes += DEDUP_BYTES + u64::from(len);
+        let hash = self.dedup_places.hash_of(&(slot, key));
+        if let Some(place) = self.dedup_place(hash, slot, &key) {
+            let before = self.dedup[place].before;
+            self.dedup[place] = DedupRow {
+                slot,
+                key,
+                chunk,
+                start,
+                len,
+                before,
+            };
+            return;
+        }
+        let place = short(self.dedup.len());
+        let before = self.dedup_places.insert(hash, place).unwrap_or(NONE);
+        self.dedup.push(DedupRow {
             slot,
             key,
             chunk,
             start,
             len,
-        };
-        self.bytes += DEDUP_BYTES + u64::from(len);
-        match self.dedup_places.get(&(slot, key)).copied() {
-            Some(place) => self.dedup[index(place)] = row,
-            None => {
-                self.dedup.push(row);
-                self.dedup_places.insert((slot, key), place);
-            }
-        }
+            before,
+        });
     }
 
     /// The value of one of the rows of [`Memtable::dedup_rows`].
@@ -308,4 +335,85 @@ pub(crate) struct TailPlace(u32);
 
 fn index(place: u32) -> usize {
     usize::try_from(place).expect("a u32 fits")
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::id::UserId;
+    use crate::key::Destination;
+
+    fn key(number: u128) -> DedupKey {
+        let (sender, destination) = (UserId(1), Destination::NEW_GROUP);
+        DedupKey {
+            id: Uuid::from_u128(number),
+            sender,
+            destination,
+        }
+    }
+
+    #[test]
+    fn dedup_rows_are_found_by_slot_and_key_and_replaced() {
+        let mut memtable = Memtable::default();
+        for number in 0..1000 {
+            memtable.put_dedup(SlotId(1), key(number), &number.to_be_bytes());
+        }
+        memtable.put_dedup(SlotId(2), key(5), b"other slot");
+        memtable.put_dedup(SlotId(1), key(7), b"again");
+        assert_eq!(memtable.dedup_rows().len(), 1001);
+        assert_eq!(
+            memtable.dedup(SlotId(1), &key(5)),
+            Some(5_u128.to_be_bytes().as_slice())
+        );
+        assert_eq!(
+            memtable.dedup(SlotId(2), &key(5)),
+            Some(b"other slot".as_slice())
+        );
+        assert_eq!(
+            memtable.dedup(SlotId(1), &key(7)),
+            Some(b"again".as_slice())
+        );
+        assert_eq!(memtable.dedup(SlotId(2), &key(6)), None);
+        assert_eq!(memtable.dedup(SlotId(1), &key(1000)), None);
+    }
+
+    #[test]
+    fn rows_with_one_hash_form_a_chain() {
+        let mut memtable = Memtable::default();
+        for number in 0..3 {
+            memtable.put_dedup(SlotId(1), key(number), &[u8::try_from(number).unwrap()]);
+        }
+        // All three under the hash of the last one.
+        let hash = memtable.dedup_places.hash_of(&(SlotId(1), key(2)));
+        memtable.dedup[2].before = 1;
+        memtable.dedup[1].before = 0;
+        for number in 0..3 {
+            let place = memtable.dedup_place(hash, SlotId(1), &key(number));
+            assert_eq!(place, Some(usize::try_from(number).unwrap()));
+        }
+        assert_eq!(memtable.dedup_place(hash, SlotId(1), &key(3)), None);
+    }
+
+    #[test]
+    fn long_tails_are_dense() {
+        let mut tail = Tail {
+            slot: SlotId(0),
+            first: Seq(5),
+            len: 0,
+            front: [0; 2],
+            rest: None,
+            touched: (0, 0),
+        };
+        for place in 10..20 {
+            tail.push(place);
+        }
+        assert_eq!(tail.last(), Seq(14));
+        assert_eq!(tail.place(Seq(4)), None);
+        assert_eq!(tail.place(Seq(15)), None);
+        for seq in 5..15 {
+            assert_eq!(tail.place(Seq(seq)).map(u64::from), Some(seq + 5));
+        }
+    }
 }
