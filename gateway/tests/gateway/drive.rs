@@ -110,7 +110,11 @@ pub(crate) struct RawSocket(pub(crate) WebSocketStream<MaybeTlsStream<TcpStream>
 
 impl RawSocket {
     pub(crate) async fn connect(url: &str, handle: &str) -> Self {
-        let url = format!("{url}/v1/ws?access_token={}&device=raw", token(handle));
+        Self::connect_as(url, handle, "raw").await
+    }
+
+    pub(crate) async fn connect_as(url: &str, handle: &str, device: &str) -> Self {
+        let url = format!("{url}/v1/ws?access_token={}&device={device}", token(handle));
         let request = url.into_client_request().unwrap();
         Self(tokio_tungstenite::connect_async(request).await.unwrap().0)
     }

@@ -5,6 +5,7 @@
 
 mod drive;
 mod http_calls;
+mod protocol;
 mod sdk;
 mod store;
 mod websocket;
