@@ -87,10 +87,10 @@ impl ShardState {
 
     /// A timeline's head, as far as memory knows it.
     pub(crate) fn head_in_memory(&self, range: RangeId, timeline: TimelineId) -> Option<Seq> {
+        // The cache is never behind the memtables, and one look at it spares one at each of them.
         let tail = |memtable: &Memtable| Some(memtable.tail(memtable.timeline(timeline)?).last());
-        self.memtables()
-            .find_map(tail)
-            .or_else(|| self.heads.get(range, timeline))
+        let cached = self.heads.get(range, timeline);
+        cached.or_else(|| self.memtables().find_map(tail))
     }
 
     /// Ends the active memtable. The caller stands at an entry boundary.

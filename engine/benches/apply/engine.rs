@@ -19,7 +19,10 @@ pub(crate) fn run(load: &Load) -> Cost {
     let dir = tempfile::tempdir_in(&load.dir).unwrap();
     // Both sides keep all heads in memory: RocksDB gets an array of them.
     let head_cache_entries = usize::try_from(2 * load.users).unwrap();
-    let options = EngineOptions { head_cache_entries, ..EngineOptions::default() };
+    let options = EngineOptions {
+        head_cache_entries,
+        ..EngineOptions::default()
+    };
     let slots = 0..=options.slot_count - 1;
     let store = Store::open(dir.path(), options).unwrap();
     let shard = store.create_shard(ShardId(0), slots).unwrap();
