@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -48,6 +49,8 @@ enum Job {
 /// The handle on the thread.
 pub(crate) struct BaseThread {
     jobs: mpsc::Sender<Job>,
+    /// A look is queued already.
+    looking: Arc<AtomicBool>,
     /// Notified after every change: whoever waits for room looks again.
     changed: Arc<Notify>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -61,7 +64,9 @@ impl BaseThread {
     ) -> Result<Arc<BaseThread>, std::io::Error> {
         let (jobs, queue) = mpsc::channel();
         let changed = Arc::new(Notify::new());
+        let looking = Arc::new(AtomicBool::new(false));
         let mut run = Run {
+            looking: looking.clone(),
             store,
             shards: Vec::new(),
             changed: changed.clone(),
@@ -73,6 +78,7 @@ impl BaseThread {
             .spawn(move || run.run(&queue))?;
         Ok(Arc::new(BaseThread {
             jobs,
+            looking,
             changed,
             thread: Mutex::new(Some(thread)),
         }))
@@ -88,7 +94,9 @@ impl BaseThread {
     }
 
     pub(crate) fn look(&self) {
-        self.push(Job::Look);
+        if !self.looking.swap(true, Ordering::AcqRel) {
+            self.push(Job::Look);
+        }
     }
 
     /// A change of the base store has happened since this future was made.
@@ -157,6 +165,7 @@ struct Entry {
 struct Run {
     store: Arc<Store>,
     shards: Vec<Entry>,
+    looking: Arc<AtomicBool>,
     changed: Arc<Notify>,
     runtime: Handle,
     fault: watch::Sender<Option<String>>,
@@ -185,6 +194,8 @@ impl Run {
                 last_flush: Instant::now(),
             }),
             Job::Look => {
+                // Before the look: who asks while it goes on is heard.
+                self.looking.store(false, Ordering::Release);
                 let result = self.flush_due();
                 self.note(&result);
             }

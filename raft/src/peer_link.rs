@@ -137,6 +137,7 @@ impl Link {
             channel: endpoint.connect_lazy(),
             calls,
             connected: connected.clone(),
+            refused: None,
         };
         tokio::spawn(session.run());
         Ok(Arc::new(Link {
@@ -248,6 +249,8 @@ struct ControlSession {
     channel: Channel,
     calls: mpsc::Receiver<ControlCall>,
     connected: Arc<AtomicBool>,
+    /// Why the peer refused this node last, if it did.
+    refused: Option<String>,
 }
 
 type ControlStreams = (
@@ -261,15 +264,34 @@ impl ControlSession {
             match tokio::time::timeout(CONNECT_TIMEOUT, self.open()).await {
                 Ok(Ok(streams)) => {
                     self.connected.store(true, Ordering::Relaxed);
+                    self.refused = None;
                     self.talk(first, streams).await;
                 }
                 Ok(Err(status)) => {
-                    tracing::debug!(peer = self.node, %status, "no control stream");
+                    self.tell(&status);
                     self.pause(first).await;
                 }
                 Err(_) => self.pause(first).await,
             }
             self.connected.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// A peer that refuses this node is a person's matter, but not twice a second.
+    fn tell(&mut self, status: &tonic::Status) {
+        let refused = matches!(
+            status.code(),
+            tonic::Code::Unauthenticated
+                | tonic::Code::FailedPrecondition
+                | tonic::Code::InvalidArgument
+        );
+        if refused && self.refused.as_deref() != Some(status.message()) {
+            self.refused = Some(status.message().to_owned());
+            tracing::error!(
+                peer = self.node,
+                reason = status.message(),
+                "the peer refuses this node"
+            );
         }
     }
 

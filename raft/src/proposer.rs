@@ -1,7 +1,7 @@
 //! From calls to entries: coalesces what waits, sets time and message ids in log order, and keeps a few
 //! entries in flight. There is no timer: at low load a call becomes an entry at once.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -56,9 +56,14 @@ struct Queue {
     closed: bool,
 }
 
+/// The callers of one entry, each with how many of its commands are theirs, in the entry's order.
+type Callers = Vec<(usize, Answer)>;
+
 /// Where calls queue.
 pub(crate) struct Proposer {
     queue: Mutex<Queue>,
+    /// Who waits for the entries in flight, by the flights' numbers.
+    flights: Mutex<BTreeMap<u64, Callers>>,
     /// Bytes in the queue and in flight.
     bytes: AtomicU64,
     wake: Notify,
@@ -72,9 +77,10 @@ impl Proposer {
         engine: Arc<mailbox_engine::Shard>,
         leadership: watch::Receiver<Leadership>,
         guards: Guards,
-    ) -> (Arc<Proposer>, JoinHandle<()>) {
+    ) -> (Arc<Proposer>, [JoinHandle<()>; 2]) {
         let proposer = Arc::new(Proposer {
             queue: Mutex::default(),
+            flights: Mutex::default(),
             bytes: AtomicU64::new(0),
             wake: Notify::new(),
             guards,
@@ -87,9 +93,13 @@ impl Proposer {
             engine,
             in_flight: Arc::new(Semaphore::new(ENTRIES_IN_FLIGHT_MAX)),
             ids: None,
+            last_flight: 0,
         };
-        let task = tokio::spawn(run.run());
-        (proposer, task)
+        let tasks = [
+            tokio::spawn(run.run()),
+            tokio::spawn(give_up_with_leadership(proposer.clone())),
+        ];
+        (proposer, tasks)
     }
 
     pub(crate) async fn propose(&self, commands: Vec<Command>) -> Result<Vec<Reply>, ProposeError> {
@@ -152,6 +162,18 @@ impl Proposer {
         }
     }
 
+    /// Answers those whose entries are in flight: without leadership nobody here learns soon what becomes of
+    /// the entries, if a majority is out of reach.
+    fn give_up_flights(&self) {
+        let flights = std::mem::take(&mut *self.flights.lock());
+        for (_, answer) in flights.into_values().flatten() {
+            // A caller that has gone will ask again with the same ids.
+            let _ = answer.send(Err(lost(
+                "leadership was lost before the entry was applied",
+            )));
+        }
+    }
+
     /// What fits into one entry, at least one call.
     fn take_entry(&self) -> Vec<Call> {
         let mut queue = self.queue.lock();
@@ -171,6 +193,17 @@ impl Proposer {
 fn lost(reason: &str) -> ProposeError {
     ProposeError::Unavailable {
         reason: reason.to_owned(),
+    }
+}
+
+async fn give_up_with_leadership(proposer: Arc<Proposer>) {
+    let mut leadership = proposer.leadership.clone();
+    while leadership.changed().await.is_ok() {
+        let elsewhere = proposer.guards.road.of(&leadership.borrow_and_update());
+        if let Some(elsewhere) = elsewhere {
+            proposer.refuse_all(&elsewhere);
+            proposer.give_up_flights();
+        }
     }
 }
 
@@ -198,6 +231,7 @@ struct Run {
     in_flight: Arc<Semaphore>,
     /// Of the term in which this node last proposed.
     ids: Option<(u64, Hlc)>,
+    last_flight: u64,
 }
 
 impl Run {
@@ -276,9 +310,11 @@ impl Run {
         }
         let (_, ids) = self.ids.as_mut().expect("set above");
         let mut builder = EntryBuilder::new(clock_ms);
+        self.last_flight += 1;
+        let mut callers = Vec::with_capacity(calls.len());
         let mut flight = Flight {
             proposer: self.proposer.clone(),
-            answers: Vec::with_capacity(calls.len()),
+            number: self.last_flight,
             bytes: 0,
             _permit: permit,
         };
@@ -288,8 +324,9 @@ impl Run {
                 builder.push(command);
             }
             flight.bytes += call.bytes;
-            flight.answers.push((call.commands.len(), call.answer));
+            callers.push((call.commands.len(), call.answer));
         }
+        self.proposer.flights.lock().insert(flight.number, callers);
         (builder.finish(), flight)
     }
 }
@@ -297,15 +334,17 @@ impl Run {
 /// An entry on its way. Dropped without landing when the replica stops: callers then see their channel closed.
 struct Flight {
     proposer: Arc<Proposer>,
-    /// Commands of each call, in the entry's order.
-    answers: Vec<(usize, Answer)>,
+    number: u64,
     bytes: u64,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Flight {
-    fn land(mut self, result: ClientWriteResult<TypeConfig>) {
-        let answers = std::mem::take(&mut self.answers);
+    fn land(self, result: ClientWriteResult<TypeConfig>) {
+        let Some(answers) = self.proposer.flights.lock().remove(&self.number) else {
+            // Leadership was lost meanwhile, and the callers know.
+            return;
+        };
         let mut replies = match result {
             Ok(response) => response.data.0.into_iter(),
             Err(error) => {
@@ -341,6 +380,7 @@ impl Flight {
 
 impl Drop for Flight {
     fn drop(&mut self) {
+        self.proposer.flights.lock().remove(&self.number);
         self.proposer.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }

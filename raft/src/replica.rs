@@ -191,8 +191,10 @@ impl Replica {
             applied: applied.subscribe(),
             leadership: leadership.clone(),
         };
+        let [proposing, giving_up] = proposing;
         let tasks = vec![
             proposing,
+            giving_up,
             reading,
             tokio::spawn(watcher.run()),
             tokio::spawn(announce_flushes(raft.clone(), flushed.subscribe())),

@@ -137,6 +137,7 @@ impl Cluster {
             let mut options =
                 NodeOptions::new(node, "test", path, members.clone(), b"secret".to_vec());
             options.engine.slot_count = 16;
+            options.log.wal_ahead_bytes = 0;
             options.disk_free_min_bytes = 0;
             options.timing = Timing {
                 heartbeat_ms: 100,
@@ -417,6 +418,40 @@ fn a_leader_without_a_majority_answers_no_read() {
     eventually("it gives up its leadership", || {
         (!alone.shard().leadership().is_ready()).then_some(())
     });
+}
+
+#[test]
+fn callers_of_a_leader_that_loses_its_majority_are_answered() {
+    let mut cluster = Cluster::start(3, |_| ());
+    let alice = cluster.register("alice");
+    let leader = cluster.leader();
+    for other in (0..3).filter(|other| *other != leader) {
+        cluster.nodes[other].kill();
+    }
+    let alone = &cluster.nodes[leader];
+    let answers = alone.run(async {
+        let shard = alone.shard();
+        // More than may be in flight: some wait in the queue.
+        let calls = (0..50).map(|_| {
+            let shard = shard.clone();
+            tokio::spawn(async move { shard.propose(vec![send(alice, alice, "x")]).await })
+        });
+        let calls: Vec<_> = calls.collect();
+        let mut answers = Vec::new();
+        for call in calls {
+            answers.push(tokio::time::timeout(WAIT, call).await.unwrap().unwrap());
+        }
+        answers
+    });
+    for answer in answers {
+        assert!(
+            matches!(
+                answer,
+                Err(ProposeError::Unavailable { .. } | ProposeError::NotLeader { .. })
+            ),
+            "{answer:?}"
+        );
+    }
 }
 
 #[test]
