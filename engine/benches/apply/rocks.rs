@@ -12,8 +12,6 @@ use crate::messages::{Message, Messages};
 use crate::process::{cpu, file_bytes, thread_cpu, wait_idle};
 use crate::{BATCH, Cost, Load};
 
-const MEMTABLE_BYTES: usize = 64 << 20;
-
 /// Writes the load into a new database.
 pub(crate) fn run(load: &Load) -> Cost {
     let dir = tempfile::tempdir_in(&load.dir).unwrap();
@@ -58,7 +56,11 @@ fn options() -> Options {
     table.set_block_size(16 << 10);
     table.set_bloom_filter(10.0, false);
     table.set_cache_index_and_filter_blocks(true);
-    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    table.set_partition_filters(true);
+    table.set_metadata_block_size(4 << 10);
+    table.set_cache_index_and_filter_blocks_with_high_priority(true);
+    table.set_pin_top_level_index_and_filter(true);
     let mut options = Options::default();
     options.create_if_missing(true);
     options.set_block_based_table_factory(&table);
@@ -69,7 +71,9 @@ fn options() -> Options {
     options.set_bytes_per_sync(1 << 20);
     options.set_target_file_size_base(64 << 20);
     options.set_max_bytes_for_level_base(256 << 20);
-    options.set_write_buffer_size(MEMTABLE_BYTES);
+    options.set_level_zero_file_num_compaction_trigger(8);
+    let memtable_bytes = usize::try_from(engine.memtable_bytes_max).unwrap();
+    options.set_write_buffer_size(memtable_bytes);
     options
 }
 
