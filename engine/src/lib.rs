@@ -1,7 +1,20 @@
 //! Timelines, tables and procedures of the mailbox database: synchronous and deterministic.
 //!
 //! Start reading at `key.rs` (what is stored), then `command.rs` and `entry.rs` (what changes
-//! it), `apply.rs` and `procedure/` (how).
+//! it), `apply.rs` and `procedure/` (how), and below that the storage:
+//!
+//! ```text
+//! shard.rs    one replica: apply and reads           state.rs   what its one lock holds; Context
+//! memtable.rs applied, not flushed                   flush.rs   memtable to file, published
+//! view.rs     reads over memtables and files         base/      RocksDB, or a simulated disk
+//! heads.rs, tails.rs, known.rs   caches              store.rs, range.rs   whose rows are where
+//! snapshot.rs, install.rs   to and from other nodes  hash.rs, verify.rs, walk.rs   comparisons
+//! ```
+//!
+//! Invariants: an entry is visible whole or not at all; a row is in a memtable or in the files of
+//! the view that is read with it, never in neither; RocksDB is changed by ingested files only; a
+//! range is never reused. There is no thread, clock, randomness or network in here: the owner
+//! calls freeze, build and ingest from its own threads and passes ages in.
 
 mod applied;
 mod apply;

@@ -85,12 +85,13 @@ impl ShardState {
             .cloned()
     }
 
-    /// A timeline's head, as far as memory knows it.
+    /// A timeline's head, as far as memory knows it. The cache comes first: each append puts its
+    /// seq there, so what it has is never older than the memtables.
     pub(crate) fn head_in_memory(&self, range: RangeId, timeline: TimelineId) -> Option<Seq> {
-        // The cache is never behind the memtables, and one look at it spares one at each of them.
         let tail = |memtable: &Memtable| Some(memtable.tail(memtable.timeline(timeline)?).last());
-        let cached = self.heads.get(range, timeline);
-        cached.or_else(|| self.memtables().find_map(tail))
+        self.heads
+            .get(range, timeline)
+            .or_else(|| self.memtables().find_map(tail))
     }
 
     /// Ends the active memtable. The caller stands at an entry boundary.
