@@ -171,6 +171,7 @@ pub struct MemoryConfig {
     pub block_cache_percent: u32,
     pub tails_percent: u32,
     pub queues_percent: u32,
+    pub log_percent: u32,
 }
 
 /// `[storage]`.
@@ -273,10 +274,11 @@ impl Default for MemoryConfig {
     fn default() -> Self {
         Self {
             budget_bytes: ByteSize::mib(1024),
-            memtables_percent: 40,
-            block_cache_percent: 25,
-            tails_percent: 15,
+            memtables_percent: 35,
+            block_cache_percent: 20,
+            tails_percent: 10,
             queues_percent: 20,
+            log_percent: 15,
         }
     }
 }
@@ -310,7 +312,7 @@ impl Default for LoggingConfig {
     fn default() -> Self {
         Self {
             format: LogFormat::Text,
-            filter: "info".into(),
+            filter: "info,openraft=warn".into(),
         }
     }
 }

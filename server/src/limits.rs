@@ -121,10 +121,20 @@ pub(crate) struct MemoryBudget {
     pub(crate) tails: u64,
     /// Proposals on their way.
     pub(crate) queues: u64,
+    /// One write buffer of the log; four may exist at once.
+    pub(crate) log_buffer: u64,
+    /// Entries that the log keeps in memory.
+    pub(crate) log_cache: u64,
 }
 
 /// Memtables of one shard that exist at once: the active one and a frozen one.
 const MEMTABLES: u64 = 2;
+
+/// Write buffers of the log that exist at once.
+const LOG_BUFFERS: u64 = 4;
+/// Larger ones save no more writes.
+const LOG_BUFFER_MAX: u64 = 64 << 20;
+const MIB: u64 = 1 << 20;
 
 impl MemoryBudget {
     /// The shares of `[memory]`.
@@ -136,6 +146,8 @@ impl MemoryBudget {
             block_cache: share(memory.block_cache_percent),
             tails: share(memory.tails_percent),
             queues: share(memory.queues_percent),
+            log_buffer: (share(memory.log_percent) / 2 / LOG_BUFFERS).clamp(MIB, LOG_BUFFER_MAX),
+            log_cache: (share(memory.log_percent) / 2).max(MIB),
         }
     }
 }
@@ -158,6 +170,9 @@ pub(crate) fn log_budget(files: &FileBudget, limit: u64, memory: Option<&MemoryB
             block_cache_bytes = memory.block_cache,
             tails_bytes = memory.tails,
             queues_bytes = memory.queues,
+            log_buffer_bytes = memory.log_buffer,
+            log_buffers = LOG_BUFFERS,
+            log_cache_bytes = memory.log_cache,
             "memory budget"
         );
     }
@@ -198,7 +213,9 @@ mod tests {
     fn shares_stay_within_the_memory_budget() {
         let config = Config::default();
         let memory = MemoryBudget::of(&config);
-        let sum = memory.memtable * MEMTABLES + memory.block_cache + memory.tails + memory.queues;
+        let log = memory.log_buffer * LOG_BUFFERS + memory.log_cache;
+        let caches = memory.block_cache + memory.tails + memory.queues;
+        let sum = memory.memtable * MEMTABLES + caches + log;
         assert!(sum <= config.memory.budget_bytes.0);
         assert!(sum > config.memory.budget_bytes.0 * 9 / 10);
     }

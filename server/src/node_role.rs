@@ -9,7 +9,7 @@ use mailbox_api::v1::admin_server::AdminServer;
 use mailbox_api::v1::mailbox_server::MailboxServer;
 use mailbox_engine::EngineOptions;
 use mailbox_gateway::{MetricsRegistry, ReadyCheck};
-use mailbox_raft::{ClientTls, Leadership, Node, NodeOptions, Timing};
+use mailbox_raft::{ClientTls, Leadership, LogOptions, Node, NodeOptions, Timing};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -291,6 +291,12 @@ fn node_options(
         members_max: cluster.group_members_max,
         body_bytes_max: u32::try_from(cluster.body_bytes_max.0).unwrap_or(u32::MAX),
         ..EngineOptions::default()
+    };
+    options.log = LogOptions {
+        memtable_bytes: size(memory.log_buffer),
+        cache_bytes: size(memory.log_cache),
+        wal_ahead_bytes: size(memory.log_buffer),
+        ..LogOptions::default()
     };
     options.timing = Timing {
         heartbeat_ms: cluster.heartbeat_ms,

@@ -3,11 +3,12 @@
 use std::fmt;
 use std::sync::Arc;
 
-use mailbox_raft::{Node, Shard};
+use mailbox_raft::{FSYNC_BUCKETS_US, LogMetrics, Node, Shard};
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::exemplar::Exemplar;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 
@@ -177,6 +178,7 @@ impl Collector for ReplicaMetrics {
                 }
             }
         }
+        encode_log(&mut encoder, &self.node.log_metrics())?;
         node_gauge(
             &mut encoder,
             "mailbox_node_disk_free_bytes",
@@ -202,4 +204,54 @@ fn node_gauge(
     let no_unit: Option<&Unit> = None;
     let metric = encoder.encode_descriptor(name, help, no_unit, gauge.metric_type())?;
     gauge.encode(metric)
+}
+
+/// The shared log of the node.
+fn encode_log(encoder: &mut DescriptorEncoder<'_>, log: &LogMetrics) -> Result<(), fmt::Error> {
+    let counters = [
+        ("mailbox_log_fsyncs", "Synced writes of the log", log.fsyncs),
+        (
+            "mailbox_log_entries",
+            "Entries written to the log",
+            log.entries,
+        ),
+        ("mailbox_log_bytes", "Bytes written to the log", log.bytes),
+        (
+            "mailbox_log_operations",
+            "Appends, votes, truncations, purges and marks",
+            log.operations,
+        ),
+    ];
+    let no_unit: Option<&Unit> = None;
+    for (name, help, value) in counters {
+        let counter = ConstCounter::new(value);
+        let metric = encoder.encode_descriptor(name, help, no_unit, MetricType::Counter)?;
+        counter.encode(metric)?;
+    }
+    node_gauge(
+        encoder,
+        "mailbox_log_queued_bytes",
+        "Bytes that wait for their synced write",
+        i64::try_from(log.queued_bytes).unwrap_or(i64::MAX),
+    )?;
+    let (name, help) = (
+        "mailbox_log_fsync_seconds",
+        "Time of the log's synced writes",
+    );
+    let mut histogram = encoder.encode_descriptor(name, help, no_unit, MetricType::Histogram)?;
+    let bounds = FSYNC_BUCKETS_US
+        .iter()
+        .map(|us| seconds(*us))
+        .chain([f64::MAX]);
+    let buckets: Vec<(f64, u64)> = bounds.zip(log.fsync_buckets).collect();
+    let no_exemplars: Option<&std::collections::HashMap<usize, Exemplar<NoLabelSet, f64>>> = None;
+    histogram.encode_histogram(seconds(log.fsync_us), log.fsyncs, &buckets, no_exemplars)
+}
+
+#[allow(
+    clippy::cast_precision_loss,
+    reason = "a metric: its 53 bits are plenty"
+)]
+fn seconds(us: u64) -> f64 {
+    us as f64 / 1e6
 }

@@ -312,8 +312,14 @@ pub const OPTIONS: &[OptionFacts] = &[
         "memory.queues_percent",
         (5, 80),
         "percent",
-        "Share of proposals on their way. Over it, sends are refused with Busy. The four shares \
-         together are at most 100.",
+        "Share of proposals on their way. Over it, sends are refused with Busy.",
+    ),
+    number(
+        "memory.log_percent",
+        (5, 80),
+        "percent",
+        "Share of the log: half for its write buffers (each also sizes a file on disk), half for \
+         recent entries that followers still need. The five shares together are at most 100.",
     ),
     number(
         "storage.max_open_files",

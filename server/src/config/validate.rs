@@ -95,7 +95,8 @@ impl Config {
         let shares = memory.memtables_percent
             + memory.block_cache_percent
             + memory.tails_percent
-            + memory.queues_percent;
+            + memory.queues_percent
+            + memory.log_percent;
         if shares > 100 {
             return invalid(
                 "memory",

@@ -10,7 +10,7 @@ use mailbox_gateway::token::{TokenSigner, issue};
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::chat::{client, head_of, text_to};
+use crate::chat::{client, head_of, mailbox, text_to};
 use crate::http::{Answer, post};
 use crate::process::Dev;
 
@@ -73,13 +73,13 @@ fn each_bad_send_is_refused_with_its_code_and_leaves_nothing() {
             send(&dev, token, "@bob", "not-a-uuid", "hi"),
             400,
             "InvalidArgument",
-            "client_msg_id",
+            "malformed",
         ),
         (
             send(&dev, token, "", &id(), "hi"),
             400,
             "InvalidArgument",
-            "to",
+            "destination",
         ),
         (
             post(
@@ -217,6 +217,10 @@ async fn the_store_refuses_strangers_and_users_who_act_for_others() {
     assert_eq!(error.code(), ErrorCode::Forbidden, "{error}");
     let error = own
         .sync(mailbox_api::v1::SyncRequest {
+            ranges: vec![mailbox_api::v1::SyncRange {
+                timeline: Some(mailbox(bob)),
+                after_seq: 0,
+            }],
             reader: Some(UserRef {
                 user: Some(user_ref::User::Id(bob)),
             }),

@@ -43,7 +43,7 @@ pub(crate) async fn client(dev: &Dev) -> Client {
     Client::connect(options).await.expect("connect")
 }
 
-fn mailbox(user: u64) -> Timeline {
+pub(crate) fn mailbox(user: u64) -> Timeline {
     Timeline {
         kind: TimelineKind::Mailbox as i32,
         owner: user,
