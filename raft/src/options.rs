@@ -32,7 +32,7 @@ impl Default for Timing {
 pub struct ClientTls {
     /// The authority that signed them.
     pub ca_pem: Vec<u8>,
-    /// The name they carry.
+    /// The name they carry; empty: the host of each address.
     pub domain: String,
 }
 

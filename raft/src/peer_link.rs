@@ -235,10 +235,11 @@ fn endpoint(address: &str, options: &NodeOptions) -> Result<Endpoint, Error> {
     let Some(tls) = &options.peer_tls else {
         return Ok(endpoint);
     };
-    let tls = ClientTlsConfig::new()
-        .ca_certificate(Certificate::from_pem(&tls.ca_pem))
-        .domain_name(&tls.domain);
-    endpoint.tls_config(tls).map_err(invalid)
+    let mut config = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&tls.ca_pem));
+    if !tls.domain.is_empty() {
+        config = config.domain_name(&tls.domain);
+    }
+    endpoint.tls_config(config).map_err(invalid)
 }
 
 /// Owns the control stream to one peer. Connects when a call comes, so that the first call after a peer
