@@ -6,7 +6,10 @@ use mailbox_engine::{
     DedupKey, Destination, EngineOptions, Flags, MessageType, NewRow, RangeId, Seq, StateKey,
     StoredKey, TimelineId, UserId,
 };
-use rocksdb::{BlockBasedOptions, Cache, DB, DBCompressionType, Options, WriteBatch, WriteOptions};
+use rocksdb::{
+    BlockBasedIndexType, BlockBasedOptions, Cache, DB, DBCompressionType, Options, WriteBatch,
+    WriteOptions,
+};
 
 use crate::messages::{Message, Messages};
 use crate::process::{cpu, file_bytes, thread_cpu, wait_idle};
