@@ -1,0 +1,184 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn timeline() -> impl Strategy<Value = TimelineId> {
+    (any::<bool>(), any::<u64>()).prop_map(|(group, owner)| TimelineId {
+        kind: if group {
+            TimelineKind::Group
+        } else {
+            TimelineKind::Mailbox
+        },
+        owner,
+    })
+}
+
+fn state_key() -> impl Strategy<Value = StateKey> {
+    let device = "\\PC{1,16}".prop_map(|name| DeviceId::new(&name).unwrap());
+    let user = any::<u64>().prop_map(UserId);
+    let group = any::<u64>().prop_map(GroupId);
+    let slot = any::<u16>().prop_map(SlotId);
+    prop_oneof![
+        (timeline(), any::<u64>()).prop_map(|(timeline, seq)| StateKey::Message {
+            timeline,
+            seq: Seq(seq)
+        }),
+        timeline().prop_map(|timeline| StateKey::TrimPoint { timeline }),
+        (timeline(), user.clone(), device).prop_map(|(timeline, user, device)| {
+            StateKey::Cursor {
+                timeline,
+                user,
+                device,
+            }
+        }),
+        (user.clone(), user.clone()).prop_map(|(user, peer)| StateKey::PeerReadMark { user, peer }),
+        (group.clone(), user.clone())
+            .prop_map(|(group, user)| StateKey::GroupReadMark { group, user }),
+        group.clone().prop_map(|group| StateKey::Group { group }),
+        (group.clone(), user.clone()).prop_map(|(group, user)| StateKey::Member { group, user }),
+        (user.clone(), group).prop_map(|(user, group)| StateKey::UserGroup { user, group }),
+        user.prop_map(|user| StateKey::User { user }),
+        "\\PC{1,64}".prop_map(|handle| StateKey::Handle {
+            handle: handle.into()
+        }),
+        slot.clone().prop_map(|slot| StateKey::UserCounter { slot }),
+        slot.clone()
+            .prop_map(|slot| StateKey::GroupCounter { slot }),
+        slot.prop_map(|slot| StateKey::DedupFloor { slot }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn state_keys_are_read_as_written(key in state_key()) {
+        prop_assert_eq!(StateKey::decode(key.encode().as_slice()), Ok(key));
+    }
+
+    #[test]
+    fn any_bytes_are_a_key_or_refused(bytes: Vec<u8>) {
+        if let Ok(key) = StateKey::decode(&bytes) {
+            prop_assert!(key.encode().as_slice() == bytes);
+        }
+        if let Ok(key) = NodeKey::decode(&bytes) {
+            prop_assert!(key.encode().as_slice() == bytes);
+        }
+        if let Ok(key) = DedupKey::decode(&bytes) {
+            prop_assert_eq!(&key.encode()[..], &bytes[..]);
+        }
+        if let Ok(key) = StoredKey::split(&bytes) {
+            let mut out = Vec::new();
+            key.encode(&mut out);
+            prop_assert_eq!(out, bytes);
+        }
+    }
+
+    #[test]
+    fn node_keys_are_read_as_written(number: u32) {
+        let range = NodeKey::Range(RangeId(number));
+        let applied = NodeKey::Applied(ShardId(number));
+        for key in [NodeKey::Format, NodeKey::RangeCounter, range, applied] {
+            prop_assert_eq!(NodeKey::decode(key.encode().as_slice()), Ok(key));
+        }
+    }
+
+    #[test]
+    fn dedup_keys_are_read_as_written(id: u128, sender: u64, to in timeline()) {
+        let destination = Destination::timeline(to);
+        let key = DedupKey { id: Uuid::from_u128(id), sender: UserId(sender), destination };
+        prop_assert_eq!(DedupKey::decode(&key.encode()), Ok(key));
+        prop_assert_eq!(destination.as_timeline(), Some(to));
+    }
+
+    #[test]
+    fn dedup_keys_sort_as_their_bytes(a: (u128, u64, u64), b: (u128, u64, u64)) {
+        let key = |(id, sender, handle)| DedupKey {
+            id: Uuid::from_u128(id),
+            sender: UserId(sender),
+            destination: Destination::handle(handle),
+        };
+        let (a, b) = (key(a), key(b));
+        prop_assert_eq!(a.cmp(&b), a.encode().cmp(&b.encode()));
+        prop_assert!(a > b || a.hour() <= b.hour());
+    }
+
+    #[test]
+    fn messages_sort_by_seq_below_their_prefix(to in timeline(), a: u64, b: u64) {
+        let key = |seq| StateKey::Message { timeline: to, seq: Seq(seq) }.encode();
+        prop_assert_eq!(key(a).cmp(&key(b)), a.cmp(&b));
+        let prefix = StateKey::messages_prefix(to);
+        prop_assert!(key(a).as_slice().starts_with(prefix.as_slice()));
+    }
+}
+
+#[test]
+fn encoded_keys_never_change() {
+    let timeline = GroupId(0x0102).timeline();
+    let device = DeviceId::new("phone").unwrap();
+    let user = UserId(3);
+    let slot = SlotId(0x0405);
+    for (key, text) in [
+        (
+            StateKey::Message {
+                timeline,
+                seq: Seq(9),
+            },
+            "010200000000000001020000000000000009",
+        ),
+        (StateKey::TrimPoint { timeline }, "02020000000000000102"),
+        (
+            StateKey::Cursor {
+                timeline,
+                user,
+                device,
+            },
+            "0302000000000000010200000000000000037068 6f6e65",
+        ),
+        (
+            StateKey::PeerReadMark {
+                user,
+                peer: UserId(4),
+            },
+            "0400000000000000030000000000000004",
+        ),
+        (
+            StateKey::GroupReadMark {
+                group: GroupId(4),
+                user,
+            },
+            "0500000000000000040000000000000003",
+        ),
+        (StateKey::Group { group: GroupId(4) }, "060000000000000004"),
+        (
+            StateKey::Member {
+                group: GroupId(4),
+                user,
+            },
+            "0700000000000000040000000000000003",
+        ),
+        (
+            StateKey::UserGroup {
+                user,
+                group: GroupId(4),
+            },
+            "0800000000000000030000000000000004",
+        ),
+        (StateKey::User { user }, "090000000000000003"),
+        (
+            StateKey::Handle {
+                handle: "bob".into(),
+            },
+            "0a626f62",
+        ),
+        (StateKey::UserCounter { slot }, "0b0405"),
+        (StateKey::GroupCounter { slot }, "0c0405"),
+        (StateKey::DedupFloor { slot }, "0d0405"),
+    ] {
+        assert_eq!(format!("{:?}", key.encode()), text.replace(' ', ""));
+    }
+}
+
+#[test]
+fn the_time_of_an_id_is_its_first_48_bits() {
+    let id = Uuid::from_u128(0x0190_1234_5678_7000_8000_0000_0000_0000);
+    assert_eq!(id_time_ms(id), 0x0190_1234_5678);
+}
