@@ -19,7 +19,6 @@ mod shard;
 mod snapshot;
 mod state_machine;
 mod status;
-#[allow(dead_code)]
 mod types;
 mod wire;
 

@@ -34,6 +34,11 @@ pub(crate) type Raft = openraft::Raft<TypeConfig, StateMachine>;
 const TAILS_KEPT: usize = 256;
 /// How often a leader looks whether it still has its quorum.
 const QUORUM_LOOK: Duration = Duration::from_millis(250);
+/// Before openraft has said who leads, and after it has stopped.
+const NOBODY: Leadership = Leadership::Follower {
+    leader: None,
+    term: 0,
+};
 /// Entries purged at once, at least.
 const PURGE_BATCH: u64 = 256;
 
@@ -132,6 +137,25 @@ fn config(options: &NodeOptions) -> Result<Arc<Config>, Error> {
         })
 }
 
+async fn start_raft(
+    shared: &Shared,
+    shard: ShardId,
+    log: ShardLog,
+    machine: StateMachine,
+) -> Result<Raft, Error> {
+    let options = &shared.options;
+    let network = Network {
+        shard: shard.0,
+        peers: shared.peers.clone(),
+        pace: shared.pace.clone(),
+    };
+    let raft = Raft::new(options.node, config(options)?, network, log, machine).await;
+    raft.map_err(|error| Error::Stopped {
+        shard,
+        reason: error.to_string(),
+    })
+}
+
 impl Replica {
     pub(crate) async fn start(
         shared: &Shared,
@@ -156,21 +180,9 @@ impl Replica {
             tails: tails.clone(),
             fault: shared.fault.clone(),
         }));
-        let network = Network {
-            shard: id.0,
-            peers: shared.peers.clone(),
-            pace: shared.pace.clone(),
-        };
-        let raft = Raft::new(options.node, config(options)?, network, log, machine).await;
-        let raft = raft.map_err(|error| Error::Stopped {
-            shard: id,
-            reason: error.to_string(),
-        })?;
+        let raft = start_raft(shared, id, log, machine).await?;
         let road = Road::new(options);
-        let leadership = watch::Sender::new(Leadership::Follower {
-            leader: None,
-            term: 0,
-        });
+        let leadership = watch::Sender::new(NOBODY);
         let guards = Guards {
             clock: shared.clock.clone(),
             disk: shared.disk.clone(),
@@ -258,10 +270,7 @@ impl Replica {
             // Aborted or ended: both are an end.
             let _ = task.await;
         }
-        self.leadership.send_replace(Leadership::Follower {
-            leader: None,
-            term: 0,
-        });
+        self.leadership.send_replace(NOBODY);
     }
 
     pub(crate) fn status(&self) -> ShardStatus {

@@ -1,5 +1,7 @@
 //! Nodes in one process, each with its own runtime, over real loopback connections.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
