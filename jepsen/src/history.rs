@@ -147,9 +147,9 @@ pub enum Installation {
 /// One fault.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fault {
-    /// Which: `kill-leader`, `kill-random`, `pause`.
+    /// Which: `kill-leader`, `kill-random`, `kill-all`, `pause`.
     pub kind: String,
-    /// Which node, if one was chosen.
+    /// Which node, if it was one.
     pub node: Option<u64>,
     /// When it began.
     pub begun_ns: u64,

@@ -1,4 +1,4 @@
-//! Breaks nodes, one at a time, and mends them.
+//! Breaks one node or all, and mends them.
 
 use std::time::Duration;
 
@@ -17,19 +17,27 @@ pub enum Kind {
     KillLeader,
     /// `kill -9` of any node, and a restart.
     KillRandom,
+    /// `kill -9` of all nodes at once, and a restart of all.
+    KillAll,
     /// SIGSTOP of the leader or of any node, and SIGCONT; up to twice the election timeout.
     Pause,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::KillLeader, Self::KillRandom, Self::Pause];
+    pub const ALL: [Self; 4] = [
+        Self::KillLeader,
+        Self::KillRandom,
+        Self::KillAll,
+        Self::Pause,
+    ];
 
     /// As histories call it.
     pub fn name(self) -> &'static str {
         match self {
             Self::KillLeader => "kill-leader",
             Self::KillRandom => "kill-random",
+            Self::KillAll => "kill-all",
             Self::Pause => "pause",
         }
     }
@@ -37,7 +45,7 @@ impl Kind {
     /// For how long the fault lasts, in milliseconds.
     fn hold_ms(self) -> std::ops::Range<u64> {
         match self {
-            Self::KillLeader | Self::KillRandom => 100..1500,
+            Self::KillLeader | Self::KillRandom | Self::KillAll => 100..1500,
             Self::Pause => 100..4000,
         }
     }
@@ -45,6 +53,10 @@ impl Kind {
 
 /// Quiet time between two faults, in milliseconds.
 const QUIET_MS: std::ops::Range<u64> = 500..1500;
+/// How long a fault that needs a leader waits for one.
+const LEADER_WITHIN: Duration = Duration::from_secs(5);
+/// Pause between two looks for a leader.
+const LEADER_POLL: Duration = Duration::from_millis(50);
 
 /// Breaks and mends nodes; what it does follows from its seed, when from the cluster.
 #[derive(Debug)]
@@ -52,6 +64,8 @@ pub struct Nemesis<'a> {
     cluster: &'a Cluster,
     recorder: &'a Recorder,
     rng: StdRng,
+    /// Nodes that ended without the nemesis.
+    deaths: Vec<String>,
 }
 
 impl<'a> Nemesis<'a> {
@@ -61,15 +75,16 @@ impl<'a> Nemesis<'a> {
             cluster,
             recorder,
             rng: StdRng::seed_from_u64(seed),
+            deaths: Vec::new(),
         }
     }
 
     /// Installs faults until the time has come; each kind once before any comes again. All nodes run
-    /// when it returns.
+    /// when it returns; it tells which ended by themselves meanwhile.
     ///
     /// # Errors
     /// When a node cannot be started again.
-    pub async fn run(&mut self, until: Instant) -> anyhow::Result<()> {
+    pub async fn run(mut self, until: Instant) -> anyhow::Result<Vec<String>> {
         let mut kinds = Vec::new();
         while Instant::now() < until {
             sleep(Duration::from_millis(self.rng.random_range(QUIET_MS))).await;
@@ -77,70 +92,105 @@ impl<'a> Nemesis<'a> {
                 kinds = Kind::ALL.to_vec();
                 kinds.shuffle(&mut self.rng);
             }
+            self.note_deaths();
             if let Some(kind) = kinds.pop() {
                 self.install(kind).await;
             }
         }
-        heal(self.cluster)
+        self.note_deaths();
+        heal(self.cluster)?;
+        Ok(self.deaths)
+    }
+
+    /// Between two faults every node should run.
+    fn note_deaths(&mut self) {
+        for node in self.cluster.nodes() {
+            if let Some(status) = node.exit_status() {
+                let death = format!("node {} ended by itself with {status}", node.id());
+                tracing::error!("{death}");
+                self.deaths.push(death);
+                // One that cannot be started again fails the run when it is healed.
+                let _ = node.start();
+            }
+        }
     }
 
     async fn install(&mut self, kind: Kind) {
         let hold = Duration::from_millis(self.rng.random_range(kind.hold_ms()));
-        let target = self.target(kind).await;
-        let begun_ns = self.recorder.now_ns();
-        let installation = match target {
-            None => Installation::Skipped("there is no leader".into()),
-            Some(node) => break_node(kind, node, hold).await,
+        let targets = self.targets(kind).await;
+        // Of a fault of all nodes, none is named.
+        let node = match targets[..] {
+            [only] => Some(only.id()),
+            _ => None,
         };
-        tracing::info!(
-            kind = kind.name(),
-            node = target.map(Node::id),
-            ?installation,
-            "fault"
-        );
+        let begun_ns = self.recorder.now_ns();
+        let installation = if targets.is_empty() {
+            Installation::Skipped("there is no leader".into())
+        } else {
+            break_nodes(kind, &targets, hold).await
+        };
+        tracing::info!(kind = kind.name(), node, ?installation, "fault");
         self.recorder.record(Op::Fault(Fault {
             kind: kind.name().into(),
-            node: target.map(Node::id),
+            node,
             begun_ns,
             healed_ns: self.recorder.now_ns(),
             installation,
         }));
     }
 
-    async fn target(&mut self, kind: Kind) -> Option<&'a Node> {
-        let cluster = self.cluster;
+    async fn targets(&mut self, kind: Kind) -> Vec<&'a Node> {
+        let nodes = self.cluster.nodes();
         let of_leader = match kind {
+            Kind::KillAll => return nodes.iter().collect(),
             Kind::KillLeader => true,
             Kind::KillRandom => false,
             Kind::Pause => self.rng.random_bool(0.5),
         };
-        if of_leader {
-            return cluster.leader().await.map(|i| cluster.node(i));
+        let target = if of_leader {
+            leader(self.cluster).await
+        } else {
+            nodes.choose(&mut self.rng)
+        };
+        target.into_iter().collect()
+    }
+}
+
+/// The leader, or the next one if there is none now.
+async fn leader(cluster: &Cluster) -> Option<&Node> {
+    let until = Instant::now() + LEADER_WITHIN;
+    loop {
+        let found = cluster.leader().await;
+        if found.is_some() || Instant::now() >= until {
+            return found.map(|i| cluster.node(i));
         }
-        cluster.nodes().choose(&mut self.rng)
+        sleep(LEADER_POLL).await;
     }
 }
 
 /// Installs a fault, holds it and heals it.
-async fn break_node(kind: Kind, node: &Node, hold: Duration) -> Installation {
-    let installed = match kind {
-        Kind::KillLeader | Kind::KillRandom => node.kill(),
-        Kind::Pause => node.pause(),
-    };
-    match installed {
-        Ok(true) => {}
-        Ok(false) => return Installation::Skipped("the node did not run".into()),
-        Err(error) => return Installation::Indeterminate(format!("{error:#}")),
+async fn break_nodes(kind: Kind, nodes: &[&Node], hold: Duration) -> Installation {
+    let mut installation = Installation::Installed;
+    for node in nodes {
+        let installed = match kind {
+            Kind::KillLeader | Kind::KillRandom | Kind::KillAll => node.kill(),
+            Kind::Pause => node.pause(),
+        };
+        match installed {
+            Ok(true) => {}
+            Ok(false) => {
+                installation = Installation::Skipped(format!("node {} did not run", node.id()));
+            }
+            Err(error) => installation = Installation::Indeterminate(format!("{error:#}")),
+        }
     }
     sleep(hold).await;
-    let healed = match kind {
-        Kind::KillLeader | Kind::KillRandom => node.start(),
-        Kind::Pause => node.resume().map(drop),
-    };
-    match healed {
-        Ok(()) => Installation::Installed,
-        Err(error) => Installation::Indeterminate(format!("{error:#}")),
+    for node in nodes {
+        if let Err(error) = node.resume().and_then(|_| node.start()) {
+            installation = Installation::Indeterminate(format!("{error:#}"));
+        }
     }
+    installation
 }
 
 /// Lets every node run.

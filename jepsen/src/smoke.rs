@@ -28,7 +28,7 @@ const READERS: usize = 3;
 /// Acked sends for each second of a run without which it proves nothing: a tenth of what a slow
 /// machine does.
 const ACKED_PER_SECOND_MIN: usize = 10;
-/// A fault and its quiet time take up to this long, and there are three kinds.
+/// In this time each kind comes at least once, however slow the machine.
 const SECONDS_PER_FAULT_OF_A_KIND: u64 = 18;
 /// After the last fault the cluster must serve again within this time.
 const HEALED_WITHIN: Duration = Duration::from_secs(60);
@@ -208,8 +208,8 @@ impl<'a> Run<'a> {
         let until = Instant::now() + Duration::from_secs(self.options.seconds);
         let mut work = JoinSet::new();
         self.spawn_work(&mut work, until, 0);
-        let mut nemesis = Nemesis::new(self.cluster, &self.recorder, self.options.seed);
-        nemesis.run(until).await?;
+        let nemesis = Nemesis::new(self.cluster, &self.recorder, self.options.seed);
+        let mut doubts = nemesis.run(until).await?;
         finish(work).await?;
 
         nemesis::heal(self.cluster)?;
@@ -217,7 +217,6 @@ impl<'a> Run<'a> {
             .wait_ready(HEALED_WITHIN)
             .await
             .context("wait for the healed cluster")?;
-        let mut doubts = Vec::new();
         let before = self.recorder.len();
         let mut work = JoinSet::new();
         self.spawn_work(&mut work, Instant::now() + CALM, 1);
