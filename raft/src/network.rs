@@ -156,7 +156,13 @@ impl RaftNetworkV2<TypeConfig> for Conn {
             return stream_append_sequential(self, input, option);
         }
         Box::pin(async move {
-            let answers = self.open_append(input).await?;
+            let mut input = input;
+            // openraft waits out its backoff in the request stream: a stream that is opened before it
+            // is read would be opened again and again, without a pause, while the peer is away.
+            let Some(first) = input.next().await else {
+                return Ok(stream::empty().boxed());
+            };
+            let answers = self.open_append(stream::iter([first]).chain(input)).await?;
             let results = answers.map(|answer| match answer {
                 Ok(answer) => wire::result_in(answer).map_err(unreachable),
                 Err(status) => Err(unreachable(status)),
