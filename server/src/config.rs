@@ -237,9 +237,12 @@ impl Default for ClusterConfig {
             group_members_max: 500,
             dedup_window_ms: 7 * 24 * 3600 * 1000,
             clock_skew_max_ms: 500,
-            heartbeat_ms: 250,
-            election_min_ms: 1000,
-            election_max_ms: 2000,
+            // openraft stands for election after the old leader's lease (election_max) plus a random
+            // time. Measured from kill -9 to the next ack: 2.7 to 3.6 s with 250/1000/2000, 1.6 to
+            // 1.8 s with 150/500/1000, on two loaded cores; 3 s is what a client should never see.
+            heartbeat_ms: 200,
+            election_min_ms: 700,
+            election_max_ms: 1200,
             nodes: BTreeMap::from([(1, "127.0.0.1:7700".to_owned())]),
         }
     }

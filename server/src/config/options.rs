@@ -172,7 +172,7 @@ pub const OPTIONS: &[OptionFacts] = &[
         "cluster.heartbeat_ms",
         (10, 10_000),
         "ms",
-        "Time between a leader's heartbeats. At most a third of election_min_ms.",
+        "Time between a leader's heartbeats. Less than a third of election_min_ms.",
     ),
     number(
         "cluster.election_min_ms",
@@ -196,7 +196,7 @@ pub const OPTIONS: &[OptionFacts] = &[
     number(
         "node.id",
         (1, 1 << 32),
-        "id",
+        "node ids",
         "Which of cluster.nodes this one is. Stored in the node's directory; never changes.",
     ),
     text(

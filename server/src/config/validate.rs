@@ -59,12 +59,12 @@ impl Config {
                 return invalid("cluster.nodes", id, "a node id must be at least 1");
             }
         }
-        if cluster.heartbeat_ms.saturating_mul(3) > cluster.election_min_ms {
+        if cluster.heartbeat_ms.saturating_mul(3) >= cluster.election_min_ms {
             return invalid(
                 "cluster.heartbeat_ms",
                 cluster.heartbeat_ms,
                 &format!(
-                    "at most a third of election_min_ms = {}",
+                    "must be less than a third of election_min_ms = {}",
                     cluster.election_min_ms
                 ),
             );
