@@ -215,7 +215,9 @@ impl Driver {
         }
         let inbox = Arc::clone(&self.inbox);
         loop {
-            self.write_due(session).await?;
+            if let Some(end) = self.write_due(session).await? {
+                return Ok(end);
+            }
             let wake = tokio::time::Instant::from_std(self.next_wake(session));
             let room = self.pending.len() < session.in_flight_max && self.waiting.is_empty();
             tokio::select! {
@@ -241,12 +243,18 @@ impl Driver {
     }
 
     /// Writes new calls, repeats that are due, and a sync if one is wanted.
-    async fn write_due(&mut self, session: &mut Session) -> Result<(), tungstenite::Error> {
+    async fn write_due(
+        &mut self,
+        session: &mut Session,
+    ) -> Result<Option<End>, tungstenite::Error> {
         // Calls that came in together are written together.
-        while self.pending.len() + self.waiting.len() < session.in_flight_max
-            && let Ok(Command::Call { request, answer }) = self.commands.try_recv()
-        {
-            self.waiting.push_back((request, answer));
+        while self.pending.len() + self.waiting.len() < session.in_flight_max {
+            match self.commands.try_recv() {
+                Ok(Command::Call { request, answer }) => self.waiting.push_back((request, answer)),
+                Ok(Command::Close) => return Ok(Some(End::Closed)),
+                // Nothing more now, or no client any more: the caller sees which.
+                Err(_) => break,
+            }
         }
         let mut wrote = false;
         while self.pending.len() < session.in_flight_max
@@ -300,7 +308,7 @@ impl Driver {
         if wrote {
             session.socket.flush().await?;
         }
-        Ok(())
+        Ok(None)
     }
 
     fn next_id(&mut self) -> u32 {
