@@ -283,6 +283,7 @@ fn node_options(
     options.engine = EngineOptions {
         slot_count: cluster.slot_count,
         memtable_bytes_max: memory.memtable,
+        memtable_age_ms_max: config.storage.flush_age_ms,
         block_cache_bytes: size(memory.block_cache),
         tail_cache_bytes: size(memory.tails),
         max_open_files: i32::try_from(config.storage.max_open_files).unwrap_or(i32::MAX),
