@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use mailbox_wire::{Reply, Request, Send};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 use uuid::{NoContext, Timestamp, Uuid};
 
-use crate::driver::{Command, Driver};
+use crate::driver::{Call, Driver};
 use crate::inbox::{Empty, Inbox};
 use crate::state::State;
 use crate::{
@@ -16,7 +17,7 @@ use crate::{
 };
 
 /// Calls handed to the driver and not yet looked at.
-const COMMANDS_MAX: usize = 64;
+const CALLS_MAX: usize = 64;
 
 /// How often a changed state is written.
 const SAVE_PERIOD: Duration = Duration::from_millis(500);
@@ -49,7 +50,7 @@ pub enum Event {
 #[derive(Clone)]
 pub struct Client {
     shared: Arc<Shared>,
-    commands: mpsc::Sender<Command>,
+    calls: mpsc::Sender<Call>,
 }
 
 /// What the driver tells the calls of its connection.
@@ -66,6 +67,7 @@ struct Shared {
     options: ConnectOptions,
     inbox: Arc<Inbox>,
     link: watch::Receiver<Link>,
+    closing: CancellationToken,
     /// Closed once the driver has ended.
     ended: watch::Receiver<()>,
     /// One writer of the state file at a time, in the order of the states.
@@ -91,15 +93,22 @@ impl Client {
             None => State::default(),
         };
         let inbox = Arc::new(Inbox::new(known, options.queue_messages_max));
-        let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
-        let (driver, link, ended) =
-            Driver::new(options.clone(), Arc::clone(&inbox), receiver, &open);
+        let (calls, receiver) = mpsc::channel(CALLS_MAX);
+        let closing = CancellationToken::new();
+        let (driver, link, ended) = Driver::new(
+            options.clone(),
+            Arc::clone(&inbox),
+            receiver,
+            closing.clone(),
+            &open,
+        );
         let saving = tokio::sync::Mutex::default();
         let shared = Arc::new(Shared {
             user,
             options,
             inbox,
             link,
+            closing,
             ended,
             saving,
         });
@@ -107,7 +116,7 @@ impl Client {
         if shared.options.state_path.is_some() {
             tokio::spawn(save_often(Arc::downgrade(&shared)));
         }
-        Ok(Self { shared, commands })
+        Ok(Self { shared, calls })
     }
 
     /// The user id that the token stands for.
@@ -269,8 +278,7 @@ impl Client {
     /// received unless [`Client::next`] was called after it. Calls under way end with
     /// [`Error::Closed`].
     pub async fn close(&self) -> Result<(), Error> {
-        // If the driver has ended already there is nobody to tell.
-        let _ = self.commands.send(Command::Close).await;
+        self.shared.closing.cancel();
         let mut ended = self.shared.ended.clone();
         while ended.changed().await.is_ok() {}
         self.shared.save().await
@@ -280,11 +288,8 @@ impl Client {
         let waited = self.shared.options.request_timeout;
         let (answer, answered) = oneshot::channel();
         let call = async {
-            let command = Command::Call { request, answer };
-            self.commands
-                .send(command)
-                .await
-                .map_err(|_| Error::Closed)?;
+            let call = Call { request, answer };
+            self.calls.send(call).await.map_err(|_| Error::Closed)?;
             answered.await.map_err(|_| Error::Closed)?
         };
         match tokio::time::timeout(waited, call).await {

@@ -9,6 +9,7 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use mailbox_wire::{ClientFrame, Fault, Push, Reply, Request, ServerFrame, Sync, Synced};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_tungstenite::tungstenite;
+use tokio_util::sync::CancellationToken;
 
 use crate::client::Link;
 use crate::inbox::{Fit, Inbox};
@@ -27,9 +28,9 @@ const WAITING_MAX: usize = 1024;
 type Answer = oneshot::Sender<Result<Reply, Error>>;
 
 /// What the client's calls ask of the driver.
-pub(crate) enum Command {
-    Call { request: Request, answer: Answer },
-    Close,
+pub(crate) struct Call {
+    pub(crate) request: Request,
+    pub(crate) answer: Answer,
 }
 
 /// A request that is not answered yet.
@@ -52,7 +53,9 @@ enum End {
 pub(crate) struct Driver {
     options: ConnectOptions,
     inbox: Arc<Inbox>,
-    commands: mpsc::Receiver<Command>,
+    calls: mpsc::Receiver<Call>,
+    /// Cancelled when the client is closed.
+    closing: CancellationToken,
     link: watch::Sender<Link>,
     _ended: watch::Sender<()>,
     pending: BTreeMap<u32, Pending>,
@@ -89,7 +92,8 @@ impl Driver {
     pub(crate) fn new(
         options: ConnectOptions,
         inbox: Arc<Inbox>,
-        commands: mpsc::Receiver<Command>,
+        calls: mpsc::Receiver<Call>,
+        closing: CancellationToken,
         open: &Open,
     ) -> (Self, watch::Receiver<Link>, watch::Receiver<()>) {
         let (link, link_receiver) = watch::channel(link_of(open));
@@ -97,7 +101,8 @@ impl Driver {
         let driver = Self {
             options,
             inbox,
-            commands,
+            calls,
+            closing,
             link,
             _ended: ended,
             pending: BTreeMap::new(),
@@ -154,7 +159,11 @@ impl Driver {
                 retry_in: pause,
             });
             self.wait(pause).await?;
-            let error = match socket::open(&self.options).await {
+            let opened = tokio::select! {
+                opened = socket::open(&self.options) => opened,
+                () = self.closing.cancelled() => return None,
+            };
+            let error = match opened {
                 Ok(open) => return Some(open),
                 Err(error) => error,
             };
@@ -189,11 +198,10 @@ impl Driver {
             let room = self.waiting.len() < WAITING_MAX;
             tokio::select! {
                 () = tokio::time::sleep_until(until) => return Some(()),
-                command = self.commands.recv(), if room => match command {
-                    Some(Command::Call { request, answer }) => {
-                        self.waiting.push_back((request, answer));
-                    }
-                    Some(Command::Close) | None => return None,
+                () = self.closing.cancelled() => return None,
+                call = self.calls.recv(), if room => {
+                    let Call { request, answer } = call?;
+                    self.waiting.push_back((request, answer));
                 }
             }
         }
@@ -215,17 +223,14 @@ impl Driver {
         }
         let inbox = Arc::clone(&self.inbox);
         loop {
-            if let Some(end) = self.write_due(session).await? {
-                return Ok(end);
-            }
+            self.write_due(session).await?;
             let wake = tokio::time::Instant::from_std(self.next_wake(session));
             let room = self.pending.len() < session.in_flight_max && self.waiting.is_empty();
             tokio::select! {
-                command = self.commands.recv(), if room => match command {
-                    Some(Command::Call { request, answer }) => {
-                        self.waiting.push_back((request, answer));
-                    }
-                    Some(Command::Close) | None => return Ok(End::Closed),
+                () = self.closing.cancelled() => return Ok(End::Closed),
+                call = self.calls.recv(), if room => match call {
+                    Some(Call { request, answer }) => self.waiting.push_back((request, answer)),
+                    None => return Ok(End::Closed),
                 },
                 received = session.socket.next() => {
                     if let Some(end) = self.receive(session, received)? {
@@ -243,18 +248,12 @@ impl Driver {
     }
 
     /// Writes new calls, repeats that are due, and a sync if one is wanted.
-    async fn write_due(
-        &mut self,
-        session: &mut Session,
-    ) -> Result<Option<End>, tungstenite::Error> {
+    async fn write_due(&mut self, session: &mut Session) -> Result<(), tungstenite::Error> {
         // Calls that came in together are written together.
-        while self.pending.len() + self.waiting.len() < session.in_flight_max {
-            match self.commands.try_recv() {
-                Ok(Command::Call { request, answer }) => self.waiting.push_back((request, answer)),
-                Ok(Command::Close) => return Ok(Some(End::Closed)),
-                // Nothing more now, or no client any more: the caller sees which.
-                Err(_) => break,
-            }
+        while self.pending.len() + self.waiting.len() < session.in_flight_max
+            && let Ok(Call { request, answer }) = self.calls.try_recv()
+        {
+            self.waiting.push_back((request, answer));
         }
         let mut wrote = false;
         while self.pending.len() < session.in_flight_max
@@ -308,7 +307,7 @@ impl Driver {
         if wrote {
             session.socket.flush().await?;
         }
-        Ok(None)
+        Ok(())
     }
 
     fn next_id(&mut self) -> u32 {

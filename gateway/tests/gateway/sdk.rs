@@ -276,3 +276,49 @@ async fn a_load_generator_receives_nothing() {
     assert_eq!(alice.next().await, Some(Event::Connected));
     until(|| rig.gateway.connections() == 1).await;
 }
+
+#[tokio::test]
+async fn closing_ends_whatever_is_under_way() {
+    let rig = Rig::with(limits(|limits| limits.in_flight_max = 2)).await;
+    for round in 0..50_usize {
+        let alice = rig.sdk("alice").await;
+        // Around the close there are calls that wait, that are written, and that are answered.
+        let sends: Vec<_> = (0..round)
+            .map(|number| {
+                let alice = alice.clone();
+                tokio::spawn(async move { alice.send(&to("@bob"), number.to_string()).await })
+            })
+            .collect();
+        if round % 3 != 0 {
+            tokio::task::yield_now().await;
+        }
+        tokio::time::timeout(PATIENCE, alice.close())
+            .await
+            .unwrap()
+            .unwrap();
+        for send in sends {
+            let ended = tokio::time::timeout(PATIENCE, send).await.unwrap().unwrap();
+            assert!(matches!(ended, Ok(_) | Err(Error::Closed)), "{ended:?}");
+        }
+    }
+    let Rig { gateway, .. } = rig;
+    let stranded = tokio::spawn(gateway.shutdown(Duration::from_secs(5)));
+    stranded.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_client_without_a_gateway_can_be_closed() {
+    let rig = Rig::start().await;
+    let alice = rig.sdk("alice").await;
+    drop(rig.gateway);
+    let sending = tokio::spawn({
+        let alice = alice.clone();
+        async move { alice.send(&to("@bob"), "into the void").await }
+    });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    tokio::time::timeout(PATIENCE, alice.close())
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(matches!(sending.await.unwrap(), Err(Error::Closed)));
+}
