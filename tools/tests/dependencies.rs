@@ -10,14 +10,29 @@ fn tree(arguments: &[&str]) -> Vec<String> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
     let output = Command::new(env!("CARGO"))
         .current_dir(root)
-        .args(["tree", "--offline", "--locked", "--prefix", "none", "--edges", "normal"])
+        .args([
+            "tree",
+            "--offline",
+            "--locked",
+            "--prefix",
+            "none",
+            "--edges",
+            "normal",
+        ])
         .args(arguments)
         .output()
         .expect("cargo runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let text = String::from_utf8(output.stdout).expect("cargo prints UTF-8");
     let lines: Vec<String> = text.lines().map(str::to_owned).collect();
-    assert!(!lines.is_empty(), "cargo tree {arguments:?} printed nothing");
+    assert!(
+        !lines.is_empty(),
+        "cargo tree {arguments:?} printed nothing"
+    );
     lines
 }
 
@@ -30,15 +45,29 @@ fn names(arguments: &[&str]) -> BTreeSet<String> {
 }
 
 fn own(names: &BTreeSet<String>) -> Vec<&str> {
-    names.iter().map(String::as_str).filter(|name| name.starts_with("mailbox-")).collect()
+    names
+        .iter()
+        .map(String::as_str)
+        .filter(|name| name.starts_with("mailbox-"))
+        .collect()
 }
 
 #[test]
 fn the_gateway_never_links_the_store() {
-    for package in ["mailbox-gateway", "mailbox-client", "mailbox-wire", "mailbox-sdk"] {
+    for package in [
+        "mailbox-gateway",
+        "mailbox-client",
+        "mailbox-wire",
+        "mailbox-sdk",
+    ] {
         let reached = names(&["-p", package]);
-        for forbidden in ["rocksdb", "librocksdb-sys", "mailbox-engine", "mailbox-raft", "openraft"]
-        {
+        for forbidden in [
+            "rocksdb",
+            "librocksdb-sys",
+            "mailbox-engine",
+            "mailbox-raft",
+            "openraft",
+        ] {
             assert!(!reached.contains(forbidden), "{package} links {forbidden}");
         }
     }
@@ -55,14 +84,16 @@ fn leaves_know_no_other_crate_of_ours() {
 fn the_engine_links_no_runtime_and_no_network() {
     let reached = names(&["-p", "mailbox-engine"]);
     for forbidden in ["tokio", "tonic", "hyper", "prost", "rand"] {
-        assert!(!reached.contains(forbidden), "mailbox-engine links {forbidden}");
+        assert!(
+            !reached.contains(forbidden),
+            "mailbox-engine links {forbidden}"
+        );
     }
 }
 
 #[test]
 fn only_the_engine_and_the_log_use_rocksdb() {
-    let users: BTreeSet<String> =
-        names(&["--workspace", "--invert", "rocksdb", "--depth", "1"]);
+    let users: BTreeSet<String> = names(&["--workspace", "--invert", "rocksdb", "--depth", "1"]);
     assert_eq!(own(&users), ["mailbox-engine", "mailbox-raft"]);
 }
 
@@ -71,17 +102,33 @@ fn openraft_and_its_siblings_are_one_pinned_version() {
     let raft: BTreeSet<String> = tree(&["-p", "mailbox-raft"])
         .into_iter()
         .filter(|line| line.starts_with("openraft"))
-        .map(|line| line.split_whitespace().take(2).collect::<Vec<_>>().join(" "))
+        .map(|line| {
+            line.split_whitespace()
+                .take(2)
+                .collect::<Vec<_>>()
+                .join(" ")
+        })
         .collect();
     assert!(raft.contains("openraft v0.10.0-alpha.37"), "{raft:?}");
     for line in &raft {
-        assert!(line.ends_with("v0.10.0-alpha.37"), "{line} differs from the pin");
+        assert!(
+            line.ends_with("v0.10.0-alpha.37"),
+            "{line} differs from the pin"
+        );
     }
 }
 
 #[test]
 fn axum_comes_without_its_own_websocket() {
     let features = tree(&["-p", "mailbox-gateway", "--format", "{p} {f}"]);
-    let axum = features.iter().find(|line| line.starts_with("axum v")).expect("axum is linked");
-    assert!(!axum.split(' ').any(|word| word.split(',').any(|feature| feature == "ws")), "{axum}");
+    let axum = features
+        .iter()
+        .find(|line| line.starts_with("axum v"))
+        .expect("axum is linked");
+    assert!(
+        !axum
+            .split(' ')
+            .any(|word| word.split(',').any(|feature| feature == "ws")),
+        "{axum}"
+    );
 }

@@ -14,7 +14,11 @@ fn collect(directory: &Path, files: &mut Vec<PathBuf>) {
     let entries = std::fs::read_dir(directory).expect("the source tree is readable");
     for entry in entries {
         let path = entry.expect("the source tree is readable").path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         if path.is_dir() {
             if name != "target" && name != ".git" {
                 collect(&path, files);
@@ -33,7 +37,11 @@ fn sources() -> Vec<(String, String)> {
         .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
         .map(|path| {
             let text = std::fs::read_to_string(&path).expect("sources are UTF-8");
-            let name = path.strip_prefix(root()).unwrap_or(&path).display().to_string();
+            let name = path
+                .strip_prefix(root())
+                .unwrap_or(&path)
+                .display()
+                .to_string();
             (name, text)
         })
         .collect();
@@ -44,10 +52,20 @@ fn sources() -> Vec<(String, String)> {
 #[test]
 fn a_file_holds_one_thought() {
     for (name, text) in sources() {
-        let code = text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or(&text);
+        let code = text
+            .split("\n#[cfg(test)]\nmod tests {")
+            .next()
+            .unwrap_or(&text);
         let lines = code.lines().count();
-        let bound = if name.contains("/tests/") { 2 * FILE_LINES_MAX } else { FILE_LINES_MAX };
-        assert!(lines <= bound, "{name} has {lines} lines, {bound} are the most");
+        let bound = if name.contains("/tests/") {
+            2 * FILE_LINES_MAX
+        } else {
+            FILE_LINES_MAX
+        };
+        assert!(
+            lines <= bound,
+            "{name} has {lines} lines, {bound} are the most"
+        );
     }
 }
 
@@ -64,17 +82,28 @@ fn no_test_is_skipped() {
 fn every_module_says_what_it_is() {
     for (name, text) in sources() {
         let first = text.lines().next().unwrap_or_default();
-        assert!(first.starts_with("//!"), "{name} has no module documentation in its first line");
+        assert!(
+            first.starts_with("//!"),
+            "{name} has no module documentation in its first line"
+        );
     }
 }
 
 #[test]
 fn modules_are_named_by_what_they_are() {
-    const FORBIDDEN: [&str; 9] =
-        ["manager", "helper", "helpers", "util", "utils", "common", "misc", "types_v2", "data"];
+    const FORBIDDEN: [&str; 9] = [
+        "manager", "helper", "helpers", "util", "utils", "common", "misc", "types_v2", "data",
+    ];
     for (name, _) in sources() {
-        let stem = Path::new(&name).file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        assert!(!FORBIDDEN.contains(&stem.as_str()), "{name}: the name says nothing");
+        let stem = Path::new(&name)
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        assert!(
+            !FORBIDDEN.contains(&stem.as_str()),
+            "{name}: the name says nothing"
+        );
     }
 }
 
@@ -85,7 +114,11 @@ fn every_crate_takes_the_workspace_lints() {
     for path in files.iter().filter(|path| path.ends_with("Cargo.toml")) {
         let text = std::fs::read_to_string(path).expect("manifests are UTF-8");
         if text.contains("[package]") {
-            assert!(text.contains("[lints]\nworkspace = true"), "{}", path.display());
+            assert!(
+                text.contains("[lints]\nworkspace = true"),
+                "{}",
+                path.display()
+            );
         }
     }
 }
