@@ -1,3 +1,5 @@
+//! The schema: keys read back as written, sort as their fields, and never change.
+
 use proptest::prelude::*;
 
 use super::*;

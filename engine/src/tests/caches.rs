@@ -1,3 +1,5 @@
+//! Heads, tails and dedup look-ups from the caches answer as the rows would.
+
 use super::{Disk, SHARD, mailbox, new_shard, options};
 use crate::id::Seq;
 use crate::options::EngineOptions;

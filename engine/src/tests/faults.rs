@@ -1,3 +1,5 @@
+//! Damaged bytes and failing files are named, and stop what must stop.
+
 use std::path::Path;
 
 use super::{Disk, SHARD, mailbox, new_shard, options};

@@ -1,3 +1,5 @@
+//! Flushes: what readers see before, during and after one, wherever it falls.
+
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;

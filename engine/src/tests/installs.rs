@@ -1,3 +1,5 @@
+//! Snapshots and their installation.
+
 use std::path::PathBuf;
 
 use super::{Disk, SHARD, index_of, mailbox, new_shard, options};
