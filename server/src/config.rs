@@ -240,6 +240,7 @@ impl Default for ClusterConfig {
             // openraft stands for election after the old leader's lease (election_max) plus a random
             // time. Measured from kill -9 to the next ack: 2.7 to 3.6 s with 250/1000/2000, 1.6 to
             // 1.8 s with 150/500/1000, on two loaded cores; 3 s is what a client should never see.
+            // With these: 2.43 s at most over 20 kills.
             heartbeat_ms: 200,
             election_min_ms: 700,
             election_max_ms: 1200,
