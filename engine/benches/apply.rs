@@ -9,7 +9,7 @@
 //! `cargo bench -p mailbox-engine --bench apply -- [--messages N] [--users N] [--dir D]`
 
 // A benchmark is what clocks and threads are for.
-#![allow(clippy::disallowed_methods, clippy::unwrap_used)]
+#![allow(clippy::disallowed_methods)]
 
 #[path = "apply/engine.rs"]
 mod engine;
@@ -25,6 +25,11 @@ use std::time::Duration;
 
 /// Messages in one entry, and in one write batch.
 pub(crate) const BATCH: u64 = 64;
+
+/// A number of things in memory, as a length or an index.
+pub(crate) fn as_usize(number: u64) -> usize {
+    usize::try_from(number).expect("64-bit")
+}
 
 /// What to run.
 pub(crate) struct Load {
@@ -63,7 +68,7 @@ fn main() {
             other => panic!("{other}: unknown flag"),
         }
     }
-    std::fs::create_dir_all(&load.dir).unwrap();
+    std::fs::create_dir_all(&load.dir).expect("make the directory");
     let ours = report("engine", &load, &engine::run(&load));
     let theirs = report("rocksdb", &load, &rocks::run(&load));
     let percent = 100.0 * ours / theirs;

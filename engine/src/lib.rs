@@ -54,6 +54,8 @@ mod walk;
 
 pub use applied::{AppliedState, LogId};
 pub use base::memory::{IngestCrash, MemoryDisk};
+#[doc(hidden)]
+pub use base::rocks::rocks_options;
 pub use command::{
     AckCursor, Command, Conversation, CreateGroup, HandleFault, JoinGroup, LeaveGroup, MarkRead,
     Refusal, RegisterUser, Reply, Send, SendGroup,

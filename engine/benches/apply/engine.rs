@@ -12,20 +12,20 @@ use uuid::Uuid;
 
 use crate::messages::{Message, Messages};
 use crate::process::{cpu, file_bytes, thread_cpu, wait_idle};
-use crate::{BATCH, Cost, Load};
+use crate::{BATCH, Cost, Load, as_usize};
 
 /// Applies the load to a new store.
 pub(crate) fn run(load: &Load) -> Cost {
-    let dir = tempfile::tempdir_in(&load.dir).unwrap();
+    let dir = tempfile::tempdir_in(&load.dir).expect("make a directory");
     // Both sides keep all heads in memory: RocksDB gets an array of them.
-    let head_cache_entries = usize::try_from(2 * load.users).unwrap();
+    let head_cache_entries = as_usize(2 * load.users);
     let options = EngineOptions {
         head_cache_entries,
         ..EngineOptions::default()
     };
     let slots = 0..=options.slot_count - 1;
-    let store = Store::open(dir.path(), options).unwrap();
-    let shard = store.create_shard(ShardId(0), slots).unwrap();
+    let store = Store::open(dir.path(), options).expect("open the store");
+    let shard = store.create_shard(ShardId(0), slots).expect("make a shard");
     let mut applier = Applier {
         shard: shard.clone(),
         index: 0,
@@ -82,7 +82,7 @@ impl Applier {
     }
 
     fn send(&mut self, messages: &mut Messages, count: u64, users: &[UserId]) {
-        let user = |number: u64| users[usize::try_from(number).unwrap()];
+        let user = |number: u64| users[as_usize(number)];
         let mut entry = None;
         for _ in 0..count {
             let message: Message = messages.next();
@@ -101,7 +101,7 @@ impl Applier {
                 .get_or_insert_with(|| EntryBuilder::new(message.time_ms))
                 .push(&command);
         }
-        let replies = self.apply(entry.unwrap());
+        let replies = self.apply(entry.expect("a batch is not empty"));
         assert!(
             replies
                 .iter()
@@ -120,7 +120,8 @@ impl Applier {
             index: self.index,
         };
         let payload = ApplyPayload::Commands(entry.finish());
-        let applied = self.shard.apply(&[ApplyEntry { log_id, payload }]).unwrap();
+        let applied = self.shard.apply(&[ApplyEntry { log_id, payload }]);
+        let applied = applied.expect("apply");
         applied.replies.into_iter().flatten().collect()
     }
 }
@@ -141,8 +142,8 @@ fn flush_until(shard: &Shard, done: &AtomicBool) {
         let last = done.load(Ordering::Acquire);
         if last || shard.flush_due(0) {
             while let Some(frozen) = shard.freeze() {
-                let built = shard.build(&frozen).unwrap();
-                shard.ingest(built).unwrap();
+                let built = shard.build(&frozen).expect("build a file");
+                shard.ingest(built).expect("ingest");
                 if !last {
                     break;
                 }

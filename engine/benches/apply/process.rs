@@ -17,11 +17,12 @@ pub(crate) fn thread_cpu() -> Duration {
 }
 
 fn ticks(path: &str) -> Duration {
-    let stat = std::fs::read_to_string(path).unwrap();
+    let stat = std::fs::read_to_string(path).expect("Linux has /proc");
     // The name in parentheses may hold spaces; `utime` is the 12th field after it.
-    let fields = stat.rsplit_once(')').unwrap().1;
+    let (_, fields) = stat.rsplit_once(')').expect("a name in parentheses");
     let times = fields.split_whitespace().skip(11).take(2);
-    TICK * times.map(|ticks| ticks.parse::<u32>().unwrap()).sum()
+    let ticks = |text: &str| text.parse::<u32>().expect("a number of ticks");
+    TICK * times.map(ticks).sum()
 }
 
 /// Waits until nothing in this process has used the CPU for a while: compaction is through.
@@ -36,8 +37,9 @@ pub(crate) fn wait_idle() {
 
 /// Bytes of all files below a directory.
 pub(crate) fn file_bytes(dir: &Path) -> u64 {
-    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
+    let entries = std::fs::read_dir(dir).expect("read a directory");
     entries
+        .map(|entry| entry.expect("read a directory"))
         .map(|entry| match entry.metadata() {
             Ok(metadata) if metadata.is_dir() => file_bytes(&entry.path()),
             Ok(metadata) => metadata.len(),

@@ -4,24 +4,21 @@ use std::time::Instant;
 
 use mailbox_engine::{
     DedupKey, Destination, EngineOptions, Flags, MessageType, NewRow, RangeId, Seq, StateKey,
-    StoredKey, TimelineId, UserId,
+    StoredKey, TimelineId, UserId, rocks_options,
 };
-use rocksdb::{
-    BlockBasedIndexType, BlockBasedOptions, Cache, DB, DBCompressionType, Options, WriteBatch,
-    WriteOptions,
-};
+use rocksdb::{DB, Options, WriteBatch, WriteOptions};
 
 use crate::messages::{Message, Messages};
 use crate::process::{cpu, file_bytes, thread_cpu, wait_idle};
-use crate::{BATCH, Cost, Load};
+use crate::{BATCH, Cost, Load, as_usize};
 
 /// Writes the load into a new database.
 pub(crate) fn run(load: &Load) -> Cost {
-    let dir = tempfile::tempdir_in(&load.dir).unwrap();
+    let dir = tempfile::tempdir_in(&load.dir).expect("make a directory");
     let mut writer = Writer {
-        db: DB::open(&options(), dir.path()).unwrap(),
+        db: DB::open(&options(), dir.path()).expect("open RocksDB"),
         options: WriteOptions::default(),
-        heads: vec![0; usize::try_from(load.users).unwrap()],
+        heads: vec![0; as_usize(load.users)],
         key: Vec::new(),
         value: Vec::new(),
     };
@@ -37,10 +34,10 @@ pub(crate) fn run(load: &Load) -> Cost {
         for _ in 0..count {
             writer.put(&messages.next(), &mut batch);
         }
-        writer.db.write_opt(batch, &writer.options).unwrap();
+        writer.db.write_opt(batch, &writer.options).expect("write");
     }
     let (wall, apply_cpu) = (start.elapsed(), thread_cpu() - thread_before);
-    writer.db.flush().unwrap();
+    writer.db.flush().expect("flush");
     wait_idle();
     let stored_bytes = file_bytes(dir.path());
     Cost {
@@ -51,31 +48,11 @@ pub(crate) fn run(load: &Load) -> Cost {
     }
 }
 
-/// As the engine's, and a memtable of the same size as its own.
+/// The engine's own, and a memtable of the same size as its own.
 fn options() -> Options {
     let engine = EngineOptions::default();
-    let mut table = BlockBasedOptions::default();
-    table.set_block_cache(&Cache::new_lru_cache(engine.block_cache_bytes));
-    table.set_block_size(16 << 10);
-    table.set_bloom_filter(10.0, false);
-    table.set_cache_index_and_filter_blocks(true);
-    table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
-    table.set_partition_filters(true);
-    table.set_metadata_block_size(4 << 10);
-    table.set_cache_index_and_filter_blocks_with_high_priority(true);
-    table.set_pin_top_level_index_and_filter(true);
-    let mut options = Options::default();
-    options.create_if_missing(true);
-    options.set_block_based_table_factory(&table);
-    options.set_compression_type(DBCompressionType::Lz4);
-    options.set_level_compaction_dynamic_level_bytes(true);
-    options.set_max_open_files(engine.max_open_files);
-    options.set_max_background_jobs(engine.compaction_threads);
-    options.set_bytes_per_sync(1 << 20);
-    options.set_target_file_size_base(64 << 20);
-    options.set_max_bytes_for_level_base(256 << 20);
-    options.set_level_zero_file_num_compaction_trigger(8);
-    let memtable_bytes = usize::try_from(engine.memtable_bytes_max).unwrap();
+    let mut options = rocks_options(&engine);
+    let memtable_bytes = as_usize(engine.memtable_bytes_max);
     options.set_write_buffer_size(memtable_bytes);
     options
 }
@@ -105,7 +82,8 @@ impl Writer {
             suffix: &dedup.encode(),
         }
         .encode(&mut self.key);
-        assert!(self.db.get_pinned(&self.key).unwrap().is_none());
+        let known = self.db.get_pinned(&self.key).expect("read").is_some();
+        assert!(!known);
         // The engine's dedup value: a hash, a kind, seq and message id.
         batch.put(&self.key, [7; 25]);
         let row = |correspondent, flags| NewRow {
@@ -125,7 +103,7 @@ impl Writer {
     }
 
     fn append(&mut self, timeline: TimelineId, row: NewRow, batch: &mut WriteBatch) {
-        let head = &mut self.heads[usize::try_from(timeline.owner).unwrap()];
+        let head = &mut self.heads[as_usize(timeline.owner)];
         *head += 1;
         let seq = Seq(*head);
         self.key.clear();

@@ -170,7 +170,9 @@ fn empty(dir: &Path) -> Result<(), Error> {
     std::fs::create_dir_all(dir).map_err(failed("create"))
 }
 
-fn rocks_options(engine: &EngineOptions) -> Options {
+/// What RocksDB runs with. Not a promise: public only so that the benchmark beside raw RocksDB compares
+/// like with like.
+pub fn rocks_options(engine: &EngineOptions) -> Options {
     let mut table = BlockBasedOptions::default();
     table.set_block_cache(&Cache::new_lru_cache(engine.block_cache_bytes));
     table.set_block_size(BLOCK_BYTES);
