@@ -15,7 +15,7 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// The roles and helpers of the one binary.
+/// The roles of the one binary, and its configuration.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// A store node and a gateway in one process, for trying and developing.

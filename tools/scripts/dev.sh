@@ -11,6 +11,4 @@ say "building mailboxd and mailboxctl (release)"
 cargo build --release --locked -p mailbox-server -p mailbox-tools --bins
 say "built in $(($(date +%s) - started)) s"
 
-# The ready lines name mailboxctl: let them be pasted into another terminal as they are.
-export PATH="$CARGO_TARGET_DIR/release:$PATH"
 exec "$CARGO_TARGET_DIR/release/mailboxd" dev "$@"

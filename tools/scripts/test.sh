@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Passes every test: format, lints, documentation, unit, property, integration and fault smoke.
+# Passes every test: format, lints, then unit, property, documentation, integration and fault smoke tests.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 # shellcheck source=tools/scripts/setup.sh
