@@ -45,6 +45,8 @@ fn run(ctx: &mut Context<'_>, command: Command) -> Result<Reply, No> {
         Command::LeaveGroup(call) => procedure::leave_group(ctx, &call),
         Command::MarkRead(call) => procedure::mark_read(ctx, &call),
         Command::AckCursor(call) => procedure::ack_cursor(ctx, call),
+        Command::Deliver(call) => procedure::deliver(ctx, &call),
+        Command::AckLanes(call) => procedure::ack_lanes(ctx, &call),
         Command::Cut => {
             ctx.cut();
             Ok(Reply::Cut {

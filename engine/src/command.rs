@@ -4,7 +4,8 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use crate::hlc::Hlc;
-use crate::id::{DeviceId, GroupId, MessageId, Seq, TimelineId, UserId};
+use crate::id::{DeviceId, GroupId, MessageId, Seq, SlotId, TimelineId, UserId};
+use crate::item::{Items, LaneId};
 use crate::row::{Flags, MessageType};
 
 /// One call of one procedure.
@@ -26,6 +27,10 @@ pub enum Command {
     MarkRead(MarkRead),
     /// A device holds a timeline up to a seq.
     AckCursor(AckCursor),
+    /// Items of a lane, by the relay of its source.
+    Deliver(Deliver),
+    /// How far destinations have got, by the relay of their sources.
+    AckLanes(AckLanes),
     /// Ends the memtable with this entry, so that all replicas can hash the same state.
     Cut,
 }
@@ -43,6 +48,8 @@ impl Command {
             Command::RegisterUser(_)
             | Command::MarkRead(_)
             | Command::AckCursor(_)
+            | Command::Deliver(_)
+            | Command::AckLanes(_)
             | Command::Cut => {}
         }
     }
@@ -181,6 +188,25 @@ pub struct AckCursor {
     pub seq: Seq,
 }
 
+/// Items of one lane with dense lane seqs. Has no id: the lane's mark tells what is new.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Deliver {
+    /// Which lane. Answered by the shard of its destination.
+    pub lane: LaneId,
+    /// Lane seq of the first item.
+    pub first_seq: u64,
+    /// The items, encoded where they were sent from.
+    pub items: Items,
+}
+
+/// Raises the acked points of lanes whose sources are in this shard. All or none: one lane that
+/// is refused refuses the call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AckLanes {
+    /// Lanes, each with a mark that its destination has reported. A lower one changes nothing.
+    pub acks: Vec<(LaneId, u64)>,
+}
+
 /// What a command is answered with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
@@ -230,6 +256,19 @@ pub enum Reply {
         /// The entry's index.
         index: u64,
     },
+    /// The items of a lane that were due have taken effect.
+    Delivered {
+        /// Which lane.
+        lane: LaneId,
+        /// Its high-water mark: everything up to it has taken effect. Below `first_seq - 1` of
+        /// the command, items are missing before it: send from `mark + 1` on.
+        mark: u64,
+        /// The item at `mark + 1` is damaged and changed nothing. Compare it with the outbox row,
+        /// and send it again from there.
+        corrupt: Option<u64>,
+    },
+    /// What the destinations have is no longer in the outboxes.
+    LanesAcked,
     /// No; nothing has changed.
     Refused(Refusal),
 }
@@ -355,6 +394,28 @@ pub enum Refusal {
         len: usize,
         /// The limit.
         max: usize,
+    },
+    /// The slot that answers this command is in another shard. Ask there, with the same id.
+    #[error("slot {slot} is not in this shard")]
+    WrongShard {
+        /// The slot.
+        slot: SlotId,
+    },
+    /// A lane between slots that do not exist, or of another incarnation of one.
+    #[error("there is no lane {lane}")]
+    UnknownLane {
+        /// As asked.
+        lane: LaneId,
+    },
+    /// The destination acked more than the source has ever sent: the source lost state.
+    #[error("lane {lane} was acked up to {acked}, but its source sent {sent}")]
+    LaneAhead {
+        /// Which one.
+        lane: LaneId,
+        /// As asked.
+        acked: u64,
+        /// Greatest lane seq that the source has allocated.
+        sent: u64,
     },
     /// Only the store writes messages of this type.
     #[error("message type {kind} is not for clients", kind = .kind.0)]

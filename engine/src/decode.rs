@@ -110,6 +110,23 @@ impl<'a> Reader<'a> {
         self.array().map(u64::from_be_bytes)
     }
 
+    /// Seven bits at a time, the low ones first: what `put_varint` made.
+    pub(crate) fn varint(&mut self) -> Result<u64, Malformed> {
+        let mut number = 0;
+        for shift in (0..u64::BITS).step_by(7) {
+            let byte = self.u8()?;
+            let part = u64::from(byte & 0x7F);
+            if part << shift >> shift != part || (part == 0 && shift > 0 && byte == 0) {
+                return Err(self.unknown(byte));
+            }
+            number |= part << shift;
+            if byte & 0x80 == 0 {
+                return Ok(number);
+            }
+        }
+        Err(self.unknown(number))
+    }
+
     /// A four-byte length and that many bytes.
     pub(crate) fn sized(&mut self) -> Result<&'a [u8], Malformed> {
         let len = self.u32()?;
@@ -141,5 +158,45 @@ impl<'a> Reader<'a> {
             what: self.what,
             left: self.rest.len(),
         })
+    }
+}
+
+/// Appends a number in as few bytes of seven bits as it needs.
+pub(crate) fn put_varint(mut number: u64, out: &mut Vec<u8>) {
+    while number >= 0x80 {
+        let [low, ..] = number.to_le_bytes();
+        out.push(low | 0x80);
+        number >>= 7;
+    }
+    let [low, ..] = number.to_le_bytes();
+    out.push(low);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn varints_are_read_as_written(number: u64, shift in 0..64_u32) {
+            let number = number >> shift;
+            let mut bytes = Vec::new();
+            put_varint(number, &mut bytes);
+            let mut reader = Reader::new("number", &bytes);
+            prop_assert_eq!(reader.varint(), Ok(number));
+            prop_assert!(reader.is_empty());
+        }
+
+        #[test]
+        fn any_bytes_are_a_varint_or_refused(bytes: Vec<u8>) {
+            let mut reader = Reader::new("number", &bytes);
+            if let Ok(number) = reader.varint() {
+                let mut again = Vec::new();
+                put_varint(number, &mut again);
+                prop_assert!(bytes.starts_with(&again));
+            }
+        }
     }
 }

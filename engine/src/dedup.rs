@@ -2,6 +2,7 @@
 //!
 //! The checks, in this order, each a function of the state alone:
 //!
+//! 0. the slot that answers is not in this shard: `WrongShard`, to be asked elsewhere;
 //! 1. the id's time is before the slot's floor: `IdExpired`, whether or not its row is still here;
 //! 2. a row has the same identity: its reply if the same was asked, else `IdReused`;
 //! 3. the id's time is more than [`AHEAD_MAX_MS`] ahead of replicated time: `IdFromFuture`;
@@ -12,8 +13,6 @@
 //! lower it and let a dropped id in again.
 //!
 //! A row's value: `hash of what was asked u64 | kind of reply u8 | its numbers`.
-
-use std::ops::RangeInclusive;
 
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_128;
@@ -46,15 +45,14 @@ const CURSOR: u8 = 7;
 #[derive(Debug, Default)]
 pub(crate) struct Floors {
     raised_to: Option<u64>,
-    first: u16,
+    /// Indexed by slot; those of slots that the shard does not hold mean nothing.
     by_slot: Vec<u64>,
 }
 
 impl Floors {
     /// The slot's floor, in milliseconds since the Unix epoch.
     fn of(&self, slot: SlotId) -> u64 {
-        let index = usize::from(slot.0) - usize::from(self.first);
-        self.by_slot[index]
+        self.by_slot[usize::from(slot.0)]
     }
 }
 
@@ -65,20 +63,19 @@ pub(crate) fn raise_floors(ctx: &mut Context<'_>) -> Result<(), Error> {
     if ctx.floors().raised_to == Some(wanted) {
         return Ok(());
     }
-    let slots: RangeInclusive<u16> = ctx.slots();
-    let first = *slots.start();
-    let mut by_slot = Vec::with_capacity(slots.len());
+    let slots = ctx.slots();
+    let end = slots.last().map_or(0, |last| usize::from(last.0) + 1);
+    let mut by_slot = vec![0; end];
     for slot in slots {
-        let key = StateKey::DedupFloor { slot: SlotId(slot) };
+        let key = StateKey::DedupFloor { slot };
         let floor = number(ctx, &key)?;
         if wanted > floor {
             ctx.put(&key, table::encode_u64(wanted));
         }
-        by_slot.push(floor.max(wanted));
+        by_slot[usize::from(slot.0)] = floor.max(wanted);
     }
     *ctx.floors() = Floors {
         raised_to: Some(wanted),
-        first,
         by_slot,
     };
     Ok(())
@@ -126,6 +123,9 @@ impl Ask {
 
     /// The first reply, if this is a repeat; nothing, if the procedure is to decide.
     pub(crate) fn judge(&self, ctx: &mut Context<'_>) -> Result<Option<Reply>, No> {
+        if !ctx.holds(self.slot) {
+            return Err(Refusal::WrongShard { slot: self.slot }.into());
+        }
         let id_ms = self.key.time_ms();
         let floor_ms = ctx.floors().of(self.slot);
         if id_ms < floor_ms {
@@ -173,7 +173,9 @@ impl Ask {
             Reply::Left { left_seq } => (LEFT, [left_seq.0, 0]),
             Reply::ReadMark { seq } => (READ_MARK, [seq.0, 0]),
             Reply::Cursor { seq } => (CURSOR, [seq.0, 0]),
-            Reply::Cut { .. } | Reply::Refused(_) => unreachable!("neither is remembered"),
+            Reply::Cut { .. } | Reply::Delivered { .. } | Reply::LanesAcked | Reply::Refused(_) => {
+                unreachable!("none is remembered")
+            }
         };
         let mut value = [0; VALUE_LEN_MAX];
         value[..8].copy_from_slice(&self.hash.to_be_bytes());

@@ -10,11 +10,12 @@ use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::command::{
-    AckCursor, Command, Conversation, CreateGroup, JoinGroup, LeaveGroup, MarkRead, RegisterUser,
-    Send, SendGroup,
+    AckCursor, AckLanes, Command, Conversation, CreateGroup, Deliver, JoinGroup, LeaveGroup,
+    MarkRead, RegisterUser, Send, SendGroup,
 };
 use crate::decode::{Malformed, Reader};
-use crate::id::{DeviceId, GroupId, MessageId, Seq, TimelineId, TimelineKind, UserId};
+use crate::id::{DeviceId, GroupId, MessageId, Seq, SlotId, TimelineId, TimelineKind, UserId};
+use crate::item::{Items, LaneId};
 use crate::row::{Flags, MessageType};
 
 const FORMAT: u8 = 1;
@@ -30,6 +31,8 @@ const TAG_LEAVE_GROUP: u8 = 6;
 const TAG_MARK_READ: u8 = 7;
 const TAG_ACK_CURSOR: u8 = 8;
 const TAG_CUT: u8 = 9;
+const TAG_DELIVER: u8 = 11;
+const TAG_ACK_LANES: u8 = 12;
 
 /// Collects commands into one entry.
 #[derive(Debug)]
@@ -281,8 +284,45 @@ fn encode_command(command: &Command, out: &mut Vec<u8>) {
             out.push(call.timeline.kind as u8);
             put_sized(out, call.device.as_str().as_bytes());
         }
+        Command::Deliver(Deliver {
+            lane,
+            first_seq,
+            items,
+        }) => {
+            out.reserve(25 + items.as_bytes().len());
+            out.push(TAG_DELIVER);
+            put_lane(*lane, out);
+            put_u64(out, *first_seq);
+            put_sized(out, items.as_bytes());
+        }
+        Command::AckLanes(AckLanes { acks }) => {
+            out.reserve(5 + 20 * acks.len());
+            out.push(TAG_ACK_LANES);
+            let count = u32::try_from(acks.len()).expect("there are fewer lanes");
+            out.extend_from_slice(&count.to_be_bytes());
+            for (lane, acked) in acks {
+                put_lane(*lane, out);
+                put_u64(out, *acked);
+            }
+        }
         Command::Cut => out.push(TAG_CUT),
     }
+}
+
+fn put_lane(lane: LaneId, out: &mut Vec<u8>) {
+    out.extend_from_slice(&lane.source.0.to_be_bytes());
+    out.extend_from_slice(&lane.source_incarnation.to_be_bytes());
+    out.extend_from_slice(&lane.destination.0.to_be_bytes());
+    out.extend_from_slice(&lane.destination_incarnation.to_be_bytes());
+}
+
+fn read_lane(reader: &mut Reader<'_>) -> Result<LaneId, Malformed> {
+    Ok(LaneId {
+        source: SlotId(reader.u16()?),
+        source_incarnation: reader.u32()?,
+        destination: SlotId(reader.u16()?),
+        destination_incarnation: reader.u32()?,
+    })
 }
 
 fn read_id(reader: &mut Reader<'_>) -> Result<Uuid, Malformed> {
@@ -340,6 +380,12 @@ fn decode_command(reader: &mut Reader<'_>, entry: &Bytes) -> Result<Command, Mal
         })),
         TAG_MARK_READ => decode_mark_read(reader).map(Command::MarkRead),
         TAG_ACK_CURSOR => decode_ack_cursor(reader).map(Command::AckCursor),
+        TAG_DELIVER => Ok(Command::Deliver(Deliver {
+            lane: read_lane(reader)?,
+            first_seq: reader.u64()?,
+            items: Items::from_bytes(entry.slice_ref(reader.sized()?)),
+        })),
+        TAG_ACK_LANES => decode_ack_lanes(reader).map(Command::AckLanes),
         TAG_CUT => Ok(Command::Cut),
         tag => Err(reader.unknown(tag)),
     }
@@ -397,6 +443,15 @@ fn decode_ack_cursor(reader: &mut Reader<'_>) -> Result<AckCursor, Malformed> {
         timeline,
         seq,
     })
+}
+
+fn decode_ack_lanes(reader: &mut Reader<'_>) -> Result<AckLanes, Malformed> {
+    let count = reader.u32()?;
+    let mut acks = Vec::new();
+    for _ in 0..count {
+        acks.push((read_lane(reader)?, reader.u64()?));
+    }
+    Ok(AckLanes { acks })
 }
 
 #[cfg(test)]
@@ -503,11 +558,30 @@ mod tests {
         )
     }
 
+    fn lane() -> impl Strategy<Value = LaneId> {
+        any::<(u16, u32, u16, u32)>().prop_map(|(source, one, destination, two)| LaneId {
+            source: SlotId(source),
+            source_incarnation: one,
+            destination: SlotId(destination),
+            destination_incarnation: two,
+        })
+    }
+
     fn command() -> impl Strategy<Value = Command> {
         prop_oneof![
             send().prop_map(Command::Send),
             send_group().prop_map(Command::SendGroup),
             request(),
+            (lane(), any::<u64>(), any::<Vec<u8>>()).prop_map(|(lane, first_seq, items)| {
+                let items = Items::from_bytes(items.into());
+                Command::Deliver(Deliver {
+                    lane,
+                    first_seq,
+                    items,
+                })
+            }),
+            proptest::collection::vec((lane(), any::<u64>()), 0..5)
+                .prop_map(|acks| Command::AckLanes(AckLanes { acks })),
         ]
     }
 

@@ -13,6 +13,7 @@ use crate::flush::write_rows;
 use crate::id::SlotId;
 use crate::range::Ranges;
 use crate::shard::Shard;
+use crate::view::state_key;
 use crate::walk::{Place, Unflushed, Walk};
 
 /// What two replicas compare, at equal `applied` only.
@@ -76,6 +77,11 @@ impl Shard {
             write_rows(&frozen.memtable, &state.ranges, &mut &mut unflushed)?;
         }
         write_rows(&state.active, &state.ranges, &mut &mut unflushed)?;
+        state.lanes.unfrozen(&mut |slot, key, value| {
+            if let Some(range) = state.ranges.of_slot(slot) {
+                unflushed.lay(state_key(range, key.as_slice()), value);
+            }
+        });
         hash_rows(&state.files, &state.ranges, &unflushed, applied).map(Some)
     }
 }

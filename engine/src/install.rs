@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::id::{RangeId, SlotId};
 use crate::key::{DedupKey, NodeKey, StateKey, StoredKey};
 use crate::known::KnownKeys;
+use crate::lanes::{self, read_lanes};
 use crate::memtable::Memtable;
 use crate::range::{RangeRow, RangeState, Ranges};
 use crate::row::StoredRow;
@@ -170,6 +171,8 @@ impl Shard {
         self.core.base.ingest(staged, &[])?;
         state.files = self.core.base.view();
         state.known = KnownKeys::read(state.files.as_ref(), &new, applied.time_ms)?;
+        let slot_count = state.options.slot_count;
+        state.lanes = read_lanes(state.files.as_ref(), &new, slot_count)?;
         state.ranges = Arc::new(new);
         state.flushed = applied.clone();
         state.applied = applied;
@@ -204,10 +207,11 @@ fn check_row(path: &Path, slot_count: u16, row: &SnapshotRow<'_>) -> Result<(), 
             if key.slot(slot_count) != row.slot {
                 return Err(fault(Malformed::Unknown { what, number }));
             }
+            let value = Bytes::copy_from_slice(row.value);
             if let StateKey::Message { timeline, seq } = key {
-                let value = Bytes::copy_from_slice(row.value);
                 StoredRow::decode(timeline, seq, &value).map_err(fault)?;
             }
+            lanes::check_row(&key, &value).map_err(fault)?;
         }
         Place::Dedup(hour, suffix) => {
             let key = DedupKey::decode(suffix).map_err(fault)?;

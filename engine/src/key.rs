@@ -24,6 +24,7 @@ use crate::id::{
     DeviceId, GroupId, RangeId, Seq, ShardId, SlotId, TimelineId, TimelineKind, UserId,
     slot_of_handle,
 };
+use crate::item::LaneId;
 
 /// First byte of every state key.
 pub(crate) const STATE_SPACE: u8 = 1;
@@ -147,6 +148,33 @@ pub enum StateKey {
         /// The slot.
         slot: SlotId,
     },
+    /// All lanes that begin in this slot: how far each was sent and acked. Scope: the source
+    /// slot. Overwritten by a flush if one of its lanes has changed; moves with the slot.
+    ///
+    /// Key: `14 | slot u16`. Value: a lane table, see `lanes/rows.rs`.
+    LaneTable {
+        /// The source.
+        slot: SlotId,
+    },
+    /// All lanes that end in this slot: how far each has taken effect. Scope: the destination
+    /// slot. Overwritten by a flush if one of its lanes has changed; moves with the slot.
+    ///
+    /// Key: `15 | slot u16`. Value: a mark table, see `lanes/rows.rs`.
+    MarkTable {
+        /// The destination.
+        slot: SlotId,
+    },
+    /// An item that was not acked when its memtable was frozen. Scope: the source slot. Written
+    /// once, removed by the flush after its ack; moves with the slot.
+    ///
+    /// Key: `16 | source u16 | destination u16 | source incarnation u32 | destination
+    /// incarnation u32 | lane seq u64`. Value: the item, see `item.rs`.
+    Outbox {
+        /// Its lane.
+        lane: LaneId,
+        /// Its lane seq.
+        seq: u64,
+    },
 }
 
 pub(crate) const TAG_MESSAGE: u8 = 1;
@@ -162,10 +190,15 @@ const TAG_HANDLE: u8 = 10;
 const TAG_USER_COUNTER: u8 = 11;
 const TAG_GROUP_COUNTER: u8 = 12;
 const TAG_DEDUP_FLOOR: u8 = 13;
+const TAG_LANE_TABLE: u8 = 14;
+const TAG_MARK_TABLE: u8 = 15;
+const TAG_OUTBOX: u8 = 16;
 
 impl StateKey {
     /// What all trim points of a range begin with.
     pub(crate) const TRIM_POINT_TAG: u8 = TAG_TRIM_POINT;
+    /// From the first to the last tag of the rows of lanes, tables before items.
+    pub(crate) const LANE_TAGS: [u8; 2] = [TAG_LANE_TABLE, TAG_OUTBOX];
 
     /// The slot that holds this row.
     pub fn slot(&self, slot_count: u16) -> SlotId {
@@ -182,7 +215,10 @@ impl StateKey {
             StateKey::Handle { handle } => slot_of_handle(handle, slot_count),
             StateKey::UserCounter { slot }
             | StateKey::GroupCounter { slot }
-            | StateKey::DedupFloor { slot } => *slot,
+            | StateKey::DedupFloor { slot }
+            | StateKey::LaneTable { slot }
+            | StateKey::MarkTable { slot } => *slot,
+            StateKey::Outbox { lane, .. } => lane.source,
         }
     }
 
@@ -216,6 +252,14 @@ impl StateKey {
             StateKey::UserCounter { slot } => KeyBytes::tag(TAG_USER_COUNTER).u16(slot.0),
             StateKey::GroupCounter { slot } => KeyBytes::tag(TAG_GROUP_COUNTER).u16(slot.0),
             StateKey::DedupFloor { slot } => KeyBytes::tag(TAG_DEDUP_FLOOR).u16(slot.0),
+            StateKey::LaneTable { slot } => KeyBytes::tag(TAG_LANE_TABLE).u16(slot.0),
+            StateKey::MarkTable { slot } => KeyBytes::tag(TAG_MARK_TABLE).u16(slot.0),
+            StateKey::Outbox { lane, seq } => KeyBytes::tag(TAG_OUTBOX)
+                .u16(lane.source.0)
+                .u16(lane.destination.0)
+                .u32(lane.source_incarnation)
+                .u32(lane.destination_incarnation)
+                .u64(*seq),
         }
     }
 
@@ -276,6 +320,13 @@ impl StateKey {
             TAG_DEDUP_FLOOR => StateKey::DedupFloor {
                 slot: SlotId(reader.u16()?),
             },
+            TAG_LANE_TABLE => StateKey::LaneTable {
+                slot: SlotId(reader.u16()?),
+            },
+            TAG_MARK_TABLE => StateKey::MarkTable {
+                slot: SlotId(reader.u16()?),
+            },
+            TAG_OUTBOX => read_outbox(reader)?,
             tag => return Err(reader.unknown(tag)),
         };
         reader.end()?;
@@ -296,6 +347,20 @@ impl StateKey {
     pub fn members_prefix(group: GroupId) -> KeyBytes {
         KeyBytes::tag(TAG_MEMBER).u64(group.0)
     }
+}
+
+fn read_outbox(reader: &mut Reader<'_>) -> Result<StateKey, Malformed> {
+    let (source, destination) = (SlotId(reader.u16()?), SlotId(reader.u16()?));
+    let lane = LaneId {
+        source,
+        destination,
+        source_incarnation: reader.u32()?,
+        destination_incarnation: reader.u32()?,
+    };
+    Ok(StateKey::Outbox {
+        lane,
+        seq: reader.u64()?,
+    })
 }
 
 fn read_timeline(reader: &mut Reader<'_>) -> Result<TimelineId, Malformed> {

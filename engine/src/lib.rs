@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! shard.rs    one replica: apply and reads           state.rs   what its one lock holds; Context
+//! item.rs     effects on other slots          lanes.rs   what rides between slots
 //! memtable.rs applied, not flushed                   flush.rs   memtable to file, published
 //! view.rs     reads over memtables and files         base/      RocksDB, or a simulated disk
 //! heads.rs, tails.rs, known.rs   caches              store.rs, range.rs   whose rows are where
@@ -31,8 +32,10 @@ mod heads;
 mod hlc;
 mod id;
 mod install;
+mod item;
 mod key;
 mod known;
+mod lanes;
 mod map;
 mod memtable;
 mod options;
@@ -57,8 +60,8 @@ pub use base::memory::{IngestCrash, MemoryDisk};
 #[doc(hidden)]
 pub use base::rocks::rocks_options;
 pub use command::{
-    AckCursor, Command, Conversation, CreateGroup, HandleFault, JoinGroup, LeaveGroup, MarkRead,
-    Refusal, RegisterUser, Reply, Send, SendGroup,
+    AckCursor, AckLanes, Command, Conversation, CreateGroup, Deliver, HandleFault, JoinGroup,
+    LeaveGroup, MarkRead, Refusal, RegisterUser, Reply, Send, SendGroup,
 };
 pub use decode::Malformed;
 pub use entry::{Commands, Entry, EntryBuilder};
@@ -71,6 +74,7 @@ pub use id::{
     DeviceId, GroupId, InvalidDevice, MessageId, NotATimeline, RangeId, Seq, ShardId, SlotId,
     TimelineId, TimelineKind, UserId, slot_of_handle, slot_of_owner,
 };
+pub use item::{Item, Items, LaneId, OutboxItem};
 pub use key::{DedupKey, Destination, KeyBytes, NodeKey, StateKey, StoredKey};
 pub use options::EngineOptions;
 pub use row::{Flags, MessageType, NewRow, RefusalCode, Row, StoredRow, content_crc};

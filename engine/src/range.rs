@@ -4,7 +4,6 @@
 //! live ones and the former ones dead, so that a crash leaves either the one state or the other.
 
 use std::collections::BTreeMap;
-use std::ops::RangeInclusive;
 
 use crate::decode::{Malformed, Reader};
 use crate::id::{RangeId, ShardId, SlotId};
@@ -96,15 +95,9 @@ impl Ranges {
         self.by_range.get(&range).copied()
     }
 
-    /// From the first to the last slot of this shard: it holds all in between.
-    pub(crate) fn slots(&self) -> RangeInclusive<u16> {
-        let mut slots = self.by_slot().map(|(slot, _)| slot.0);
-        let first = slots.next();
-        match (first, slots.last()) {
-            (Some(first), last) => first..=last.unwrap_or(first),
-            // No slots: a range from 1 to 0 is empty.
-            (None, _) => RangeInclusive::new(1, 0),
-        }
+    /// The slots of this shard, in their order: a set, not all from the first to the last.
+    pub(crate) fn slots(&self) -> Vec<SlotId> {
+        self.by_slot().map(|(slot, _)| slot).collect()
     }
 
     /// Slots and their ranges, in the order of the slots.

@@ -12,9 +12,10 @@ use crate::command::Reply;
 use crate::entry::Entry;
 use crate::error::Error;
 use crate::id::{RangeId, Seq, ShardId, SlotId, TimelineId};
+use crate::item::{LaneId, OutboxItem};
 use crate::key::{KeyBytes, StateKey};
 use crate::row::Row;
-use crate::state::{Context, ShardState};
+use crate::state::{Context, Effects, ShardState};
 use crate::store::StoreCore;
 use crate::tails::TailCache;
 use crate::view::{self, Page, PageRows};
@@ -47,6 +48,9 @@ pub struct Applied {
     pub replies: Vec<Vec<Reply>>,
     /// The rows that were appended, by timeline, in seq order. Their bodies pin the entries.
     pub appended: Vec<(TimelineId, Vec<Row>)>,
+    /// The items that were put into outboxes, each lane's in lane seq order: for the leader's
+    /// relay. Some may be acked already. Their bodies pin the entries.
+    pub outbox: Vec<OutboxItem>,
 }
 
 /// Figures of one shard.
@@ -70,6 +74,10 @@ pub struct ShardMetrics {
     pub installs: u64,
     /// Bytes of the cached tails.
     pub tail_cache_bytes: u64,
+    /// Items in outboxes that their destinations are not known to have.
+    pub outbox_items: u64,
+    /// Bytes of these items.
+    pub outbox_bytes: u64,
 }
 
 #[derive(Default)]
@@ -122,8 +130,8 @@ impl Shard {
     /// A fault of this replica's storage or a corrupt entry: the shard refuses everything
     /// afterwards, and the replica must stop.
     pub fn apply(&self, batch: &[ApplyEntry]) -> Result<Applied, Error> {
-        let mut applied = Applied::default();
-        applied.replies.reserve(batch.len());
+        let mut replies = Vec::with_capacity(batch.len());
+        let mut effects = Effects::default();
         let number = {
             let mut state = self.state.write();
             state.batches += 1;
@@ -132,22 +140,26 @@ impl Shard {
         for entry in batch {
             let mut state = self.state.write();
             state.check()?;
-            match self.apply_one(&mut state, entry, &mut applied.appended, number) {
-                Ok(replies) => applied.replies.push(replies),
+            match self.apply_one(&mut state, entry, &mut effects, number) {
+                Ok(of_entry) => replies.push(of_entry),
                 Err(error) => {
                     state.fault = Some(error.to_string());
                     return Err(error);
                 }
             }
         }
-        Ok(applied)
+        Ok(Applied {
+            replies,
+            appended: effects.appended,
+            outbox: effects.outbox,
+        })
     }
 
     fn apply_one(
         &self,
         state: &mut ShardState,
         entry: &ApplyEntry,
-        appended: &mut Vec<(TimelineId, Vec<Row>)>,
+        effects: &mut Effects,
         batch: u64,
     ) -> Result<Vec<Reply>, Error> {
         let before = state.applied.log_id.map(|log_id| log_id.index);
@@ -170,7 +182,7 @@ impl Shard {
             ApplyPayload::Commands(bytes) => {
                 state.active.pin(bytes);
                 let rewrites = state.rewrites;
-                let mut context = Context::new(state, appended, batch, entry.log_id);
+                let mut context = Context::new(state, effects, batch, entry.log_id);
                 let entry = Entry::open(bytes.clone())
                     .map_err(|malformed| Error::CorruptEntry { malformed })?;
                 let mut replies = Vec::new();
@@ -333,20 +345,51 @@ impl Shard {
         Ok(view::present(rows))
     }
 
+    /// The slots that this shard holds, in their order.
+    pub fn slots(&self) -> Vec<SlotId> {
+        self.state.read().ranges.slots()
+    }
+
+    /// Every item whose destination is not known to have it, each lane's in lane seq order: what
+    /// the relay of a new leader begins with. From memory.
+    pub fn unacked(&self) -> Vec<OutboxItem> {
+        self.state.read().lanes.unacked()
+    }
+
+    /// The greatest lane seq that a destination is known to have, of a lane that begins here.
+    pub fn lane_acked(&self, lane: LaneId) -> u64 {
+        let state = self.state.read();
+        state.lanes.sent_and_acked(lane.source, lane.destination).1
+    }
+
+    /// Bytes of all unacked items, for admission: whoever lets them grow without end fills the
+    /// memory of every replica.
+    pub fn outbox_bytes(&self) -> u64 {
+        self.state.read().lanes.outbox_bytes()
+    }
+
     pub(crate) fn slot_of(&self, timeline: TimelineId) -> SlotId {
         timeline.slot(self.core.options.slot_count)
     }
 
     /// Figures.
     pub fn metrics(&self) -> ShardMetrics {
-        let (memtable_bytes, frozen_bytes, frozen) = {
+        let (memtable_bytes, frozen_bytes, frozen, outbox_items, outbox_bytes) = {
             let state = self.state.read();
             let frozen_bytes = state
                 .frozen
                 .iter()
                 .map(|frozen| frozen.memtable.bytes())
                 .sum();
-            (state.active.bytes(), frozen_bytes, state.frozen.len())
+            let lanes = &state.lanes;
+            let (items, bytes) = (lanes.outbox_items(), lanes.outbox_bytes());
+            (
+                state.active.bytes(),
+                frozen_bytes,
+                state.frozen.len(),
+                items,
+                bytes,
+            )
         };
         ShardMetrics {
             memtable_bytes,
@@ -358,6 +401,8 @@ impl Shard {
             flushed_bytes: self.counters.flushed_bytes.load(Ordering::Relaxed),
             installs: self.counters.installs.load(Ordering::Relaxed),
             tail_cache_bytes: u64::try_from(self.tails.lock().bytes()).expect("a usize fits"),
+            outbox_items: u64::try_from(outbox_items).expect("a usize fits"),
+            outbox_bytes,
         }
     }
 }

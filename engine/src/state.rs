@@ -1,7 +1,6 @@
 //! A shard's state under its one lock, and what a procedure sees of it.
 
 use std::collections::VecDeque;
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,8 +12,10 @@ use crate::error::Error;
 use crate::hash::StateHash;
 use crate::heads::HeadCache;
 use crate::id::{MessageId, RangeId, Seq, SlotId, TimelineId};
+use crate::item::{Item, LaneId, OutboxItem};
 use crate::key::{DedupKey, KeyBytes, StateKey, StoredKey};
 use crate::known::KnownKeys;
+use crate::lanes::Lanes;
 use crate::memtable::{Memtable, TailPlace};
 use crate::options::EngineOptions;
 use crate::range::Ranges;
@@ -35,6 +36,8 @@ pub(crate) struct ShardState {
     pub(crate) known: KnownKeys,
     /// The dedup floors of the slots, as apply knows them; to be emptied by an install.
     pub(crate) floors: Floors,
+    /// The lanes of the slots as of the last entry, in the memtables or not.
+    pub(crate) lanes: Lanes,
     /// The applied row in the files.
     pub(crate) flushed: AppliedState,
     /// The read view of the last flush that a cut ended.
@@ -96,6 +99,7 @@ impl ShardState {
 
     /// Ends the active memtable. The caller stands at an entry boundary.
     pub(crate) fn freeze(&mut self, cut: bool) {
+        self.lanes.freeze(&mut self.active);
         let memtable = std::mem::take(&mut self.active);
         let (applied, generation) = (self.applied.clone(), self.generation);
         self.frozen.push_back(Arc::new(Frozen {
@@ -127,8 +131,14 @@ impl ShardState {
     }
 }
 
-/// The rows that a batch appended, by timeline, in the order in which it touched them first.
-pub(crate) type Appended = Vec<(TimelineId, Vec<Row>)>;
+/// What a batch did that others wait for.
+#[derive(Default)]
+pub(crate) struct Effects {
+    /// The rows that it appended, by timeline, in the order in which it touched them first.
+    pub(crate) appended: Vec<(TimelineId, Vec<Row>)>,
+    /// The items that it put into outboxes.
+    pub(crate) outbox: Vec<OutboxItem>,
+}
 
 /// What a procedure sees and changes: the shard's state as of the commands before it.
 ///
@@ -136,7 +146,7 @@ pub(crate) type Appended = Vec<(TimelineId, Vec<Row>)>;
 /// is undone: a procedure decides first and changes afterwards.
 pub(crate) struct Context<'a> {
     state: &'a mut ShardState,
-    appended: &'a mut Appended,
+    effects: &'a mut Effects,
     batch: u64,
     log_id: LogId,
     cut: bool,
@@ -145,13 +155,13 @@ pub(crate) struct Context<'a> {
 impl<'a> Context<'a> {
     pub(crate) fn new(
         state: &'a mut ShardState,
-        appended: &'a mut Appended,
+        effects: &'a mut Effects,
         batch: u64,
         log_id: LogId,
     ) -> Context<'a> {
         Context {
             state,
-            appended,
+            effects,
             batch,
             log_id,
             cut: false,
@@ -163,9 +173,40 @@ impl<'a> Context<'a> {
         self.log_id
     }
 
-    /// The slots that this shard holds.
-    pub(crate) fn slots(&self) -> RangeInclusive<u16> {
+    /// The slots that this shard holds, in their order.
+    pub(crate) fn slots(&self) -> Vec<SlotId> {
         self.state.ranges.slots()
+    }
+
+    /// This shard holds the slot.
+    pub(crate) fn holds(&self, slot: SlotId) -> bool {
+        self.state.ranges.of_slot(slot).is_some()
+    }
+
+    /// The lanes of this shard's slots.
+    pub(crate) fn lanes(&mut self) -> &mut Lanes {
+        &mut self.state.lanes
+    }
+
+    /// An item on this lane takes effect in this apply: the destination is here, and nothing
+    /// rides the lane. What was not acked yet is now, as both ends are here.
+    pub(crate) fn delivers_at_once(&mut self, source: SlotId, destination: SlotId) -> bool {
+        if !self.holds(destination) || !self.state.lanes.is_level(source, destination) {
+            return false;
+        }
+        let (sent, acked) = self.state.lanes.sent_and_acked(source, destination);
+        if acked < sent {
+            self.state.lanes.ack(source, destination, sent);
+        }
+        true
+    }
+
+    /// Puts an item into the outbox, for the relay.
+    pub(crate) fn queue(&mut self, source: SlotId, destination: SlotId, item: Item) {
+        debug_assert!(self.holds(source), "items come from slots of this shard");
+        let lane = LaneId::between(source, destination);
+        let seq = self.state.lanes.push(source, destination, item.clone());
+        self.effects.outbox.push(OutboxItem { lane, seq, item });
     }
 
     /// Limits that are equal on all replicas.
@@ -260,12 +301,11 @@ impl<'a> Context<'a> {
         })?;
         self.state.active.append(place, stored);
         self.state.heads.put(range, timeline, seq);
-        let next = u32::try_from(self.appended.len()).expect("a batch is bounded");
+        let appended = &mut self.effects.appended;
+        let next = u32::try_from(appended.len()).expect("a batch is bounded");
         match self.state.active.touch(place, self.batch, next) {
-            Some(index) => self.appended[usize::try_from(index).expect("fits")]
-                .1
-                .push(row),
-            None => self.appended.push((timeline, vec![row])),
+            Some(index) => appended[usize::try_from(index).expect("fits")].1.push(row),
+            None => appended.push((timeline, vec![row])),
         }
         Ok(seq)
     }

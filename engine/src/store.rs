@@ -1,7 +1,6 @@
 //! The store of one node: the base store, the shards on it, and which ranges hold whose rows.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::ops::RangeInclusive;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,6 +17,7 @@ use crate::heads::HeadCache;
 use crate::id::{RangeId, ShardId, SlotId};
 use crate::key::{NodeKey, StoredKey};
 use crate::known::KnownKeys;
+use crate::lanes::read_lanes;
 use crate::memtable::Memtable;
 use crate::options::EngineOptions;
 use crate::range::{RangeRow, RangeState, Ranges};
@@ -121,14 +121,14 @@ impl Store {
         self.shards.read().get(&shard).cloned()
     }
 
-    /// Makes an empty replica that holds these slots, durably.
+    /// Makes an empty replica that holds these slots, a set in any order, durably.
     ///
     /// # Errors
     /// The shard is here already, a slot is not below the slot count, or the base store failed.
     pub fn create_shard(
         &self,
         shard: ShardId,
-        slots: RangeInclusive<u16>,
+        slots: impl IntoIterator<Item = u16>,
     ) -> Result<Arc<Shard>, Error> {
         let mut counter = self.core.change.lock();
         if self.shards.read().contains_key(&shard) {
@@ -136,14 +136,15 @@ impl Store {
                 reason: format!("shard {shard} exists already"),
             });
         }
-        if *slots.end() >= self.core.options.slot_count {
-            return Err(Error::UnknownSlot {
-                slot: SlotId(*slots.end()),
-            });
+        let slots: BTreeSet<SlotId> = slots.into_iter().map(SlotId).collect();
+        if let Some(slot) = slots.last().copied()
+            && slot.0 >= self.core.options.slot_count
+        {
+            return Err(Error::UnknownSlot { slot });
         }
         let mut ranges = Ranges::default();
         let mut rows = NodeFile::default();
-        for slot in slots.map(SlotId) {
+        for slot in slots {
             let range = counter.next();
             ranges.insert(slot, range);
             let row = RangeRow {
@@ -199,6 +200,13 @@ fn new_shard(
         tracing::warn!(%shard, error = %fault, "the recent dedup rows cannot be read");
         KnownKeys::everything()
     });
+    let lanes = read_lanes(files.as_ref(), &ranges, core.options.slot_count);
+    let fault = lanes.as_ref().err().map(|fault| {
+        // Without its outboxes this replica would lose what others wait for; the rest of the
+        // store opens.
+        tracing::error!(%shard, error = %fault, "the lanes cannot be read");
+        fault.to_string()
+    });
     let state = ShardState {
         options: core.options.clone(),
         active: Memtable::default(),
@@ -208,6 +216,7 @@ fn new_shard(
         heads: HeadCache::new(core.options.head_cache_entries),
         known,
         floors: Floors::default(),
+        lanes: lanes.unwrap_or_default(),
         flushed: applied.clone(),
         applied,
         cut: None,
@@ -215,7 +224,7 @@ fn new_shard(
         generation: 0,
         rewrites: 0,
         batches: 0,
-        fault: None,
+        fault,
     };
     Shard::new(shard, core.clone(), state)
 }

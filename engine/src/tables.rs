@@ -42,6 +42,7 @@ impl Shard {
     }
 
     /// The groups that a user is or was in, by the user's own list, in the order of their ids.
+    /// Read marks of groups in other shards are 0: they are kept with the group.
     ///
     /// # Errors
     /// As [`Shard::resolve_handle`].
@@ -56,7 +57,15 @@ impl Shard {
                 continue;
             };
             let spans = decode_spans(&value).map_err(corrupt(&key))?;
-            let read_mark = self.read_mark(user, Conversation::Group(group))?;
+            let here = self
+                .state
+                .read()
+                .ranges
+                .of_slot(self.slot_of(group.timeline()));
+            let read_mark = match here {
+                Some(_) => self.read_mark(user, Conversation::Group(group))?,
+                None => Seq::ZERO,
+            };
             groups.push(Membership {
                 group,
                 spans,

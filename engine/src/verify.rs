@@ -7,6 +7,7 @@ use crate::decode::Malformed;
 use crate::error::Error;
 use crate::id::{RangeId, SlotId};
 use crate::key::{DedupKey, NodeKey, StateKey, StoredKey};
+use crate::lanes;
 use crate::range::Ranges;
 use crate::row::StoredRow;
 use crate::shard::Shard;
@@ -115,11 +116,12 @@ impl Shard {
                 number: u64::from(slot.0),
             });
         }
+        let value = Bytes::copy_from_slice(value);
         if let StateKey::Message { timeline, seq } = key {
             report.messages += 1;
-            StoredRow::decode(timeline, seq, &Bytes::copy_from_slice(value))?;
+            StoredRow::decode(timeline, seq, &value)?;
         }
-        Ok(())
+        lanes::check_row(&key, &value)
     }
 }
 

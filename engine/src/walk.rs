@@ -8,6 +8,8 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
+use bytes::Bytes;
+
 use crate::base::rocks::KEYS_END;
 use crate::base::{Cursor, FileWriter, ReadView, StagedFile};
 use crate::decode::{Malformed, Reader};
@@ -33,6 +35,13 @@ pub(crate) type Sink<'a> = dyn FnMut(SlotId, Place<'_>, &[u8]) -> Result<(), Err
 #[derive(Default)]
 pub(crate) struct Unflushed {
     rows: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+}
+
+impl Unflushed {
+    /// Lays a row, or a tombstone, over what is here.
+    pub(crate) fn lay(&mut self, key: Vec<u8>, value: Option<Bytes>) {
+        self.rows.insert(key, value.map(Into::into));
+    }
 }
 
 impl FileWriter for &mut Unflushed {

@@ -346,6 +346,8 @@ fn the_scripts_reach_every_reply_and_cuts() {
                 | Reply::Left { .. }
                 | Reply::ReadMark { .. }
                 | Reply::Cursor { .. }
+                | Reply::Delivered { .. }
+                | Reply::LanesAcked
                 | Reply::Cut { .. } => format!("{reply:?}"),
             };
             let name = name.split([' ', '(']).next().unwrap_or_default();

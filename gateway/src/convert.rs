@@ -112,7 +112,7 @@ pub(crate) fn http_status(fault: &Fault) -> StatusCode {
         .map_or(StatusCode::INTERNAL_SERVER_ERROR, status_of_code)
 }
 
-const ALL_CODES: [ErrorCode; 27] = [
+const ALL_CODES: [ErrorCode; 28] = [
     ErrorCode::Unspecified,
     ErrorCode::Unavailable,
     ErrorCode::NotLeader,
@@ -120,6 +120,7 @@ const ALL_CODES: [ErrorCode; 27] = [
     ErrorCode::Busy,
     ErrorCode::DiskFull,
     ErrorCode::ClockSkew,
+    ErrorCode::WrongShard,
     ErrorCode::IdReused,
     ErrorCode::IdExpired,
     ErrorCode::IdFromFuture,
@@ -145,9 +146,11 @@ const ALL_CODES: [ErrorCode; 27] = [
 #[deny(clippy::wildcard_enum_match_arm)]
 fn status_of_code(code: ErrorCode) -> StatusCode {
     match code {
-        ErrorCode::Unavailable | ErrorCode::NotLeader | ErrorCode::Retry | ErrorCode::ClockSkew => {
-            StatusCode::SERVICE_UNAVAILABLE
-        }
+        ErrorCode::Unavailable
+        | ErrorCode::NotLeader
+        | ErrorCode::Retry
+        | ErrorCode::ClockSkew
+        | ErrorCode::WrongShard => StatusCode::SERVICE_UNAVAILABLE,
         ErrorCode::Busy | ErrorCode::LimitExceeded => StatusCode::TOO_MANY_REQUESTS,
         ErrorCode::DiskFull => StatusCode::INSUFFICIENT_STORAGE,
         ErrorCode::IdReused

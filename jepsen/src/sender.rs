@@ -197,6 +197,7 @@ fn is_refusal(code: ErrorCode) -> bool {
         | ErrorCode::Busy
         | ErrorCode::DiskFull
         | ErrorCode::ClockSkew
+        | ErrorCode::WrongShard
         | ErrorCode::HandleTaken
         | ErrorCode::InvalidHandle
         | ErrorCode::GroupFull

@@ -214,6 +214,8 @@ fn len_bytes(command: &Command) -> u64 {
         Command::SendGroup(send) => send.body.len(),
         Command::RegisterUser(call) => call.handle.len(),
         Command::CreateGroup(call) => call.name.len(),
+        Command::Deliver(call) => call.items.as_bytes().len(),
+        Command::AckLanes(call) => call.acks.len() * 20,
         Command::JoinGroup(_)
         | Command::LeaveGroup(_)
         | Command::MarkRead(_)

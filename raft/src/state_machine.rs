@@ -101,7 +101,12 @@ impl Applier {
             .map_err(|error| self.failed(&error))?;
         self.applied
             .send_replace(Some(log_id(last.term, last.index)));
-        let Applied { replies, appended } = applied;
+        let Applied {
+            replies,
+            appended,
+            // One shard delivers to itself: nothing rides a lane yet.
+            outbox: _,
+        } = applied;
         let replies = replies.into_iter().map(Replies);
         for (responder, replies) in batch.responders.drain(..).zip(replies) {
             if let Some(responder) = responder {

@@ -28,6 +28,9 @@ pub(crate) fn refusal(refusal: &Refusal) -> CallError {
         Refusal::SeqBeyondHead { .. } => ErrorCode::SeqBeyondHead,
         Refusal::BodyTooLarge { .. } => ErrorCode::BodyTooLarge,
         Refusal::ReservedType { .. } => ErrorCode::InvalidArgument,
+        Refusal::WrongShard { .. } => ErrorCode::WrongShard,
+        // Only relays get these.
+        Refusal::UnknownLane { .. } | Refusal::LaneAhead { .. } => ErrorCode::Internal,
     };
     CallError::new(code, refusal.to_string())
 }

@@ -46,7 +46,20 @@ fn state_key() -> impl Strategy<Value = StateKey> {
         slot.clone().prop_map(|slot| StateKey::UserCounter { slot }),
         slot.clone()
             .prop_map(|slot| StateKey::GroupCounter { slot }),
-        slot.prop_map(|slot| StateKey::DedupFloor { slot }),
+        slot.clone().prop_map(|slot| StateKey::DedupFloor { slot }),
+        slot.clone().prop_map(|slot| StateKey::LaneTable { slot }),
+        slot.prop_map(|slot| StateKey::MarkTable { slot }),
+        (any::<(u16, u16)>(), any::<(u32, u32, u64)>()).prop_map(
+            |((source, destination), (one, two, seq))| StateKey::Outbox {
+                lane: LaneId {
+                    source: SlotId(source),
+                    source_incarnation: one,
+                    destination: SlotId(destination),
+                    destination_incarnation: two,
+                },
+                seq,
+            }
+        ),
     ]
 }
 
@@ -183,4 +196,22 @@ fn encoded_keys_never_change() {
 fn the_time_of_an_id_is_its_first_48_bits() {
     let id = Uuid::from_u128(0x0190_1234_5678_7000_8000_0000_0000_0000);
     assert_eq!(id_time_ms(id), 0x0190_1234_5678);
+}
+
+#[test]
+fn encoded_keys_of_lanes_never_change() {
+    let slot = SlotId(0x0405);
+    for (key, text) in [
+        (StateKey::LaneTable { slot }, "0e0405"),
+        (StateKey::MarkTable { slot }, "0f0405"),
+        (
+            StateKey::Outbox {
+                lane: LaneId::between(slot, SlotId(6)),
+                seq: 9,
+            },
+            "1004050006 00000001 00000001 0000000000000009",
+        ),
+    ] {
+        assert_eq!(format!("{:?}", key.encode()), text.replace(' ', ""));
+    }
 }

@@ -1,17 +1,17 @@
 //! A new group.
 
-use bytes::Bytes;
-
 use crate::command::{CreateGroup, Reply};
 use crate::dedup::{Ask, hash_ask};
 use crate::id::{GroupId, Seq};
+use crate::item::Item;
 use crate::key::{Destination, StateKey};
-use crate::procedure::{No, claim, number, put_spans, require_short, require_user, store_row};
-use crate::row::MessageType;
+use crate::procedure::lane::{GROUP_CREATED_SEQ, emit};
+use crate::procedure::{No, claim, number, require_short, require_user};
 use crate::state::Context;
-use crate::table::{self, GroupRow, Span};
+use crate::table::{self, Span};
 
-/// Makes a group whose first message says so, and whose only member is its creator.
+/// Makes a group in the creator's own list; the group's slot, which its id decides, is told by
+/// lane. Its first message says so, and its only member is its creator.
 pub(crate) fn create_group(ctx: &mut Context<'_>, call: CreateGroup) -> Result<Reply, No> {
     let CreateGroup {
         request_id,
@@ -33,24 +33,21 @@ pub(crate) fn create_group(ctx: &mut Context<'_>, call: CreateGroup) -> Result<R
     let counter = number(ctx, &counter_key)? + 1;
     let group = GroupId::allocated(counter, slot);
     ctx.put(&counter_key, table::encode_u64(counter));
-    let body = Bytes::copy_from_slice(name.as_bytes());
-    let row = store_row(ctx, message_id, creator, MessageType::GROUP_CREATED, body);
-    ctx.begin_timeline(group.timeline())?;
-    let seq = ctx.append(group.timeline(), row)?;
-    let row = GroupRow {
-        creator,
-        members: 1,
-        name,
-    };
-    ctx.put(&StateKey::Group { group }, row.encode());
-    put_spans(
+    let (join, left) = (GROUP_CREATED_SEQ, Seq::ZERO);
+    let spans = table::encode_spans(&[Span { join, left }]);
+    let user = creator;
+    ctx.put(&StateKey::UserGroup { user, group }, spans);
+    let sent_at_ms = ctx.time_ms();
+    emit(
         ctx,
-        group,
-        creator,
-        &[Span {
-            join: seq,
-            left: Seq::ZERO,
-        }],
-    );
+        Item::GroupMade {
+            group,
+            creator,
+            message_id,
+            sent_at_ms,
+            name: name.into(),
+        },
+    )?;
+    let seq = join;
     Ok(ask.accept(ctx, Reply::GroupCreated { group, seq }))
 }

@@ -6,7 +6,7 @@ use crate::command::{JoinGroup, Refusal, Reply};
 use crate::dedup::{Ask, hash_ask};
 use crate::id::Seq;
 use crate::key::{Destination, StateKey};
-use crate::procedure::{No, claim, group_row, put_spans, require_user, spans, store_row};
+use crate::procedure::{No, claim, group_row, put_spans, require_user_if_here, spans, store_row};
 use crate::row::MessageType;
 use crate::state::Context;
 use crate::table::{self, Span};
@@ -27,7 +27,7 @@ pub(crate) fn join_group(ctx: &mut Context<'_>, call: &JoinGroup) -> Result<Repl
         return Ok(first);
     }
     let mut row = group_row(ctx, group)?;
-    require_user(ctx, user)?;
+    require_user_if_here(ctx, user)?;
     let mut spans = spans(ctx, group, user)?;
     if table::is_member(&spans) {
         return Err(Refusal::AlreadyAMember { user, group }.into());
@@ -50,7 +50,7 @@ pub(crate) fn join_group(ctx: &mut Context<'_>, call: &JoinGroup) -> Result<Repl
         join,
         left: Seq::ZERO,
     });
-    put_spans(ctx, group, user, &spans);
+    put_spans(ctx, group, user, &spans)?;
     row.members += 1;
     ctx.put(&StateKey::Group { group }, row.encode());
     Ok(ask.accept(ctx, Reply::Joined { join_seq: join }))

@@ -40,7 +40,7 @@ pub(crate) fn leave_group(ctx: &mut Context<'_>, call: &LeaveGroup) -> Result<Re
     );
     let left_seq = ctx.append(timeline, left_row)?;
     span.left = left_seq;
-    put_spans(ctx, group, user, &spans);
+    put_spans(ctx, group, user, &spans)?;
     row.members = row.members.saturating_sub(1);
     ctx.put(&StateKey::Group { group }, row.encode());
     Ok(ask.accept(ctx, Reply::Left { left_seq }))

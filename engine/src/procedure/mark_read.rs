@@ -4,7 +4,7 @@ use crate::command::{Conversation, MarkRead, Refusal, Reply};
 use crate::dedup::{Ask, hash_ask};
 use crate::id::{Seq, TimelineId};
 use crate::key::{Destination, StateKey};
-use crate::procedure::{No, not_a_member, number, require_user, spans};
+use crate::procedure::{No, not_a_member, number, require_user, require_user_if_here, spans};
 use crate::state::Context;
 use crate::table;
 
@@ -38,7 +38,7 @@ pub(crate) fn mark_read(ctx: &mut Context<'_>, call: &MarkRead) -> Result<Reply,
     match conversation {
         Conversation::Peer(peer) => {
             require_user(ctx, user)?;
-            require_user(ctx, peer)?;
+            require_user_if_here(ctx, peer)?;
         }
         Conversation::Group(group) => {
             if spans(ctx, group, user)?.is_empty() {

@@ -5,6 +5,7 @@
 mod ack_cursor;
 mod create_group;
 mod join_group;
+mod lane;
 mod leave_group;
 mod mark_read;
 mod register_user;
@@ -14,6 +15,7 @@ mod send_group;
 pub(crate) use ack_cursor::ack_cursor;
 pub(crate) use create_group::create_group;
 pub(crate) use join_group::join_group;
+pub(crate) use lane::{ack_lanes, deliver};
 pub(crate) use leave_group::leave_group;
 pub(crate) use mark_read::mark_read;
 pub(crate) use register_user::register_user;
@@ -26,6 +28,7 @@ use uuid::Uuid;
 use crate::command::Refusal;
 use crate::error::Error;
 use crate::id::{GroupId, MessageId, Seq, UserId};
+use crate::item::Item;
 use crate::key::StateKey;
 use crate::row::{BODY_BYTES_FORMAT_MAX, Flags, MessageType, NewRow, content_crc};
 use crate::state::Context;
@@ -64,6 +67,16 @@ pub(crate) fn number(ctx: &mut Context<'_>, key: &StateKey) -> Result<u64, Error
 /// The user has been registered. Mailboxes of others stay empty, so a head spares the look-up.
 fn user_exists(ctx: &mut Context<'_>, user: UserId) -> Result<bool, Error> {
     Ok(ctx.head(user.mailbox())? > Seq::ZERO || ctx.get(&StateKey::User { user })?.is_some())
+}
+
+/// As [`require_user`], if that can be asked here. Of a user in another shard the caller, who has
+/// asked there before it proposed, is believed.
+fn require_user_if_here(ctx: &mut Context<'_>, user: UserId) -> Result<(), No> {
+    if ctx.holds(ctx.slot_of(user.0)) {
+        require_user(ctx, user)
+    } else {
+        Ok(())
+    }
 }
 
 fn require_user(ctx: &mut Context<'_>, user: UserId) -> Result<(), No> {
@@ -135,12 +148,17 @@ fn spans(ctx: &mut Context<'_>, group: GroupId, user: UserId) -> Result<Vec<Span
     }
 }
 
-/// Writes a user's spans: the group's row, and the one in the user's own list.
-fn put_spans(ctx: &mut Context<'_>, group: GroupId, user: UserId, spans: &[Span]) {
+/// Writes a user's spans: the group's row, and by lane the one in the user's own list.
+fn put_spans(
+    ctx: &mut Context<'_>,
+    group: GroupId,
+    user: UserId,
+    spans: &[Span],
+) -> Result<(), Error> {
     let newest = &spans[spans.len().saturating_sub(table::SPANS_MAX)..];
-    let value = table::encode_spans(newest);
-    ctx.put(&StateKey::Member { group, user }, value.clone());
-    ctx.put(&StateKey::UserGroup { user, group }, value);
+    let spans = table::encode_spans(newest);
+    ctx.put(&StateKey::Member { group, user }, spans.clone());
+    lane::emit(ctx, Item::Membership { user, group, spans })
 }
 
 /// `NotAMember`, or `UnknownGroup` if that is why.

@@ -7,12 +7,15 @@ use crate::command::{Refusal, RegisterUser, Reply};
 use crate::dedup::{Ask, hash_ask};
 use crate::handle::check_handle;
 use crate::id::{UserId, slot_of_handle};
+use crate::item::Item;
 use crate::key::{Destination, StateKey};
+use crate::procedure::lane::emit;
 use crate::procedure::{No, number};
 use crate::state::Context;
 use crate::table;
 
-/// Gives the handle to a new user, if nobody has it.
+/// Gives the handle to a new user, if nobody has it. The user's own slot, which the id decides, is
+/// told by lane.
 pub(crate) fn register_user(ctx: &mut Context<'_>, call: &RegisterUser) -> Result<Reply, No> {
     let handle = call.handle.as_bytes();
     let slot = slot_of_handle(&call.handle, ctx.options().slot_count);
@@ -44,7 +47,7 @@ pub(crate) fn register_user(ctx: &mut Context<'_>, call: &RegisterUser) -> Resul
     let user = UserId::allocated(counter, slot);
     ctx.put(&counter_key, table::encode_u64(counter));
     ctx.put(&handle_key, table::encode_u64(user.0));
-    ctx.put(&StateKey::User { user }, Bytes::copy_from_slice(handle));
-    ctx.begin_timeline(user.mailbox())?;
+    let handle = Bytes::copy_from_slice(handle);
+    emit(ctx, Item::UserMade { user, handle })?;
     Ok(ask.accept(ctx, Reply::UserRegistered { user }))
 }

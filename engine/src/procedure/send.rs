@@ -1,19 +1,18 @@
-//! A 1:1 message, into both mailboxes.
+//! A 1:1 message: into the sender's mailbox, and by lane into the recipient's.
 
 use crate::command::{Reply, Send};
 use crate::dedup::{Ask, hash_ask};
-use crate::id::{MessageId, Seq, UserId};
 use crate::key::Destination;
+use crate::procedure::lane::emit_message;
 use crate::procedure::{
-    No, claim, require_client_type, require_intact, require_short, require_user, store_row,
-    user_exists,
+    No, claim, require_client_type, require_intact, require_short, require_user,
 };
-use crate::row::{Flags, MessageType, NewRow, RefusalCode, refusal_body};
+use crate::row::{Flags, NewRow};
 use crate::state::Context;
 
-/// Appends to the sender's mailbox, which acks, and to the recipient's. An unknown recipient is
-/// no refusal of the send: with shards, the sender's cannot know. It is recorded in the sender's
-/// mailbox instead.
+/// Appends to the sender's mailbox, which acks; the recipient's slot is told by lane. An unknown
+/// recipient is no refusal of the send: the sender's shard cannot know. It is recorded in the
+/// sender's mailbox instead, by an item that comes back.
 pub(crate) fn send(ctx: &mut Context<'_>, call: Send) -> Result<Reply, No> {
     require_intact(call.content_crc, call.client_msg_id, call.kind, &call.body)?;
     let ask = ask(ctx, &call);
@@ -23,8 +22,6 @@ pub(crate) fn send(ctx: &mut Context<'_>, call: Send) -> Result<Reply, No> {
     require_client_type(call.kind)?;
     require_short(ctx, call.body.len())?;
     require_user(ctx, call.sender)?;
-    let to_self = call.recipient == call.sender;
-    let known = to_self || user_exists(ctx, call.recipient)?;
     claim(ctx, call.message_id)?;
 
     let Send {
@@ -53,10 +50,8 @@ pub(crate) fn send(ctx: &mut Context<'_>, call: Send) -> Result<Reply, No> {
             ..received.clone()
         },
     )?;
-    if !known {
-        refuse(ctx, sender, recipient, message_id, seq)?;
-    } else if !to_self {
-        ctx.append(recipient.mailbox(), received)?;
+    if recipient != sender {
+        emit_message(ctx, recipient, seq, received)?;
     }
     Ok(ask.accept(
         ctx,
@@ -83,19 +78,4 @@ fn ask(ctx: &Context<'_>, call: &Send) -> Ask {
         destination,
         hash,
     )
-}
-
-/// Records in the sender's mailbox that `recipient` does not get message `refused`.
-fn refuse(
-    ctx: &mut Context<'_>,
-    sender: UserId,
-    recipient: UserId,
-    message_id: MessageId,
-    refused: Seq,
-) -> Result<(), No> {
-    let body = refusal_body(refused, RefusalCode::UnknownUser);
-    let mut row = store_row(ctx, message_id, recipient, MessageType::REFUSAL, body);
-    row.flags = Flags::OUTGOING;
-    ctx.append(sender.mailbox(), row)?;
-    Ok(())
 }

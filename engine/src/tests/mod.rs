@@ -16,7 +16,7 @@ use crate::id::{MessageId, Seq, ShardId, TimelineId, UserId};
 use crate::options::EngineOptions;
 use crate::row::{Flags, MessageType, NewRow, Row, content_crc};
 use crate::shard::{ApplyEntry, ApplyPayload, Shard};
-use crate::state::Context;
+use crate::state::{Context, Effects};
 use crate::store::Store;
 
 /// Where a test's store is.
@@ -89,10 +89,10 @@ impl Shard {
             node: 1,
             index,
         };
-        let mut appended = Vec::new();
+        let mut effects = Effects::default();
         state.batches += 1;
         let (batch, rewrites) = (state.batches, state.rewrites);
-        let mut context = Context::new(&mut state, &mut appended, batch, log_id);
+        let mut context = Context::new(&mut state, &mut effects, batch, log_id);
         let result = change(&mut context);
         let cut = context.is_cut();
         state.applied.log_id = Some(log_id);

@@ -91,7 +91,9 @@ impl Reference {
             Command::LeaveGroup(call) => self.leave(call),
             Command::MarkRead(call) => self.mark_read(call),
             Command::AckCursor(call) => self.ack_cursor(call),
-            Command::Cut => unreachable!("has no id"),
+            Command::Deliver(_) | Command::AckLanes(_) | Command::Cut => {
+                unreachable!("has no id")
+            }
         }
     }
 
@@ -445,7 +447,9 @@ fn identity(command: &Command) -> Identity {
             (call.request_id, call.user.0, timeline.to_string())
         }
         Command::AckCursor(call) => (call.request_id, call.user.0, call.timeline.to_string()),
-        Command::Cut => unreachable!("has no id"),
+        Command::Deliver(_) | Command::AckLanes(_) | Command::Cut => {
+            unreachable!("has no id")
+        }
     }
 }
 
@@ -464,7 +468,12 @@ fn asked(command: &Command) -> Command {
         Command::CreateGroup(call) => call.message_id = MessageId::ZERO,
         Command::JoinGroup(call) => call.message_id = MessageId::ZERO,
         Command::LeaveGroup(call) => call.message_id = MessageId::ZERO,
-        Command::RegisterUser(_) | Command::MarkRead(_) | Command::AckCursor(_) | Command::Cut => {}
+        Command::RegisterUser(_)
+        | Command::MarkRead(_)
+        | Command::AckCursor(_)
+        | Command::Deliver(_)
+        | Command::AckLanes(_)
+        | Command::Cut => {}
     }
     asked
 }

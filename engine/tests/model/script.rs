@@ -366,7 +366,12 @@ fn assigned(mut command: Command, id: MessageId) -> Command {
         Command::CreateGroup(call) => call.message_id = id,
         Command::JoinGroup(call) => call.message_id = id,
         Command::LeaveGroup(call) => call.message_id = id,
-        Command::RegisterUser(_) | Command::MarkRead(_) | Command::AckCursor(_) | Command::Cut => {}
+        Command::RegisterUser(_)
+        | Command::MarkRead(_)
+        | Command::AckCursor(_)
+        | Command::Deliver(_)
+        | Command::AckLanes(_)
+        | Command::Cut => {}
     }
     command
 }
@@ -381,6 +386,6 @@ fn id_of(command: &Command) -> Uuid {
         Command::LeaveGroup(call) => call.request_id,
         Command::MarkRead(call) => call.request_id,
         Command::AckCursor(call) => call.request_id,
-        Command::Cut => Uuid::nil(),
+        Command::Deliver(_) | Command::AckLanes(_) | Command::Cut => Uuid::nil(),
     }
 }

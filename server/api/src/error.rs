@@ -94,6 +94,7 @@ impl ErrorCode {
             Self::Busy => "Busy",
             Self::DiskFull => "DiskFull",
             Self::ClockSkew => "ClockSkew",
+            Self::WrongShard => "WrongShard",
             Self::IdReused => "IdReused",
             Self::IdExpired => "IdExpired",
             Self::IdFromFuture => "IdFromFuture",
@@ -125,7 +126,8 @@ impl ErrorCode {
             | Self::Retry
             | Self::Busy
             | Self::DiskFull
-            | Self::ClockSkew => true,
+            | Self::ClockSkew
+            | Self::WrongShard => true,
             Self::Unspecified
             | Self::IdReused
             | Self::IdExpired
@@ -153,9 +155,11 @@ impl ErrorCode {
     /// The gRPC code of a unary call's status.
     pub const fn grpc_code(self) -> Code {
         match self {
-            Self::Unavailable | Self::NotLeader | Self::Retry | Self::ClockSkew => {
-                Code::Unavailable
-            }
+            Self::Unavailable
+            | Self::NotLeader
+            | Self::Retry
+            | Self::ClockSkew
+            | Self::WrongShard => Code::Unavailable,
             Self::Busy | Self::DiskFull | Self::LimitExceeded | Self::GroupFull => {
                 Code::ResourceExhausted
             }

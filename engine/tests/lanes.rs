@@ -1,0 +1,11 @@
+//! Lanes between shards: each rule by name, and a relay that does everything a relay must not.
+
+// Helpers of tests are not seen as tests.
+#![allow(clippy::unwrap_used)]
+
+#[path = "lanes/cluster.rs"]
+mod cluster;
+#[path = "lanes/hostile.rs"]
+mod hostile;
+#[path = "lanes/rules.rs"]
+mod rules;

@@ -1,0 +1,1 @@
+//! Random shards, commands, frames and failures.
