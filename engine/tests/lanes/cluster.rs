@@ -26,7 +26,7 @@ pub(crate) struct Replica {
 
 /// All shards.
 pub(crate) struct Cluster {
-    disks: Vec<MemoryDisk>,
+    disks: Vec<Disk>,
     stores: Vec<Option<Store>>,
     pub(crate) replicas: Vec<Replica>,
     /// Whatever was put into an outbox, by lane: what a relay may have in its hands.
@@ -43,14 +43,34 @@ fn options() -> EngineOptions {
     }
 }
 
-fn open(disk: &MemoryDisk) -> Store {
-    Store::open_in_memory(disk, options()).unwrap()
+/// Where a store lives.
+enum Disk {
+    Memory(MemoryDisk),
+    Rocks(tempfile::TempDir),
+}
+
+fn open(disk: &Disk) -> Store {
+    match disk {
+        Disk::Memory(disk) => Store::open_in_memory(disk, options()).unwrap(),
+        Disk::Rocks(dir) => Store::open(dir.path(), options()).unwrap(),
+    }
 }
 
 impl Cluster {
     /// Slots are dealt to the shards one by one, so that no shard's are a contiguous range.
     pub(crate) fn new(shards: usize, stores: usize) -> Cluster {
-        let disks: Vec<MemoryDisk> = (0..stores).map(|_| MemoryDisk::new()).collect();
+        let disk = |_| Disk::Memory(MemoryDisk::new());
+        Cluster::on(shards, (0..stores).map(disk).collect())
+    }
+
+    /// The same on RocksDB.
+    pub(crate) fn on_rocksdb(shards: usize, stores: usize) -> Cluster {
+        let disk = |_| Disk::Rocks(tempfile::tempdir().unwrap());
+        Cluster::on(shards, (0..stores).map(disk).collect())
+    }
+
+    fn on(shards: usize, disks: Vec<Disk>) -> Cluster {
+        let stores = disks.len();
         let mut cluster = Cluster {
             stores: disks.iter().map(|disk| Some(open(disk))).collect(),
             disks,
@@ -73,6 +93,10 @@ impl Cluster {
             });
         }
         cluster
+    }
+
+    pub(crate) fn stores(&self) -> usize {
+        self.stores.len()
     }
 
     pub(crate) fn shard_of(&self, slot: SlotId) -> usize {
@@ -160,7 +184,9 @@ impl Cluster {
     /// The process of a store ends and starts again.
     pub(crate) fn reopen(&mut self, store: usize) {
         self.stores[store] = None;
-        self.disks[store].crash();
+        if let Disk::Memory(disk) = &self.disks[store] {
+            disk.crash();
+        }
         self.stores[store] = Some(open(&self.disks[store]));
         for number in 0..self.replicas.len() {
             if self.replicas[number].store == store {
@@ -173,10 +199,13 @@ impl Cluster {
     /// It dies in a flush of a shard and starts again.
     pub(crate) fn crash(&mut self, number: usize, at: IngestCrash) {
         let store = self.replicas[number].store;
-        self.build(number);
-        if let Some(built) = self.replicas[number].built.take() {
-            self.disks[store].crash_next_ingest(at);
-            assert!(self.shard(number).ingest(built).is_err());
+        if let Disk::Memory(disk) = &self.disks[store] {
+            let disk = disk.clone();
+            self.build(number);
+            if let Some(built) = self.replicas[number].built.take() {
+                disk.crash_next_ingest(at);
+                assert!(self.shard(number).ingest(built).is_err());
+            }
         }
         self.reopen(store);
     }

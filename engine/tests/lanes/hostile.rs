@@ -1,1 +1,594 @@
-//! Random shards, commands, frames and failures.
+//! Random shards, commands, frames and failures. Whatever a relay may do wrong happens: it sends
+//! anything that was ever sent, again and in any order, from any point on, damaged now and then,
+//! two of them at once; acks are lost, late and repeated. When all has been drained, each message
+//! is where it belongs, once and in order.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mailbox_engine::{
+    AckCursor, AckLanes, Command, Conversation, Deliver, DeviceId, Flags, GroupId, IngestCrash,
+    Items, LaneId, MessageType, Refusal, Reply, Row, Send, SendGroup, Seq, UserId, slot_of_owner,
+};
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+use crate::cluster::{Cluster, SLOT_COUNT, slot_of};
+
+/// One thing that happens.
+#[derive(Clone, Debug)]
+enum Step {
+    /// Commands, each to its shard: those of one shard make one entry.
+    Entries(Vec<Call>),
+    Flush(Index),
+    Build(Index),
+    Reopen(Index),
+    Crash(Index, bool),
+    Install(Index, usize),
+}
+
+#[derive(Clone, Debug)]
+enum Call {
+    Register(u8),
+    Send(Index, Index),
+    SendGroup(Index, Index),
+    Create(Index),
+    Join(Index, Index),
+    Leave(Index, Index),
+    AckCursor(Index),
+    /// A command that was made before.
+    Again(Index),
+    /// Of a lane: from where, how many, and whether a bit is flipped on the way.
+    Frame(Index, Index, usize, Option<Index>),
+    /// A mark that was reported at some time.
+    Ack(Index),
+    /// To a shard that does not hold the slot.
+    Misrouted(Index, Index),
+}
+
+fn call() -> impl Strategy<Value = Call> {
+    let index = any::<Index>;
+    let pair = || (any::<Index>(), any::<Index>());
+    let damage = prop::option::weighted(0.1, any::<Index>());
+    prop_oneof![
+        3 => any::<u8>().prop_map(Call::Register),
+        10 => pair().prop_map(|(from, to)| Call::Send(from, to)),
+        2 => pair().prop_map(|(from, to)| Call::SendGroup(from, to)),
+        1 => index().prop_map(Call::Create),
+        2 => pair().prop_map(|(user, group)| Call::Join(user, group)),
+        1 => pair().prop_map(|(user, group)| Call::Leave(user, group)),
+        1 => index().prop_map(Call::AckCursor),
+        2 => index().prop_map(Call::Again),
+        12 => (index(), index(), 1..6_usize, damage)
+            .prop_map(|(lane, from, count, damage)| Call::Frame(lane, from, count, damage)),
+        4 => index().prop_map(Call::Ack),
+        1 => pair().prop_map(|(call, shard)| Call::Misrouted(call, shard)),
+    ]
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let index = any::<Index>;
+    let step = prop_oneof![
+        20 => prop::collection::vec(call(), 1..12).prop_map(Step::Entries),
+        2 => index().prop_map(Step::Flush),
+        1 => index().prop_map(Step::Build),
+        1 => index().prop_map(Step::Reopen),
+        1 => (index(), any::<bool>()).prop_map(|(shard, after)| Step::Crash(shard, after)),
+        1 => (index(), 0..4_usize).prop_map(|(shard, behind)| Step::Install(shard, behind)),
+    ];
+    prop::collection::vec(step, 1..50)
+}
+
+/// What a run has seen.
+#[derive(Default)]
+struct Run {
+    users: BTreeMap<UserId, String>,
+    groups: Vec<GroupId>,
+    made: Vec<Command>,
+    /// Sends in the order in which they were accepted.
+    accepted: Vec<(Send, Seq)>,
+    replies: BTreeMap<u128, Reply>,
+    /// What destinations have reported, the newest and all.
+    marks: BTreeMap<LaneId, u64>,
+    reported: Vec<(LaneId, u64)>,
+    /// What has happened, so that a script that never gets there is noticed.
+    seen: BTreeMap<&'static str, usize>,
+}
+
+impl Run {
+    fn saw(&mut self, what: &'static str) {
+        *self.seen.entry(what).or_default() += 1;
+    }
+
+    fn user(&self, index: Index) -> UserId {
+        // One in a dozen is nobody.
+        let nobody = UserId(7 << 16 | 1);
+        let count = self.users.len();
+        let users = self.users.keys().copied();
+        users.chain([nobody]).nth(index.index(count + 1)).unwrap()
+    }
+
+    fn group(&self, index: Index) -> GroupId {
+        let nothing = GroupId(9 << 16 | 2);
+        match self.groups.len() {
+            0 => nothing,
+            _ => *index.get(&self.groups),
+        }
+    }
+
+    /// The command of a call, and where it goes.
+    fn command(&mut self, cluster: &mut Cluster, call: &Call) -> Option<(usize, Command)> {
+        let command = match call {
+            Call::Register(number) => cluster.register_command(&format!("user {}", number % 12)),
+            Call::Send(from, to) => {
+                let body = self.made.len().to_string();
+                Command::Send(cluster.send_command(self.user(*from), self.user(*to), &body))
+            }
+            Call::SendGroup(from, to) => {
+                let user = self.user(*from);
+                let send = cluster.send_command(user, user, "to all");
+                Command::SendGroup(to_group(send, self.group(*to)))
+            }
+            Call::Create(user) => cluster.create_command(self.user(*user)),
+            Call::Join(user, group) => cluster.join_command(self.group(*group), self.user(*user)),
+            Call::Leave(user, group) => cluster.leave_command(self.group(*group), self.user(*user)),
+            Call::AckCursor(user) => {
+                let user = self.user(*user);
+                Command::AckCursor(AckCursor {
+                    request_id: cluster.send_command(user, user, "").client_msg_id,
+                    user,
+                    device: DeviceId::new("phone").unwrap(),
+                    timeline: user.mailbox(),
+                    seq: Seq(1),
+                })
+            }
+            Call::Again(which) if self.made.is_empty() => return self.misrouted(*which, None),
+            Call::Again(which) => {
+                let message_id = cluster.message_id();
+                return self.again(cluster, which.get(&self.made).clone(), message_id);
+            }
+            Call::Frame(lane, from, count, damage) => {
+                return self.frame(cluster, *lane, *from, *count, *damage);
+            }
+            Call::Ack(_) if self.reported.is_empty() => return None,
+            Call::Ack(which) => {
+                let acks = vec![*which.get(&self.reported)];
+                let command = Command::AckLanes(AckLanes { acks });
+                return Some((cluster.shard_of(slot_of(&command)), command));
+            }
+            Call::Misrouted(which, shard) => {
+                return self.misrouted(*which, Some((cluster.replicas.len(), *shard)));
+            }
+        };
+        self.made.push(command.clone());
+        Some((cluster.shard_of(slot_of(&command)), command))
+    }
+
+    fn misrouted(&self, which: Index, shards: Option<(usize, Index)>) -> Option<(usize, Command)> {
+        let (count, shard) = shards?;
+        if self.made.is_empty() {
+            return None;
+        }
+        Some((shard.index(count), which.get(&self.made).clone()))
+    }
+
+    fn again(
+        &self,
+        cluster: &Cluster,
+        mut command: Command,
+        id: mailbox_engine::MessageId,
+    ) -> Option<(usize, Command)> {
+        match &mut command {
+            Command::Send(call) => call.message_id = id,
+            Command::SendGroup(call) => call.message_id = id,
+            Command::CreateGroup(call) => call.message_id = id,
+            Command::JoinGroup(call) => call.message_id = id,
+            Command::LeaveGroup(call) => call.message_id = id,
+            _ => {}
+        }
+        Some((cluster.shard_of(slot_of(&command)), command))
+    }
+
+    fn frame(
+        &mut self,
+        cluster: &Cluster,
+        lane: Index,
+        from: Index,
+        count: usize,
+        damage: Option<Index>,
+    ) -> Option<(usize, Command)> {
+        if cluster.sent.is_empty() {
+            return None;
+        }
+        let lane = *cluster.sent.keys().nth(lane.index(cluster.sent.len()))?;
+        let first_seq = from.index(cluster.sent[&lane].len()) as u64 + 1;
+        let mut frame = cluster.frame(lane, first_seq, count);
+        if let Some(bit) = damage {
+            let mut bytes = frame.items.as_bytes().to_vec();
+            let bit = bit.index(bytes.len() * 8);
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            frame.items = Items::from_bytes(bytes.into());
+        }
+        Some((cluster.shard_of(lane.destination), Command::Deliver(frame)))
+    }
+
+    fn entries(&mut self, cluster: &mut Cluster, calls: &[Call]) {
+        let mut by_shard: BTreeMap<usize, Vec<Command>> = BTreeMap::new();
+        for call in calls {
+            if let Some((shard, command)) = self.command(cluster, call) {
+                by_shard.entry(shard).or_default().push(command);
+            }
+        }
+        for (shard, mut commands) in by_shard {
+            sort_message_ids(&mut commands);
+            let replies = cluster.apply(shard, &commands);
+            assert_eq!(replies.len(), commands.len());
+            for (command, reply) in commands.into_iter().zip(replies) {
+                self.note(cluster, shard, command, reply);
+            }
+        }
+    }
+
+    fn note(&mut self, cluster: &Cluster, shard: usize, command: Command, reply: Reply) {
+        if cluster.shard_of(slot_of(&command)) != shard {
+            assert!(
+                matches!(reply, Reply::Refused(Refusal::WrongShard { .. })),
+                "{reply:?}"
+            );
+            return self.saw("wrong shard");
+        }
+        match (&command, &reply) {
+            (Command::Deliver(frame), Reply::Delivered { mark, corrupt, .. }) => {
+                return self.note_mark(cluster, frame, *mark, *corrupt);
+            }
+            (Command::AckLanes(_), _) => return assert_eq!(reply, Reply::LanesAcked),
+            (_, Reply::Refused(_)) => return self.saw("refused"),
+            _ => {}
+        }
+        let id = id_of(&command);
+        if let Some(first) = self.replies.get(&id) {
+            assert_eq!(*first, reply, "a repeat gets the first reply");
+            return self.saw("repeat");
+        }
+        match (command, &reply) {
+            (Command::Send(send), Reply::Sent { seq, .. }) => self.accepted.push((send, *seq)),
+            (Command::RegisterUser(call), Reply::UserRegistered { user }) => {
+                assert_eq!(self.users.insert(*user, call.handle), None);
+            }
+            (_, Reply::GroupCreated { group, .. }) => self.groups.push(*group),
+            _ => {}
+        }
+        self.replies.insert(id, reply);
+    }
+
+    /// The reply to a frame is what its seqs and the mark before decide, and nothing else.
+    fn note_mark(&mut self, cluster: &Cluster, frame: &Deliver, mark: u64, corrupt: Option<u64>) {
+        let lane = frame.lane;
+        let before = self.marks.get(&lane).copied().unwrap_or_default();
+        let whole = cluster.frame(lane, frame.first_seq, frame_count(cluster, frame));
+        let last = frame.first_seq + frame_count(cluster, frame) as u64 - 1;
+        let due = if frame.first_seq <= before + 1 {
+            before.max(last)
+        } else {
+            before
+        };
+        if whole.items == frame.items {
+            assert_eq!((mark, corrupt), (due, None), "{lane}");
+            self.saw(match () {
+                () if last <= before => "already here",
+                () if due == before => "gap",
+                () => "delivered",
+            });
+        } else {
+            assert!((before..=due).contains(&mark), "{lane}");
+            assert!(corrupt.is_none_or(|seq| seq == mark + 1));
+            if corrupt.is_some() {
+                self.saw("corrupt");
+            }
+        }
+        self.marks.insert(lane, mark);
+        self.reported.push((lane, mark));
+    }
+
+    /// acked ≤ mark ≤ sent, at all times.
+    fn check_marks(&self, cluster: &Cluster) {
+        for (lane, items) in &cluster.sent {
+            let source = cluster.shard(cluster.shard_of(lane.source));
+            let mark = self.marks.get(lane).copied().unwrap_or_default();
+            assert!(source.lane_acked(*lane) <= mark, "{lane}");
+            assert!(mark <= items.len() as u64, "{lane}");
+        }
+    }
+
+    fn step(&mut self, cluster: &mut Cluster, step: &Step) {
+        let shards = cluster.replicas.len();
+        let unacked = |cluster: &Cluster, shard| !cluster.shard(shard).unacked().is_empty();
+        match step {
+            Step::Entries(calls) => self.entries(cluster, calls),
+            Step::Flush(shard) => {
+                let shard = shard.index(shards);
+                if unacked(cluster, shard) {
+                    self.saw("flush of an outbox");
+                }
+                cluster.flush(shard);
+            }
+            Step::Build(shard) => cluster.build(shard.index(shards)),
+            Step::Reopen(store) => cluster.reopen(store.index(cluster.stores())),
+            Step::Crash(shard, after) => {
+                let shard = shard.index(shards);
+                if unacked(cluster, shard) {
+                    self.saw("crash with an outbox");
+                }
+                let at = if *after {
+                    IngestCrash::After
+                } else {
+                    IngestCrash::Before
+                };
+                cluster.crash(shard, at);
+            }
+            Step::Install(shard, behind) => {
+                let shard = shard.index(shards);
+                if unacked(cluster, shard) {
+                    self.saw("install with an outbox");
+                }
+                cluster.install(shard, *behind);
+            }
+        }
+        self.check_marks(cluster);
+    }
+}
+
+/// How many items a frame was made of: its damage may have changed a length.
+fn frame_count(cluster: &Cluster, frame: &Deliver) -> usize {
+    let mut count = 0;
+    let left = cluster.sent[&frame.lane].len() as u64 - (frame.first_seq - 1);
+    while count < usize::try_from(left).unwrap() {
+        count += 1;
+        let whole = cluster.frame(frame.lane, frame.first_seq, count);
+        if whole.items.as_bytes().len() >= frame.items.as_bytes().len() {
+            break;
+        }
+    }
+    count
+}
+
+/// A proposer gives ids in log order.
+fn sort_message_ids(commands: &mut [Command]) {
+    let mut ids: Vec<_> = commands.iter().filter_map(message_id).collect();
+    ids.sort_unstable();
+    let mut ids = ids.into_iter();
+    for command in commands {
+        if message_id(command).is_none() {
+            continue;
+        }
+        let id = ids.next().unwrap();
+        match command {
+            Command::Send(call) => call.message_id = id,
+            Command::SendGroup(call) => call.message_id = id,
+            Command::CreateGroup(call) => call.message_id = id,
+            Command::JoinGroup(call) => call.message_id = id,
+            Command::LeaveGroup(call) => call.message_id = id,
+            _ => {}
+        }
+    }
+}
+
+fn message_id(command: &Command) -> Option<mailbox_engine::MessageId> {
+    match command {
+        Command::Send(call) => Some(call.message_id),
+        Command::SendGroup(call) => Some(call.message_id),
+        Command::CreateGroup(call) => Some(call.message_id),
+        Command::JoinGroup(call) => Some(call.message_id),
+        Command::LeaveGroup(call) => Some(call.message_id),
+        _ => None,
+    }
+}
+
+fn id_of(command: &Command) -> u128 {
+    let id = match command {
+        Command::Send(call) => call.client_msg_id,
+        Command::SendGroup(call) => call.client_msg_id,
+        Command::RegisterUser(call) => call.request_id,
+        Command::CreateGroup(call) => call.request_id,
+        Command::JoinGroup(call) => call.request_id,
+        Command::LeaveGroup(call) => call.request_id,
+        Command::AckCursor(call) => call.request_id,
+        other => panic!("has no id: {other:?}"),
+    };
+    id.as_u128()
+}
+
+fn to_group(send: Send, group: GroupId) -> SendGroup {
+    SendGroup {
+        sender: send.sender,
+        group,
+        client_msg_id: send.client_msg_id,
+        message_id: send.message_id,
+        kind: send.kind,
+        flags: send.flags,
+        content_crc: send.content_crc,
+        body: send.body,
+        shown: send.shown,
+    }
+}
+
+/// Each accepted message is in its home; and in the recipient's mailbox, in the order of its
+/// sender's others, or refused: once, and nothing else is anywhere.
+fn check_messages(cluster: &Cluster, run: &Run) {
+    let mailboxes: BTreeMap<UserId, Vec<Row>> = run
+        .users
+        .keys()
+        .map(|user| (*user, cluster.mailbox(*user)))
+        .collect();
+    for (sender, rows) in &mailboxes {
+        let sent: Vec<&(Send, Seq)> = run
+            .accepted
+            .iter()
+            .filter(|(send, _)| send.sender == *sender)
+            .collect();
+        let outgoing = rows
+            .iter()
+            .filter(|row| row.flags.has(Flags::OUTGOING) && row.kind == MessageType::TEXT);
+        let outgoing: Vec<(u128, Seq)> = outgoing
+            .map(|row| (row.client_msg_id.as_u128(), row.seq))
+            .collect();
+        let expected = sent
+            .iter()
+            .map(|(send, seq)| (send.client_msg_id.as_u128(), *seq));
+        assert_eq!(outgoing, expected.collect::<Vec<_>>(), "{sender} sent");
+        let refused: Vec<Seq> = rows.iter().filter_map(|row| Some(row.refused?.0)).collect();
+        let refused_once: BTreeSet<Seq> = refused.iter().copied().collect();
+        assert_eq!(refused.len(), refused_once.len(), "{sender}: refused once");
+        let arrived = sent
+            .iter()
+            .filter(|(send, seq)| send.recipient != *sender && !refused_once.contains(seq));
+        let mut expected: BTreeMap<UserId, Vec<u128>> = BTreeMap::new();
+        for (send, _) in arrived {
+            let ids = expected.entry(send.recipient).or_default();
+            ids.push(send.client_msg_id.as_u128());
+        }
+        let named: BTreeSet<Seq> = sent.iter().map(|(_, seq)| *seq).collect();
+        assert!(
+            refused_once.is_subset(&named),
+            "{sender}: refusals name sends"
+        );
+        for (recipient, rows) in &mailboxes {
+            let received = rows
+                .iter()
+                .filter(|row| row.sender == *sender && !row.flags.has(Flags::OUTGOING));
+            let received: Vec<u128> = received.map(|row| row.client_msg_id.as_u128()).collect();
+            let wanted = expected.remove(recipient).unwrap_or_default();
+            assert_eq!(received, wanted, "{sender} to {recipient}");
+        }
+        assert!(expected.is_empty(), "nobody receives nothing: {expected:?}");
+    }
+}
+
+fn check_tables(cluster: &Cluster, run: &Run) {
+    let handles: BTreeSet<&String> = run.users.values().collect();
+    assert_eq!(handles.len(), run.users.len(), "never two owners");
+    for (user, handle) in &run.users {
+        let shard = cluster.shard(cluster.shard_of_user(*user));
+        assert_eq!(shard.handle_of(*user).unwrap().as_ref(), Some(handle));
+        let own = shard.groups_of(*user).unwrap();
+        for group in &run.groups {
+            let place = cluster.shard_of(slot_of_owner(group.0, SLOT_COUNT));
+            let member = cluster.shard(place).membership(*group, *user).unwrap();
+            let own = own.iter().find(|own| own.group == *group);
+            assert_eq!(
+                own.map(|own| &own.spans),
+                member.as_ref().map(|member| &member.spans)
+            );
+        }
+        let mark = shard.read_mark(*user, Conversation::Peer(*user)).unwrap();
+        assert_eq!(mark, Seq::ZERO);
+    }
+}
+
+/// Replicas with other flushes have the same lanes, down to the last byte.
+fn check_hashes(cluster: &mut Cluster) {
+    for number in 0..cluster.replicas.len() {
+        let Some(hash) = cluster.shard(number).state_hash_now().unwrap() else {
+            continue;
+        };
+        let unacked = cluster.shard(number).unacked();
+        for flush_every in [1, 3, usize::MAX] {
+            let copy = cluster.replay(number, usize::MAX, flush_every);
+            assert_eq!(copy.shard(number).unacked(), unacked);
+            assert_eq!(copy.hash(number), hash.hash, "flushed every {flush_every}");
+        }
+        cluster.flush(number);
+        assert_eq!(cluster.hash(number), hash.hash);
+        let report = cluster.shard(number).verify(&mut |_| {}).unwrap();
+        assert_eq!(report.fault_count, 0, "{:?}", report.faults);
+    }
+}
+
+fn run(cluster: &mut Cluster, steps: &[Step]) -> Run {
+    let mut run = Run::default();
+    for step in steps {
+        run.step(cluster, step);
+    }
+    check_hashes(cluster);
+    cluster.drain();
+    check_messages(cluster, &run);
+    check_tables(cluster, &run);
+    check_hashes(cluster);
+    for store in 0..cluster.stores() {
+        cluster.reopen(store);
+    }
+    check_messages(cluster, &run);
+    run
+}
+
+fn config(cases: u32) -> ProptestConfig {
+    ProptestConfig {
+        cases,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
+proptest! {
+    #![proptest_config(config(120))]
+
+    #[test]
+    fn a_hostile_relay_loses_doubles_and_reorders_nothing(
+        shards in 1..=4_usize,
+        stores in 1..=2_usize,
+        steps in steps(),
+    ) {
+        run(&mut Cluster::new(shards, stores), &steps);
+    }
+}
+
+proptest! {
+    #![proptest_config(config(4))]
+
+    #[test]
+    fn nor_does_it_on_rocksdb(steps in steps()) {
+        run(&mut Cluster::on_rocksdb(3, 2), &steps);
+    }
+}
+
+/// A script that never gets to a fault would prove nothing about it.
+#[test]
+fn the_scripts_reach_every_interleaving() {
+    use proptest::strategy::ValueTree;
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
+    for _ in 0..40 {
+        let steps = steps().new_tree(&mut runner).unwrap().current();
+        let mut cluster = Cluster::new(3, 2);
+        for (what, count) in run(&mut cluster, &steps).seen {
+            *seen.entry(what).or_default() += count;
+        }
+        for row in cluster.sent.values().flatten() {
+            let name = format!("{row:?}");
+            let kinds = ["Message", "Refusal", "UserMade", "GroupMade", "Membership"];
+            let kind = kinds.into_iter().find(|kind| name.starts_with(kind));
+            *seen.entry(kind.unwrap()).or_default() += 1;
+        }
+    }
+    for what in [
+        "already here",
+        "gap",
+        "delivered",
+        "corrupt",
+        "wrong shard",
+        "refused",
+        "repeat",
+        "flush of an outbox",
+        "crash with an outbox",
+        "install with an outbox",
+        "Message",
+        "Refusal",
+        "UserMade",
+        "GroupMade",
+        "Membership",
+    ] {
+        assert!(
+            seen.get(what).is_some_and(|count| *count >= 3),
+            "{what}: {seen:#?}"
+        );
+    }
+}
