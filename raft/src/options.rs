@@ -17,12 +17,14 @@ pub struct Timing {
     pub election_max_ms: u64,
 }
 
+/// What a node is configured with unless told otherwise; the server's configuration takes these and says
+/// what they were measured to give.
 impl Default for Timing {
     fn default() -> Self {
         Self {
-            heartbeat_ms: 250,
-            election_min_ms: 1000,
-            election_max_ms: 2000,
+            heartbeat_ms: 200,
+            election_min_ms: 700,
+            election_max_ms: 1200,
         }
     }
 }

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
+use mailbox_raft::Timing;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 pub use byte_size::ByteSize;
@@ -229,6 +230,11 @@ pub enum LogFormat {
 
 impl Default for ClusterConfig {
     fn default() -> Self {
+        // openraft stands for election after the old leader's lease (election_max) plus a random time.
+        // Measured from kill -9 to the next ack: 2.7 to 3.6 s with 250/1000/2000, 1.6 to 1.8 s with
+        // 150/500/1000, on two loaded cores; 3 s is what a client should never see. With these,
+        // 200/700/1200: 2.43 s at most over 20 kills.
+        let timing = Timing::default();
         Self {
             id: "mailbox".into(),
             secret_file: "./mailbox.secret".into(),
@@ -237,13 +243,9 @@ impl Default for ClusterConfig {
             group_members_max: 500,
             dedup_window_ms: 7 * 24 * 3600 * 1000,
             clock_skew_max_ms: 500,
-            // openraft stands for election after the old leader's lease (election_max) plus a random
-            // time. Measured from kill -9 to the next ack: 2.7 to 3.6 s with 250/1000/2000, 1.6 to
-            // 1.8 s with 150/500/1000, on two loaded cores; 3 s is what a client should never see.
-            // With these: 2.43 s at most over 20 kills.
-            heartbeat_ms: 200,
-            election_min_ms: 700,
-            election_max_ms: 1200,
+            heartbeat_ms: timing.heartbeat_ms,
+            election_min_ms: timing.election_min_ms,
+            election_max_ms: timing.election_max_ms,
             nodes: BTreeMap::from([(1, "127.0.0.1:7700".to_owned())]),
         }
     }
