@@ -5,7 +5,6 @@ mod clock;
 mod disk;
 mod error;
 mod identity;
-#[allow(dead_code)]
 mod log;
 mod network;
 mod node;

@@ -20,10 +20,6 @@ fn cost(entry: &Entry) -> usize {
 }
 
 impl Cache {
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes
-    }
-
     /// Index of the first entry here.
     pub(super) fn first(&self) -> Option<u64> {
         self.entries.front().map(|entry| entry.log_id.index)
@@ -155,6 +151,6 @@ mod tests {
         cache.purge(7);
         assert_eq!(cache.first(), Some(8));
         cache.truncate_after(None);
-        assert_eq!((cache.first(), cache.bytes()), (None, 0));
+        assert_eq!((cache.first(), cache.bytes), (None, 0));
     }
 }

@@ -10,8 +10,8 @@
 //! | `mark.rs`, `wal.rs`, `check.rs` | finding out at open whether synced batches are missing |
 //! | `inspect.rs` | offline, read-only |
 //!
-//! Nothing here bounds the queue: an append must not wait. The proposer admits by
-//! [`SharedLog::queued_bytes`].
+//! Nothing here bounds the queue: an append must not wait. What enters is bounded where it comes from, by the
+//! bytes that a shard's proposer has in flight; [`LogMetrics::queued_bytes`] tells how much is waiting.
 
 mod bench;
 mod cache;
@@ -139,11 +139,6 @@ impl SharedLog {
     /// The first fault of the log's storage, once there is one: the node must stop then.
     pub(crate) fn fault(&self) -> watch::Receiver<Option<String>> {
         self.inner.core.fault()
-    }
-
-    /// Bytes that wait for their synced write.
-    pub(crate) fn queued_bytes(&self) -> usize {
-        self.inner.core.queued_bytes()
     }
 
     /// Counters since the log was opened.

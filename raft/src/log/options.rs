@@ -23,8 +23,8 @@ pub struct LogOptions {
     /// Bytes of entries that one read for replication returns, at least one entry. 64 KiB ..= 64 MiB.
     pub read_bytes_max: usize,
     /// Bytes written ahead into each of two WAL files at open, so that synced writes overwrite blocks
-    /// that the file system has already allocated, from the first on: measured 0.2 ms a write at the
-    /// median where it was 4 ms. Best as large as `memtable_bytes`; 0: none.
+    /// that the file system has already allocated, from the first on: a sync of a file that grows waits
+    /// for the file system's own log as well. Best as large as `memtable_bytes`; 0: none.
     pub wal_ahead_bytes: usize,
     /// Files that RocksDB keeps open. At least 16.
     pub files_open_max: u16,

@@ -19,6 +19,7 @@ const HEADER_LEN: usize = 11;
 /// As much of a record as holds its batch row.
 const PREFIX_LEN: usize = 64;
 
+/// Kinds of pieces in a file that may be recycled.
 const WHOLE: u8 = 5;
 const FIRST: u8 = 6;
 const MIDDLE: u8 = 7;
@@ -130,7 +131,9 @@ impl Scanner {
     fn piece(&self, bytes: &[u8]) -> Option<(u8, usize)> {
         let (header, _) = bytes.split_first_chunk::<HEADER_LEN>()?;
         let [c0, c1, c2, c3, l0, l1, kind, n0, n1, n2, n3] = *header;
-        if !(WHOLE..=LAST).contains(&kind) || u32::from_le_bytes([n0, n1, n2, n3]) != self.log {
+        if !matches!(kind, WHOLE | FIRST | MIDDLE | LAST)
+            || u32::from_le_bytes([n0, n1, n2, n3]) != self.log
+        {
             return None;
         }
         let len = usize::from(u16::from_le_bytes([l0, l1]));
@@ -140,7 +143,7 @@ impl Scanner {
     }
 
     fn take(&mut self, kind: u8, bytes: &[u8], position: u64, found: &mut impl FnMut(WalBatch)) {
-        if kind == WHOLE || kind == FIRST {
+        if matches!(kind, WHOLE | FIRST) {
             self.record = Some(Record {
                 position,
                 prefix: bytes[..bytes.len().min(PREFIX_LEN)].to_vec(),
@@ -156,7 +159,7 @@ impl Scanner {
             // A middle or last piece whose first piece is lost.
             self.damage = true;
         }
-        if kind != WHOLE && kind != LAST {
+        if !matches!(kind, WHOLE | LAST) {
             return;
         }
         if let Some(record) = self.record.take()

@@ -169,7 +169,7 @@ async fn all_shards_share_one_synced_write() {
                 done: IOFlushed::noop(),
             })
             .unwrap();
-        while log.queued_bytes() > 0 {
+        while log.metrics().queued_bytes > 0 {
             std::thread::yield_now();
         }
         let mut waiting = Vec::new();
