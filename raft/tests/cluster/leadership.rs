@@ -1,0 +1,144 @@
+//! Leaders that die, lose their majority, or are asked to go.
+
+use std::time::Duration;
+
+use mailbox_engine::Seq;
+use mailbox_raft::{Leadership, ProposeError};
+use uuid::Uuid;
+
+use crate::nodes::{Cluster, WAIT, eventually, send, send_with_id, seq_of};
+
+#[test]
+fn three_nodes_agree_through_failovers() {
+    let mut cluster = Cluster::start(3, |_| ());
+    let (alice, bob) = (cluster.register("alice"), cluster.register("bob"));
+    let id = Uuid::now_v7();
+    let first = cluster.propose(&[send_with_id(id, alice, bob, "first")]);
+    for round in 0..3 {
+        let leader = cluster.leader();
+        if round == 1 {
+            cluster.nodes[leader].stop();
+        } else {
+            cluster.nodes[leader].kill();
+        }
+        // The others go on, and know what was acknowledged.
+        assert_eq!(
+            cluster.propose(&[send_with_id(id, alice, bob, "first")]),
+            first
+        );
+        assert_eq!(
+            seq_of(&cluster.propose(&[send(alice, bob, "x")])),
+            Seq(round + 2)
+        );
+        cluster.nodes[leader].start();
+    }
+    let leader = &cluster.nodes[cluster.leader()];
+    leader.run(leader.shard().read_barrier()).unwrap();
+    assert_eq!(leader.shard().engine().head(bob.mailbox()).unwrap(), Seq(4));
+    cluster.wait_all_applied(leader.shard().status().applied_index);
+    cluster.check_equal_hashes();
+}
+
+#[test]
+fn followers_send_callers_to_the_leader() {
+    let cluster = Cluster::start(3, |_| ());
+    let alice = cluster.register("alice");
+    let leader = cluster.leader();
+    let (node, address) = (leader as u64 + 1, cluster.nodes[leader].address.to_string());
+    for follower in (0..3).filter(|other| *other != leader) {
+        let follower = &cluster.nodes[follower];
+        eventually("the follower knows the leader", || {
+            match follower.shard().leadership() {
+                Leadership::Follower { leader, .. } => leader,
+                Leadership::Leader { .. } => None,
+            }
+        });
+        let refused = follower.run(follower.shard().propose(vec![send(alice, alice, "x")]));
+        let Err(ProposeError::NotLeader { leader: Some(hint) }) = refused else {
+            panic!("{refused:?}");
+        };
+        assert_eq!((hint.node, hint.address), (node, address.clone()));
+        assert!(matches!(
+            follower.run(follower.shard().read_barrier()),
+            Err(ProposeError::NotLeader { .. })
+        ));
+    }
+}
+
+#[test]
+fn a_leader_without_a_majority_answers_no_read() {
+    let mut cluster = Cluster::start(3, |_| ());
+    cluster.register("alice");
+    let leader = cluster.leader();
+    for other in (0..3).filter(|other| *other != leader) {
+        cluster.nodes[other].kill();
+    }
+    let alone = &cluster.nodes[leader];
+    let answer = alone.run(alone.shard().read_barrier());
+    assert!(
+        matches!(
+            answer,
+            Err(ProposeError::Unavailable { .. } | ProposeError::NotLeader { .. })
+        ),
+        "{answer:?}"
+    );
+    eventually("it gives up its leadership", || {
+        (!alone.shard().leadership().is_ready()).then_some(())
+    });
+}
+
+#[test]
+fn callers_of_a_leader_that_loses_its_majority_are_answered() {
+    let mut cluster = Cluster::start(3, |_| ());
+    let alice = cluster.register("alice");
+    let leader = cluster.leader();
+    for other in (0..3).filter(|other| *other != leader) {
+        cluster.nodes[other].kill();
+    }
+    let alone = &cluster.nodes[leader];
+    let answers = alone.run(async {
+        let shard = alone.shard();
+        // More than may be in flight: some wait in the queue.
+        let calls = (0..50).map(|_| {
+            let shard = shard.clone();
+            tokio::spawn(async move { shard.propose(vec![send(alice, alice, "x")]).await })
+        });
+        let calls: Vec<_> = calls.collect();
+        let mut answers = Vec::new();
+        for call in calls {
+            answers.push(tokio::time::timeout(WAIT, call).await.unwrap().unwrap());
+        }
+        answers
+    });
+    for answer in answers {
+        assert!(
+            matches!(
+                answer,
+                Err(ProposeError::Unavailable { .. } | ProposeError::NotLeader { .. })
+            ),
+            "{answer:?}"
+        );
+    }
+}
+
+#[test]
+fn leadership_moves_where_it_is_asked_to() {
+    let cluster = Cluster::start(3, |_| ());
+    cluster.register("alice");
+    let leader = cluster.leader();
+    let target = (leader + 1) % 3;
+    let old = &cluster.nodes[leader];
+    eventually("the target leads", || {
+        if old.shard().leadership().is_ready() {
+            // Refused while the target's log is behind: asked again.
+            let _ = old.run(old.shard().transfer_leader(target as u64 + 1));
+        }
+        std::thread::sleep(Duration::from_millis(200));
+        cluster.nodes[target]
+            .shard()
+            .leadership()
+            .is_ready()
+            .then_some(())
+    });
+    cluster.register("bob");
+}

@@ -1,0 +1,8 @@
+//! Nodes in one process, each with its own runtime, over real loopback connections.
+
+#![allow(clippy::unwrap_used)]
+
+mod leadership;
+mod nodes;
+mod proposals;
+mod restarts;
