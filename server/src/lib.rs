@@ -1,8 +1,9 @@
 //! gRPC services, administration and configuration of a mailbox node.
 //!
 //! Start reading at `run.rs` (the life of a process) and `node_role.rs` (what a node is made of);
-//! then `submit.rs` and `feed.rs`, the two hot paths. Only this crate knows both the protocol's
-//! messages and the engine's types: `convert.rs` and `status.rs` are the border.
+//! then `submit.rs` and `feed.rs`, the two hot paths, and `unary.rs`, every other call. Only this
+//! crate knows both the protocol's messages and the engine's types: `convert.rs` and `status.rs` are
+//! the border.
 
 mod admin_service;
 mod auth;
@@ -28,6 +29,7 @@ mod run;
 mod shutdown;
 mod status;
 mod submit;
+mod unary;
 
 pub use cli::{Cli, Command, ConfigCommand, DevArgs, RoleArgs, run_config};
 pub use dev::run_dev;
