@@ -4,13 +4,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mailbox_client::{Auth, Client, ClientOptions, Tls};
+use mailbox_client::{Auth, Client, ClientOptions};
 use mailbox_gateway::{Gateway, GatewayOptions, Listen, MetricsRegistry, ReadyCheck};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::auth::{read_secret, read_token_keys};
-use crate::config::{Config, is_set};
+use crate::config::Config;
 use crate::error::Error;
 use crate::listener;
 
@@ -101,16 +101,7 @@ fn client_options(config: &Config) -> Result<ClientOptions, Error> {
     };
     let addresses = config.cluster.nodes.values().cloned().collect();
     let mut options = ClientOptions::new(addresses, auth);
-    if is_set(&config.tls.ca_file) {
-        let path = &config.tls.ca_file;
-        let ca_pem = std::fs::read(path).map_err(|source| Error::Read {
-            what: "authority (tls.ca_file)",
-            path: path.clone(),
-            source,
-        })?;
-        let domain = Some(config.tls.domain.clone()).filter(|domain| !domain.is_empty());
-        options.tls = Some(Tls { ca_pem, domain });
-    }
+    options.tls = listener::read_authority(&config.tls)?;
     Ok(options)
 }
 

@@ -1,12 +1,14 @@
 //! The gRPC listener: binding, TLS, and the bound on connections.
 
 use std::io;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::Stream;
+use mailbox_client::Tls;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -70,16 +72,27 @@ pub(crate) fn read_identity(tls: &TlsConfig) -> Result<Option<PemIdentity>, Erro
     if !is_set(&tls.cert_file) {
         return Ok(None);
     }
-    let read = |what, path: &std::path::PathBuf| {
-        std::fs::read(path).map_err(|source| Error::Read {
-            what,
-            path: path.clone(),
-            source,
-        })
-    };
     let cert = read("certificate (tls.cert_file)", &tls.cert_file)?;
     let key = read("private key (tls.key_file)", &tls.key_file)?;
     Ok(Some(PemIdentity { cert, key }))
+}
+
+/// How the certificates of nodes are checked by those who call them, if `[tls]` says so.
+pub(crate) fn read_authority(tls: &TlsConfig) -> Result<Option<Tls>, Error> {
+    if !is_set(&tls.ca_file) {
+        return Ok(None);
+    }
+    let ca_pem = read("authority (tls.ca_file)", &tls.ca_file)?;
+    let domain = Some(tls.domain.clone()).filter(|domain| !domain.is_empty());
+    Ok(Some(Tls { ca_pem, domain }))
+}
+
+fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, Error> {
+    std::fs::read(path).map_err(|source| Error::Read {
+        what,
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Accepted connections, no more at once than allowed: further ones wait in the system's queue.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use mailbox_api::v1::admin_server::AdminServer;
 use mailbox_api::v1::mailbox_server::MailboxServer;
+use mailbox_client::Tls;
 use mailbox_engine::EngineOptions;
 use mailbox_gateway::{MetricsRegistry, ReadyCheck};
 use mailbox_raft::{ClientTls, Leadership, LogOptions, Node, NodeOptions, Timing};
@@ -19,14 +20,14 @@ use tonic_health::server::HealthReporter;
 
 use crate::admin_service::AdminService;
 use crate::auth::{Authority, read_secret, read_token_keys};
-use crate::config::{ClusterConfig, Config, is_set};
+use crate::config::{ClusterConfig, Config};
 use crate::core::Core;
 use crate::error::Error;
 use crate::limits::MemoryBudget;
 use crate::listener;
 use crate::mailbox_service::MailboxService;
 use crate::metrics::ServerMetrics;
-use crate::peers::{PeerTls, Peers};
+use crate::peers::Peers;
 use crate::replica_metrics::ReplicaMetrics;
 
 /// HTTP/2 windows that keep a stream of batches flowing over a long round trip.
@@ -63,7 +64,7 @@ impl RunningNode {
         };
         listener::warn_if_plaintext("node.listen", &config.node.listen, &config.tls);
         let tls = listener::server_tls(&config.tls)?;
-        let peer_tls = read_peer_tls(config)?;
+        let peer_tls = listener::read_authority(&config.tls)?;
         let secret = read_secret(&config.cluster.secret_file)?;
         let tokens = read_token_keys(&config.auth)?;
         let cluster = with_own_port(&config.cluster, config.node.id, grpc);
@@ -251,25 +252,11 @@ fn with_own_port(cluster: &ClusterConfig, node: u64, listening: SocketAddr) -> C
     cluster
 }
 
-fn read_peer_tls(config: &Config) -> Result<Option<PeerTls>, Error> {
-    let path = &config.tls.ca_file;
-    if !is_set(path) {
-        return Ok(None);
-    }
-    let ca_pem = std::fs::read(path).map_err(|source| Error::Read {
-        what: "authority (tls.ca_file)",
-        path: path.clone(),
-        source,
-    })?;
-    let domain = Some(config.tls.domain.clone()).filter(|domain| !domain.is_empty());
-    Ok(Some(PeerTls { ca_pem, domain }))
-}
-
 fn node_options(
     config: &Config,
     cluster: &ClusterConfig,
     secret: Arc<[u8]>,
-    peer_tls: Option<&PeerTls>,
+    peer_tls: Option<&Tls>,
 ) -> Result<NodeOptions, Error> {
     let memory = MemoryBudget::of(config);
     let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);

@@ -7,6 +7,7 @@ use mailbox_api::CallError;
 use mailbox_api::v1::ErrorCode;
 use mailbox_api::v1::admin_client::AdminClient;
 use mailbox_api::v1::mailbox_client::MailboxClient;
+use mailbox_client::Tls;
 use parking_lot::Mutex;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
@@ -14,22 +15,15 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How this process checks the certificates of nodes that it calls.
-#[derive(Debug, Clone)]
-pub(crate) struct PeerTls {
-    pub(crate) ca_pem: Vec<u8>,
-    pub(crate) domain: Option<String>,
-}
-
 /// One lazily connected channel for each node; as many as the cluster has nodes.
 pub(crate) struct Peers {
-    tls: Option<PeerTls>,
+    tls: Option<Tls>,
     message_bytes_max: usize,
     channels: Mutex<HashMap<String, Channel>>,
 }
 
 impl Peers {
-    pub(crate) fn new(tls: Option<PeerTls>, message_bytes_max: usize) -> Self {
+    pub(crate) fn new(tls: Option<Tls>, message_bytes_max: usize) -> Self {
         Self {
             tls,
             message_bytes_max,
