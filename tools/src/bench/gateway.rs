@@ -12,7 +12,7 @@ use rand::RngExt as _;
 use rand::rngs::SmallRng;
 
 use super::cluster::{SpawnArgs, Spawned, register};
-use super::load::{self, RUNNERS};
+use super::load::Runners;
 use super::report::Report;
 use super::send::{LoadArgs, Measured};
 use crate::ctl::AuthKey;
@@ -78,8 +78,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<Report> {
     let users = register(&store, args.load.users).await?;
     let clients = connect(&gateways, &users, &key, usize::from(args.connections)).await?;
     let clock = args.load.clock();
-    let runners = (0..RUNNERS).map(|runner| {
-        let shape = load::split(args.load.shape(), RUNNERS, runner);
+    let runners = Runners::start(&clock, args.load.shape(), |runner| {
         let mut source = Source {
             clients: Arc::clone(&clients),
             next: runner,
@@ -87,14 +86,10 @@ pub(super) async fn run(args: Args) -> anyhow::Result<Report> {
             body_bytes: args.load.body_bytes,
             rng: rand::make_rng(),
         };
-        tokio::spawn(load::run(Arc::clone(&clock), shape, move || source.send()))
+        move || source.send()
     });
-    let runners: Vec<_> = runners.collect();
     let measured = Measured::take(&clock, spawned.as_ref(), &args.load, &args.spawn).await?;
-    let mut latencies = load::histogram();
-    for runner in runners {
-        latencies.add(runner.await?)?;
-    }
+    let latencies = runners.finish().await?;
     let report = measured.report(&args.load, nodes, &clock, &latencies, spawned.as_ref());
     for client in &*clients {
         client.close().await?;

@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use hdrhistogram::Histogram;
+use tokio::task::JoinHandle;
 
 /// Tasks that make load together.
-pub(super) const RUNNERS: usize = 4;
+const RUNNERS: usize = 4;
 /// Greatest latency that is kept, in microseconds; a slower send counts as this.
 const LATENCY_US_MAX: u64 = 120_000_000;
 /// Most sends that an open loop keeps unanswered per runner; beyond it sends wait, and their wait
@@ -88,9 +89,40 @@ impl Clock {
     }
 }
 
-/// One runner's share: it makes sends, one future each, and measures them. `make` hands a send
-/// over and resolves to whether it was acked.
-pub(super) async fn run<F, S>(clock: Arc<Clock>, shape: Shape, make: F) -> Histogram<u64>
+/// The tasks that make one run's load.
+pub(super) struct Runners(Vec<JoinHandle<Histogram<u64>>>);
+
+impl Runners {
+    /// Starts them, each with a share of the load and a source of its own: what the source returns
+    /// has been handed over, and resolves to whether it was acked.
+    pub(super) fn start<F, S>(
+        clock: &Arc<Clock>,
+        shape: Shape,
+        mut source: impl FnMut(usize) -> F,
+    ) -> Self
+    where
+        F: FnMut() -> S + Send + 'static,
+        S: Future<Output = bool> + Send + 'static,
+    {
+        let start = |runner| {
+            let share = split(shape, RUNNERS, runner);
+            tokio::spawn(run(Arc::clone(clock), share, source(runner)))
+        };
+        Self((0..RUNNERS).map(start).collect())
+    }
+
+    /// Waits for the last answers; gives all latencies, in microseconds.
+    pub(super) async fn finish(self) -> anyhow::Result<Histogram<u64>> {
+        let mut latencies = histogram();
+        for runner in self.0 {
+            latencies.add(runner.await?)?;
+        }
+        Ok(latencies)
+    }
+}
+
+/// One runner's share: it makes sends, one future each, and measures them.
+async fn run<F, S>(clock: Arc<Clock>, shape: Shape, make: F) -> Histogram<u64>
 where
     F: FnMut() -> S,
     S: Future<Output = bool>,
@@ -102,12 +134,12 @@ where
 }
 
 /// An empty histogram of latencies in microseconds.
-pub(super) fn histogram() -> Histogram<u64> {
+fn histogram() -> Histogram<u64> {
     Histogram::new_with_max(LATENCY_US_MAX, 3).expect("the bounds are constants that fit")
 }
 
 /// Splits a load between runners, the remainder to the first ones.
-pub(super) fn split(shape: Shape, runners: usize, runner: usize) -> Shape {
+fn split(shape: Shape, runners: usize, runner: usize) -> Shape {
     let share = |total: u64| {
         let (runners, runner) = (runners as u64, runner as u64);
         total / runners + u64::from(runner < total % runners)

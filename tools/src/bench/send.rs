@@ -11,7 +11,7 @@ use rand::RngExt as _;
 use rand::rngs::SmallRng;
 
 use super::cluster::{SpawnArgs, Spawned, Usage, register};
-use super::load::{self, Clock, RUNNERS, Shape};
+use super::load::{Clock, Runners, Shape};
 use super::profile::Profile;
 use super::report::{Report, per_send, percentile_ms, round};
 use crate::node::NodeArgs;
@@ -110,18 +110,12 @@ pub(super) async fn run(args: Args) -> anyhow::Result<Report> {
     };
     let users = register(&client, args.load.users).await?;
     let clock = args.load.clock();
-    let runners = (0..RUNNERS).map(|runner| {
-        let shape = load::split(args.load.shape(), RUNNERS, runner);
-        let mut source = Source::new(client.clone(), users.clone(), args.load.body_bytes);
-        let clock = Arc::clone(&clock);
-        tokio::spawn(load::run(clock, shape, move || source.send()))
+    let runners = Runners::start(&clock, args.load.shape(), |_| {
+        let mut source = Source::new(client.clone(), Arc::clone(&users), args.load.body_bytes);
+        move || source.send()
     });
-    let runners: Vec<_> = runners.collect();
     let measured = Measured::take(&clock, spawned.as_ref(), &args.load, &args.spawn).await?;
-    let mut latencies = load::histogram();
-    for runner in runners {
-        latencies.add(runner.await?)?;
-    }
+    let latencies = runners.finish().await?;
     let report = measured.report(&args.load, nodes, &clock, &latencies, spawned.as_ref());
     if let Some(spawned) = spawned {
         spawned.stop().await?;
