@@ -559,6 +559,25 @@ pub enum StoredKey<'a> {
 }
 
 impl<'a> StoredKey<'a> {
+    /// What the keys of all state rows of a range begin with.
+    pub(crate) fn state_front(range: RangeId) -> Vec<u8> {
+        let mut key = Vec::with_capacity(5);
+        StoredKey::State { range, suffix: &[] }.encode(&mut key);
+        key
+    }
+
+    /// What the keys of all dedup rows of an hour and range begin with.
+    pub(crate) fn dedup_front(hour: u32, range: RangeId) -> Vec<u8> {
+        let (mut key, suffix) = (Vec::with_capacity(9), &[]);
+        StoredKey::Dedup {
+            hour,
+            range,
+            suffix,
+        }
+        .encode(&mut key);
+        key
+    }
+
     /// Reads the front of a stored key.
     ///
     /// # Errors

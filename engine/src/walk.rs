@@ -163,7 +163,7 @@ impl<'a> Walk<'a> {
 
     /// The first hour at or after `hour` with a row of any shard.
     fn next_hour(&self, hour: u32) -> Result<Option<u32>, Error> {
-        let first = dedup_front(hour, RangeId::NODE);
+        let first = StoredKey::dedup_front(hour, RangeId::NODE);
         let mut rows = self.rows(&first, &KEYS_END);
         rows.seek(&first)?;
         if !rows.next()? {
@@ -181,16 +181,16 @@ impl<'a> Walk<'a> {
         floors: &BTreeMap<SlotId, u64>,
         sink: &mut Sink<'_>,
     ) -> Result<(), Error> {
-        let front = dedup_front(hour, RangeId::NODE).len();
+        let front = StoredKey::dedup_front(hour, RangeId::NODE).len();
         let end = hour
             .checked_add(1)
-            .map(|after| dedup_front(after, RangeId::NODE));
+            .map(|after| StoredKey::dedup_front(after, RangeId::NODE));
         let end = end.unwrap_or_else(|| KEYS_END.to_vec());
-        let mut rows = self.rows(&dedup_front(hour, RangeId::NODE), &end);
+        let mut rows = self.rows(&StoredKey::dedup_front(hour, RangeId::NODE), &end);
         let mut more = false;
         let mut before = None;
         for (slot, range) in self.ranges.by_slot() {
-            let first = dedup_front(hour, range);
+            let first = StoredKey::dedup_front(hour, range);
             // Ranges mostly rise with the slots: then the row after the last range's is at hand,
             // and if it lies behind this range, the range has no rows in this hour.
             let rises = before.replace(range).is_some_and(|before| before < range);
@@ -232,17 +232,6 @@ impl Hidden {
             _ => false,
         }
     }
-}
-
-fn dedup_front(hour: u32, range: RangeId) -> Vec<u8> {
-    let mut key = Vec::with_capacity(16);
-    StoredKey::Dedup {
-        hour,
-        range,
-        suffix: &[],
-    }
-    .encode(&mut key);
-    key
 }
 
 /// Rows of the files with the unflushed ones over them. Holds the row it is on.

@@ -81,7 +81,7 @@ impl RocksBase {
     fn hours_of(&self, range: RangeId) -> Result<Vec<u32>, Error> {
         let view = self.view();
         let mut hours = Vec::new();
-        let mut from = dedup_key(0, RangeId(0));
+        let mut from = StoredKey::dedup_front(0, RangeId(0));
         let mut cursor = view.cursor(&from, &KEYS_END);
         loop {
             cursor.seek(&from)?;
@@ -97,11 +97,11 @@ impl RocksBase {
             };
             from = if found == range {
                 hours.push(hour);
-                dedup_key(hour + 1, RangeId(0))
+                StoredKey::dedup_front(hour + 1, RangeId(0))
             } else if found < range {
-                dedup_key(hour, range)
+                StoredKey::dedup_front(hour, range)
             } else {
-                dedup_key(hour + 1, RangeId(0))
+                StoredKey::dedup_front(hour + 1, RangeId(0))
             };
         }
     }
@@ -110,11 +110,14 @@ impl RocksBase {
     fn tombstones(&self, ranges: &[RangeId]) -> Result<StagedFile, Error> {
         let mut bounds = Vec::new();
         for range in ranges {
-            bounds.push((state_key(*range), state_key(RangeId(range.0 + 1))));
+            bounds.push((
+                StoredKey::state_front(*range),
+                StoredKey::state_front(RangeId(range.0 + 1)),
+            ));
             for hour in self.hours_of(*range)? {
                 bounds.push((
-                    dedup_key(hour, *range),
-                    dedup_key(hour, RangeId(range.0 + 1)),
+                    StoredKey::dedup_front(hour, *range),
+                    StoredKey::dedup_front(hour, RangeId(range.0 + 1)),
                 ));
             }
         }
@@ -137,23 +140,6 @@ impl RocksBase {
             bytes: writer.file_size(),
         })
     }
-}
-
-fn state_key(range: RangeId) -> Vec<u8> {
-    let mut key = Vec::new();
-    StoredKey::State { range, suffix: &[] }.encode(&mut key);
-    key
-}
-
-fn dedup_key(hour: u32, range: RangeId) -> Vec<u8> {
-    let mut key = Vec::new();
-    StoredKey::Dedup {
-        hour,
-        range,
-        suffix: &[],
-    }
-    .encode(&mut key);
-    key
 }
 
 fn empty(dir: &Path) -> Result<(), Error> {
