@@ -107,6 +107,21 @@ fn only_the_engine_and_the_log_use_rocksdb() {
 }
 
 #[test]
+fn the_store_is_used_by_the_server_and_the_offline_tools_only() {
+    for (package, users) in [
+        (
+            "mailbox-engine",
+            &["mailbox-raft", "mailbox-server", "mailbox-tools"][..],
+        ),
+        ("mailbox-raft", &["mailbox-server", "mailbox-tools"]),
+    ] {
+        let mut found = names(&["--workspace", "--invert", package, "--depth", "1"]);
+        found.remove(package);
+        assert_eq!(own(&found), users, "users of {package}");
+    }
+}
+
+#[test]
 fn openraft_and_its_siblings_are_one_pinned_version() {
     let raft: BTreeSet<String> = tree(&["-p", "mailbox-raft"])
         .into_iter()
