@@ -2,23 +2,18 @@
 //! asleep with a few hundred bytes of state.
 
 use std::future::poll_fn;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::Poll;
 
 use bytes::Bytes;
-use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
+use futures_util::StreamExt as _;
 use mailbox_wire::{Encoding, ServerFrame};
-use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
-use tokio_tungstenite::tungstenite::{self, Message, Utf8Bytes};
+use tokio_tungstenite::tungstenite::{self, Message};
 
-use crate::clock::Clock;
-use crate::metrics::Metrics;
-use crate::queue::{Close, Next, Queue};
+use crate::outlet::{Broken, InFlight, Outlet};
+use crate::queue::{Close, Queue};
 use crate::session::Session;
 use crate::stream::Stream;
 
@@ -38,9 +33,6 @@ pub(crate) struct Connection {
     writing_ms: AtomicU64,
 }
 
-/// The futures of unanswered requests, each ending with the answer's bytes.
-type InFlight = FuturesUnordered<Pin<Box<dyn Future<Output = Bytes> + Send>>>;
-
 impl Connection {
     pub(crate) fn new(user: u64, encoding: Encoding, queue: Queue, now_ms: u64) -> Self {
         let (heard_ms, writing_ms) = (AtomicU64::new(now_ms), AtomicU64::new(0));
@@ -51,6 +43,11 @@ impl Connection {
             heard_ms,
             writing_ms,
         }
+    }
+
+    /// Notes since when a write is under way, in milliseconds of the gateway's clock; 0 = none is.
+    pub(crate) fn writing_since(&self, now_ms: u64) {
+        self.writing_ms.store(now_ms, Ordering::Relaxed);
     }
 
     /// Ends the connection if it is dead: called about once a second.
@@ -76,49 +73,40 @@ pub(crate) fn config(frame_bytes_max: usize) -> WebSocketConfig {
 
 /// The task of one WebSocket.
 pub(crate) struct Driver {
-    pub(crate) socket: WebSocketStream<Stream>,
-    pub(crate) connection: Arc<Connection>,
+    pub(crate) outlet: Outlet<Stream>,
     pub(crate) session: Arc<Session>,
-    pub(crate) clock: Clock,
-    pub(crate) metrics: Metrics,
     pub(crate) in_flight_max: usize,
 }
-
-/// How a WebSocket ended, for the metric.
-type Ended = &'static str;
-
-/// The socket is gone, or must go.
-struct Broken(Ended);
 
 impl Driver {
     /// Runs until the client leaves, breaks off, is dead, or the gateway stops.
     pub(crate) async fn run(mut self, welcome: ServerFrame) {
-        let welcome = self.connection.encoding.encode_server(&welcome);
+        let welcome = self.outlet.connection.encoding.encode_server(&welcome);
         let mut in_flight = InFlight::new();
-        let ended = match self.write([welcome]).await {
+        let ended = match self.outlet.write(vec![welcome]).await {
             Ok(()) => self.serve(&mut in_flight).await,
             Err(broken) => broken,
         };
-        self.metrics
+        self.outlet
+            .metrics
             .closed
             .get_or_create(&[("reason", ended.0)])
             .inc();
-        tracing::debug!(
-            user = self.connection.user,
-            reason = ended.0,
-            "websocket ended"
-        );
+        tracing::debug!(reason = ended.0, "websocket ended");
     }
 
     async fn serve(&mut self, in_flight: &mut InFlight) -> Broken {
+        let connection = Arc::clone(&self.outlet.connection);
         loop {
             let may_read = in_flight.len() < self.in_flight_max;
             let step = tokio::select! {
-                next = poll_fn(|cx| self.connection.queue.poll_next(cx)) => self.write_next(next).await,
-                Some(answer) = in_flight.next(), if !in_flight.is_empty() => {
-                    self.write_answers(answer, in_flight).await
+                next = poll_fn(|cx| connection.queue.poll_next(cx)) => {
+                    self.outlet.write_next(next, in_flight).await
                 }
-                message = self.socket.next(), if may_read => self.read(message, in_flight).await,
+                Some(answer) = in_flight.next(), if !in_flight.is_empty() => {
+                    self.outlet.write_answer(answer, in_flight).await
+                }
+                message = self.outlet.socket.next(), if may_read => self.read(message, in_flight).await,
             };
             if let Err(broken) = step {
                 return broken;
@@ -126,50 +114,14 @@ impl Driver {
         }
     }
 
-    async fn write_next(&mut self, next: Next) -> Result<(), Broken> {
-        match next {
-            Next::Frames(frames) => self.write(frames).await,
-            Next::Notify(heads) => {
-                self.metrics.notifies.inc();
-                let frame = self
-                    .connection
-                    .encoding
-                    .encode_server(&ServerFrame::Notify { heads });
-                self.write([frame]).await
-            }
-            Next::Close(reason) => {
-                let (code, name, ended) = match reason {
-                    Close::Idle => (CloseCode::Policy, "nothing was heard for too long", "idle"),
-                    Close::GoingAway => (CloseCode::Away, "this gateway stops", "going_away"),
-                    Close::WriteStall => return Err(Broken("write_stall")),
-                };
-                self.close(code, name).await;
-                Err(Broken(ended))
-            }
-        }
-    }
-
-    /// Writes the answer and all others that are there already.
-    async fn write_answers(
-        &mut self,
-        first: Bytes,
-        in_flight: &mut InFlight,
-    ) -> Result<(), Broken> {
-        let mut answers = vec![first];
-        while let Some(Some(answer)) = in_flight.next().now_or_never() {
-            answers.push(answer);
-        }
-        self.write(answers).await
-    }
-
     async fn read(
         &mut self,
         message: Option<Result<Message, tungstenite::Error>>,
         in_flight: &mut InFlight,
     ) -> Result<(), Broken> {
-        self.connection
-            .heard_ms
-            .store(self.clock.now_ms(), Ordering::Relaxed);
+        let outlet = &mut self.outlet;
+        let now_ms = outlet.clock.now_ms();
+        outlet.connection.heard_ms.store(now_ms, Ordering::Relaxed);
         let bytes = match message {
             Some(Ok(Message::Text(text))) => Bytes::from(text),
             Some(Ok(Message::Binary(bytes))) => bytes,
@@ -177,7 +129,7 @@ impl Driver {
             Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => return Ok(()),
             Some(Ok(Message::Close(_))) | None => return Err(Broken("client")),
             Some(Err(tungstenite::Error::Capacity(error))) => {
-                self.close(CloseCode::Size, &error.to_string()).await;
+                outlet.close(CloseCode::Size, &error.to_string()).await;
                 return Err(Broken("too_large"));
             }
             Some(Err(tungstenite::Error::Protocol(_) | tungstenite::Error::Utf8(_))) => {
@@ -185,69 +137,15 @@ impl Driver {
             }
             Some(Err(_)) => return Err(Broken("broken")),
         };
-        match self.connection.encoding.decode_client(&bytes) {
+        match outlet.connection.encoding.decode_client(&bytes) {
             Ok(frame) => {
                 in_flight.push(self.session.answer(frame));
                 Ok(())
             }
             Err(error) => {
                 let frame = self.session.malformed(&error);
-                self.write([frame]).await
+                outlet.write(vec![frame]).await
             }
         }
-    }
-
-    async fn write(&mut self, frames: impl IntoIterator<Item = Bytes>) -> Result<(), Broken> {
-        let Self {
-            socket,
-            connection,
-            metrics,
-            ..
-        } = self;
-        connection
-            .writing_ms
-            .store(self.clock.now_ms().max(1), Ordering::Relaxed);
-        let write = async {
-            for frame in frames {
-                metrics.written_bytes.inc_by(frame.len() as u64);
-                socket.feed(message(connection.encoding, frame)).await?;
-                // Something was taken: the stall begins anew with the next frame.
-                connection
-                    .writing_ms
-                    .store(self.clock.now_ms().max(1), Ordering::Relaxed);
-            }
-            socket.flush().await
-        };
-        let written = tokio::select! {
-            written = write => written,
-            () = poll_fn(|cx| connection.queue.poll_stalled(cx)) => return Err(Broken("write_stall")),
-        };
-        connection.writing_ms.store(0, Ordering::Relaxed);
-        written.map_err(|_| Broken("broken"))
-    }
-
-    /// Says farewell, unless that would block.
-    async fn close(&mut self, code: CloseCode, reason: &str) {
-        let frame = CloseFrame {
-            code,
-            reason: Utf8Bytes::from(reason),
-        };
-        let mut closing = std::pin::pin!(self.socket.close(Some(frame)));
-        poll_fn(|cx| {
-            let _ = closing.as_mut().poll(cx);
-            Poll::Ready(())
-        })
-        .await;
-    }
-}
-
-fn message(encoding: Encoding, frame: Bytes) -> Message {
-    match encoding {
-        Encoding::Proto => Message::Binary(frame),
-        Encoding::Json => match Utf8Bytes::try_from(frame) {
-            Ok(text) => Message::Text(text),
-            // JSON that we wrote ourselves is UTF-8; were it not, binary says so harmlessly.
-            Err(_) => Message::Binary(Bytes::new()),
-        },
     }
 }

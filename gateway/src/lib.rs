@@ -12,6 +12,7 @@
 //! ```
 
 mod clock;
+mod coalesce;
 mod connection;
 mod convert;
 mod dispatch;
@@ -19,6 +20,7 @@ mod gateway;
 mod http;
 mod metrics;
 mod options;
+mod outlet;
 mod queue;
 mod session;
 mod stream;

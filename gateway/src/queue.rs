@@ -105,15 +105,29 @@ impl Queue {
             return Poll::Ready(Next::Frames(std::mem::take(&mut state.frames)));
         }
         if !state.behind.is_empty() {
-            let behind = std::mem::take(&mut state.behind).into_iter();
-            let heads = behind.map(|(timeline, seq)| Position { timeline, seq });
-            return Poll::Ready(Next::Notify(heads.collect()));
+            return Poll::Ready(Next::Notify(heads(std::mem::take(&mut state.behind))));
         }
         if let Some(reason) = state.close {
             return Poll::Ready(Next::Close(reason));
         }
         remember(&mut state, cx);
         Poll::Pending
+    }
+
+    /// The frames that are queued now.
+    pub(crate) fn take_frames(&self) -> VecDeque<Bytes> {
+        let mut state = self.state.lock();
+        state.bytes = 0;
+        std::mem::take(&mut state.frames)
+    }
+
+    /// The hint, if it is its turn: nothing is queued before it.
+    pub(crate) fn take_behind(&self) -> Option<Vec<Position>> {
+        let mut state = self.state.lock();
+        if state.behind.is_empty() || !state.frames.is_empty() {
+            return None;
+        }
+        Some(heads(std::mem::take(&mut state.behind)))
     }
 
     /// Ready when the connection must end at once, even in the middle of a write.
@@ -125,6 +139,13 @@ impl Queue {
         remember(&mut state, cx);
         Poll::Pending
     }
+}
+
+fn heads(behind: BTreeMap<Timeline, u64>) -> Vec<Position> {
+    let behind = behind.into_iter();
+    behind
+        .map(|(timeline, seq)| Position { timeline, seq })
+        .collect()
 }
 
 fn fall_behind(state: &mut State, head: Position) {

@@ -14,12 +14,15 @@ use serde::Deserialize;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
+use tracing::Instrument as _;
 
+use crate::coalesce::Coalesced;
 use crate::connection::{Connection, Driver, config};
 use crate::convert::{fault, fault_from_call};
 use crate::dispatch::Attachment;
 use crate::gateway::{Permit, Shared};
 use crate::http::{Credentials, authenticate, refusal};
+use crate::outlet::Outlet;
 use crate::queue::Queue;
 use crate::session::Session;
 use crate::stream::Stream;
@@ -125,23 +128,31 @@ impl Opening {
         let Some((stream, read)) = into_stream(upgraded) else {
             return;
         };
+        let stream = Coalesced::new(stream);
         let socket =
             WebSocketStream::from_partially_read(stream, read, Role::Server, Some(config)).await;
         let welcome = self.session.welcome();
         let driver = Driver {
-            socket,
-            connection: Arc::clone(&self.connection),
+            outlet: Outlet {
+                socket,
+                connection: Arc::clone(&self.connection),
+                clock: shared.clock,
+                metrics: shared.answerer.metrics.clone(),
+            },
             session: Arc::clone(&self.session),
-            clock: shared.clock,
-            metrics: shared.answerer.metrics.clone(),
             in_flight_max: shared.answerer.limits.in_flight_max.max(1),
         };
         let registered = shared.register(self.connection.clone());
+        let span = tracing::debug_span!("session", user = self.session.user);
         let task = async move {
             driver.run(welcome).await;
             drop((registered, self));
         };
-        shared.tasks.spawn(task);
+        if span.is_disabled() {
+            shared.tasks.spawn(task);
+        } else {
+            shared.tasks.spawn(task.instrument(span));
+        }
     }
 }
 
