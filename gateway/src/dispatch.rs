@@ -228,6 +228,7 @@ impl Dispatch {
             match event {
                 SubscribeEvent::Batch { timeline, messages } => {
                     if let Some(timeline) = timeline_from_api(Some(&timeline)) {
+                        let _span = tracing::debug_span!("dispatch", %timeline).entered();
                         let messages = messages.into_iter();
                         let messages = messages.map(|message| message_from_api(message, timeline));
                         self.deliver(timeline, messages.collect());
@@ -318,6 +319,12 @@ impl Dispatch {
             },
         );
         let mut audience = self.audience(timeline);
+        tracing::debug!(
+            first_seq,
+            seq = head.seq,
+            connections = audience.len(),
+            "push"
+        );
         // The few whose join is within the batch are given the rest of it.
         audience.retain(|(connection, from)| {
             let late = *from > first_seq;

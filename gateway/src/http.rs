@@ -12,6 +12,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use mailbox_api::v1::ErrorCode;
 use mailbox_wire::{Fault, Sync as SyncFrame, json};
 use serde::Deserialize;
+use tracing::Instrument as _;
 
 use crate::convert::{fault, fault_from_call, http_status};
 use crate::gateway::Shared;
@@ -110,7 +111,8 @@ async fn send(
         let send = json::send_from_json(&body)
             .map_err(|error| fault(ErrorCode::InvalidArgument, error.to_string()))?;
         count(&shared, "http_send");
-        shared.answerer.send(user, send).await
+        let span = tracing::debug_span!("http_send", user, to = %send.to);
+        shared.answerer.send(user, send).instrument(span).await
     };
     match answer.await {
         Ok(sent) => json_response(StatusCode::OK, json::sent_to_json(&sent)),
@@ -134,7 +136,8 @@ async fn sync(
             limit: query.limit,
             have: Vec::new(),
         };
-        shared.answerer.sync(user, sync).await
+        let span = tracing::debug_span!("http_sync", user);
+        shared.answerer.sync(user, sync).instrument(span).await
     };
     match answer.await {
         Ok(mut page) => {

@@ -12,6 +12,7 @@ use mailbox_wire::{
     Position, Reply, Request, Send as SendFrame, Sent, ServerFrame, Sync as SyncFrame, Timeline,
     UserRef, Welcome,
 };
+use tracing::{Instrument as _, Span};
 use uuid::Uuid;
 
 use crate::Limits;
@@ -64,14 +65,24 @@ impl Session {
         frame: ClientFrame,
     ) -> Pin<Box<dyn Future<Output = Bytes> + Send>> {
         let session = Arc::clone(self);
-        Box::pin(async move {
+        let span = request_span(&frame);
+        let answer = async move {
             let id = frame.id;
             let frame = match session.reply(frame.request).await {
-                Ok(reply) => ServerFrame::Reply { id, reply },
+                Ok(reply) => {
+                    trace_reply(&reply);
+                    ServerFrame::Reply { id, reply }
+                }
                 Err(fault) => session.answerer.refusal(id, fault),
             };
             session.encoding.encode_server(&frame)
-        })
+        };
+        // A span is a part of the future only where somebody looks at it.
+        if span.is_disabled() {
+            Box::pin(answer)
+        } else {
+            Box::pin(answer.instrument(span))
+        }
     }
 
     /// The answer to what is no request, encoded.
@@ -192,6 +203,7 @@ impl Answerer {
             std::borrow::Cow::Borrowed(code) => code,
             std::borrow::Cow::Owned(_) => ErrorCode::Internal.name(),
         };
+        tracing::debug!(code, "refused");
         self.metrics.errors.get_or_create(&[("code", code)]).inc();
     }
 
@@ -333,6 +345,44 @@ fn check_v7(id: Uuid, field: &str) -> Result<Uuid, Fault> {
 
 fn request_id_to_api(id: Uuid) -> Result<Bytes, Fault> {
     check_v7(id, "request_id").map(uuid_to_api)
+}
+
+/// What a request is about, in a trace: never a body, a name or a key.
+fn request_span(frame: &ClientFrame) -> Span {
+    let id = frame.id;
+    let request = kind(&frame.request);
+    match &frame.request {
+        Request::Send(send) => {
+            tracing::debug_span!("request", request, id, to = %send.to, client_msg_id = %send.client_msg_id)
+        }
+        Request::Ack { timeline, .. } => tracing::debug_span!("request", request, id, %timeline),
+        Request::MarkRead { conversation, .. } => {
+            tracing::debug_span!("request", request, id, to = %conversation)
+        }
+        Request::JoinGroup { group, .. } | Request::LeaveGroup { group, .. } => {
+            let timeline = Timeline::Group(*group);
+            tracing::debug_span!("request", request, id, %timeline)
+        }
+        Request::Sync(_)
+        | Request::CreateGroup { .. }
+        | Request::ResolveUser { .. }
+        | Request::Ping => tracing::debug_span!("request", request, id),
+    }
+}
+
+/// Says where an answer lies, inside its request's span.
+fn trace_reply(reply: &Reply) {
+    match reply {
+        Reply::Sent(sent) => tracing::debug!(timeline = %sent.timeline, seq = sent.seq, "answered"),
+        Reply::Synced(page) => {
+            tracing::debug!(
+                messages = page.messages.len(),
+                more = page.more,
+                "answered"
+            );
+        }
+        _ => tracing::debug!("answered"),
+    }
 }
 
 /// The request's name, for the metric.

@@ -11,6 +11,7 @@ use openraft::raft::ClientWriteResult;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::task::JoinHandle;
+use tracing::Instrument as _;
 
 use crate::clock::Clock;
 use crate::disk::DiskRoom;
@@ -95,8 +96,9 @@ impl Proposer {
             ids: None,
             last_flight: 0,
         };
+        let span = tracing::debug_span!("proposer", shard = run.engine.id().0);
         let tasks = [
-            tokio::spawn(run.run()),
+            tokio::spawn(run.run().instrument(span)),
             tokio::spawn(give_up_with_leadership(proposer.clone())),
         ];
         (proposer, tasks)
@@ -139,6 +141,7 @@ impl Proposer {
             });
         }
         self.wake.notify_one();
+        tracing::debug!(bytes, "waits to be proposed");
         answered.await.unwrap_or_else(|_| Err(lost(STOPPED)))
     }
 
@@ -328,6 +331,13 @@ impl Run {
             flight.bytes += call.bytes;
             callers.push((call.commands.len(), call.answer));
         }
+        tracing::debug!(
+            term,
+            flight = flight.number,
+            calls = callers.len(),
+            bytes = flight.bytes,
+            "propose an entry"
+        );
         self.proposer.flights.lock().insert(flight.number, callers);
         (builder.finish(), flight)
     }

@@ -95,10 +95,7 @@ impl Applier {
             return Ok(());
         };
         self.wait_for_room().await?;
-        let applied = self
-            .engine
-            .apply(&batch.entries)
-            .map_err(|error| self.failed(&error))?;
+        let applied = self.apply_entries(&batch.entries)?;
         self.applied
             .send_replace(Some(log_id(last.term, last.index)));
         let Applied {
@@ -128,6 +125,27 @@ impl Applier {
         batch.entries.clear();
         batch.bytes = 0;
         Ok(())
+    }
+
+    /// Applies whole entries, in the span of their batch: at level trace every row is named.
+    fn apply_entries(&self, entries: &[ApplyEntry]) -> Result<Applied, io::Error> {
+        let index = entries.last().map_or(0, |entry| entry.log_id.index);
+        let shard = self.engine.id().0;
+        let span = tracing::debug_span!("apply", shard, index, entries = entries.len());
+        let _entered = span.enter();
+        let applied = self
+            .engine
+            .apply(entries)
+            .map_err(|error| self.failed(&error))?;
+        tracing::debug!(timelines = applied.appended.len(), "applied");
+        if tracing::enabled!(tracing::Level::TRACE) {
+            for (timeline, rows) in &applied.appended {
+                for row in rows {
+                    tracing::trace!(%timeline, seq = row.seq.0, message_id = row.message_id.0, "row");
+                }
+            }
+        }
+        Ok(applied)
     }
 
     /// Apply waits here, between entries, while flushes or compaction are behind. It is a task that waits, not

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Request;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::transport::Channel;
+use tracing::Instrument as _;
 
 use crate::auth::{Authority, Caller, forbidden};
 use crate::config::{ClusterConfig, LimitsConfig};
@@ -106,8 +107,10 @@ impl Core {
         shard: &Shard,
         command: Command,
     ) -> Result<Reply, CallError> {
+        let span = tracing::debug_span!("call", shard = shard.id().0);
         let mut replies = shard
             .propose(vec![command])
+            .instrument(span)
             .await
             .map_err(|error| status::propose(shard.id().0, error))?;
         match replies.pop() {

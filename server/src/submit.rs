@@ -69,7 +69,11 @@ async fn serve(
             }
             frame = inbound.message(), if !ended && in_flight.len() < frames_max => match frame {
                 Ok(Some(frame)) => match check_frame(&core, &frame) {
-                    Ok(()) => in_flight.push(answer(&core, actor, frame)),
+                    Ok(()) => {
+                        let (shard, sends) = (frame.shard, frame.calls.len());
+                        let span = tracing::debug_span!("frame", shard, sends);
+                        in_flight.push(answer(&core, actor, frame).instrument(span));
+                    }
                     Err(error) => {
                         // Nobody waits for it: the stream ends with the reason or is gone.
                         let _ = answers.send(Err(error.to_status())).await;
@@ -133,6 +137,7 @@ async fn answer(core: &Core, actor: Actor, frame: SubmitRequest) -> Vec<SubmitRe
             }
         }
     }
+    tracing::debug!(proposed = batch.tags.len(), refused = results.len(), "checked");
     batch.propose(&shard, &mut results).await;
     core.metrics.count_results(&results);
     results

@@ -229,6 +229,7 @@ impl Client {
             if advice == Advice::GiveUp || !backoff.wait(&failure.error).await {
                 return Err(failure.error);
             }
+            tracing::debug!(shard, failed = node.address(), error = %failure.error, "send again");
             let (waiting, next) = self.attempt(shard, request.clone(), deadline);
             next.node.submit().push(shard, [waiting]);
             attempt = next;
@@ -255,6 +256,7 @@ impl Client {
             if advice == Advice::GiveUp || !backoff.wait(&failure.error).await {
                 return Err(failure.error);
             }
+            tracing::debug!(shard, failed = node.address(), error = %failure.error, "call again");
         }
     }
 }

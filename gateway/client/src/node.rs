@@ -9,6 +9,7 @@ use mailbox_api::v1::admin_client::AdminClient;
 use mailbox_api::v1::mailbox_client::MailboxClient;
 use parking_lot::Mutex;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use crate::channel::{self, AuthChannel, Credentials, MESSAGE_BYTES_MAX};
 use crate::options::ClientOptions;
@@ -65,11 +66,9 @@ impl Node {
     pub(crate) fn submit(&self) -> &SubmitQueue {
         self.submit_task.call_once(|| {
             let queue = Arc::clone(&self.submit);
-            tokio::spawn(submit::run(
-                queue,
-                self.mailbox(),
-                Arc::clone(&self.options),
-            ));
+            let span = tracing::debug_span!("submit_stream", node = self.address());
+            let stream = submit::run(queue, self.mailbox(), Arc::clone(&self.options));
+            tokio::spawn(stream.instrument(span));
         });
         &self.submit
     }

@@ -103,6 +103,7 @@ impl SubmitQueue {
     }
 
     fn answer(&self, results: Vec<SubmitResult>) {
+        tracing::debug!(sends = results.len(), "a frame is answered");
         let mut answers = Vec::with_capacity(results.len());
         let mut state = self.state.lock();
         for result in results {
@@ -232,6 +233,12 @@ impl Stream for Frames {
             return Poll::Ready(None);
         }
         if let Some(frame) = state.take_frame(&self.queue.limits) {
+            drop(state);
+            tracing::debug!(
+                shard = frame.shard,
+                sends = frame.calls.len(),
+                "submit a frame"
+            );
             return Poll::Ready(Some(frame));
         }
         state.waker = Some(context.waker().clone());
