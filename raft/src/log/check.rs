@@ -5,17 +5,19 @@
 //! - a whole batch in a WAL file that replay does not reach proves that something before it is damaged;
 //!   pieces of the first missing batch prove nothing, since a power cut may keep its later blocks and
 //!   lose its first;
+//! - batches missing between two files that are both replayed were in a file that is gone;
 //! - a log that ends below the mark has lost a synced batch.
 //!
 //! Everything else is a write that was cut off, and never acked. What this cannot see: damage to the
-//! newest synced batches inside the mark's lag, after a crash.
+//! newest synced batches inside the mark's lag, after a crash; and the oldest file gone of those that
+//! are replayed, since files older than these are removed as they fall out of use.
 //!
 //! The files are looked at before RocksDB opens them for writing: opening removes what it could not
 //! replay, and the second start would find nothing wrong.
 
 use std::path::{Path, PathBuf};
 
-use rocksdb::DB;
+use rocksdb::{DB, properties};
 
 use super::error::Error;
 use super::key::Key;
@@ -37,6 +39,7 @@ pub(super) struct WalView {
 
 #[derive(Debug)]
 struct WalFile {
+    number: u64,
     path: PathBuf,
     first: WalBatch,
     /// The one with the greatest number.
@@ -63,6 +66,7 @@ impl WalView {
                 broken |= batch.behind_damage || next.is_some_and(|next| next != batch.row.number);
                 next = Some(batch.row.number + 1);
                 let file = file.get_or_insert_with(|| WalFile {
+                    number: log,
                     path: path.clone(),
                     first: batch,
                     last: batch,
@@ -86,6 +90,42 @@ impl WalView {
     pub(super) fn is_suspect(&self, mark: Mark) -> bool {
         let newest = self.newest().map_or(0, |file| file.last.row.number);
         self.broken || newest < mark.batch
+    }
+
+    /// Compares with all that RocksDB, not yet allowed to write, makes of the files; returns the batch
+    /// number that it recovers.
+    pub(super) fn check_replay(&self, dir: &Path, mark: Mark, db: &DB) -> Result<u64, Error> {
+        let recovered = recovered_batch(dir, db, mark.store)?;
+        self.check(dir, mark, recovered)?;
+        let oldest = db
+            .property_int_value(properties::MIN_LOG_NUMBER_TO_KEEP)
+            .map_err(|error| Error::storage(dir, "find the oldest file of", error))?;
+        // Without the figure every file counts: better a refusal too many than one too few.
+        self.check_files(dir, oldest.unwrap_or(0))?;
+        Ok(recovered)
+    }
+
+    /// Whether the files from number `oldest` on, which are replayed, follow each other without a gap.
+    /// Older ones have fallen out of use and are removed in any order.
+    fn check_files(&self, dir: &Path, oldest: u64) -> Result<(), Error> {
+        let mut replayed = self.files.iter().filter(|file| file.number >= oldest);
+        let Some(mut before) = replayed.next() else {
+            return Ok(());
+        };
+        for behind in replayed {
+            let (end, begin) = (before.last.row.number, behind.first.row.number);
+            if begin > end + 1 {
+                return Err(Error::FileLost {
+                    path: dir.to_owned(),
+                    before: before.path.clone(),
+                    behind: behind.path.clone(),
+                    missing: end + 1,
+                    last: begin - 1,
+                });
+            }
+            before = behind;
+        }
+        Ok(())
     }
 
     /// Compares with the batch number that RocksDB recovered.

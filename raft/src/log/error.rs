@@ -77,6 +77,22 @@ pub enum Error {
         /// Where it begins in that file, in bytes.
         position: u64,
     },
+    /// A file between two others is gone, with the synced batches in it.
+    #[error(
+        "log {path} has lost a file: batches {missing} to {last} were between {before} and {behind}"
+    )]
+    FileLost {
+        /// Directory of the log.
+        path: PathBuf,
+        /// The file before the lost one.
+        before: PathBuf,
+        /// The file behind it.
+        behind: PathBuf,
+        /// First batch that is missing.
+        missing: u64,
+        /// Last batch that is missing.
+        last: u64,
+    },
     /// A row of the log fails its checksum or does not decode.
     #[error("log {path} is damaged at shard {shard} index {index}: {reason}")]
     Entry {

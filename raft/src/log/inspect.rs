@@ -7,7 +7,7 @@ use mailbox_engine::ShardId;
 use openraft::EntryPayload;
 use rocksdb::{DB, ReadOptions};
 
-use super::check::{WalView, open_read_only, recovered_batch};
+use super::check::{WalView, open_read_only};
 use super::error::Error;
 use super::key::Key;
 use super::mark::MarkFile;
@@ -88,8 +88,7 @@ impl LogInspect {
         let mark = mark.mark();
         let wal = WalView::read(dir, mark.store)?;
         let db = open_read_only(dir, &LogOptions::default())?;
-        let batch = recovered_batch(dir, &db, mark.store)?;
-        wal.check(dir, mark, batch)?;
+        let batch = wal.check_replay(dir, mark, &db)?;
         Ok(LogInspect {
             dir: dir.to_owned(),
             db,

@@ -90,7 +90,7 @@ impl SharedLog {
         if dir.join("CURRENT").exists() {
             if wal.is_suspect(mark) {
                 let db = open_read_only(dir, &options)?;
-                wal.check(dir, mark, recovered_batch(dir, &db, mark.store)?)?;
+                wal.check_replay(dir, mark, &db)?;
             }
         } else {
             wal.check(dir, mark, 0)?;

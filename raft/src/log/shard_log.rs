@@ -79,6 +79,7 @@ impl ShardLog {
                 | Error::BatchLost { .. }
                 | Error::Entry { .. }
                 | Error::Row { .. }
+                | Error::FileLost { .. }
                 | Error::Option { .. } => self.core.fail(&error),
             }
             error.into()

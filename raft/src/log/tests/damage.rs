@@ -129,6 +129,62 @@ async fn damage_in_an_older_file_is_found_by_what_a_newer_one_holds() {
     open(dir.path()).close().unwrap();
 }
 
+/// A log whose three files must all be replayed, as a crash before a flush leaves it: the flush began
+/// when there were three.
+async fn crashed_with_three_files() -> (TempDir, Vec<(u64, PathBuf)>) {
+    let (live, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let log = open(live.path());
+    let mut shard = log.shard_log(SHARD).unwrap();
+    let mut index = 0;
+    while wal_files(live.path()).unwrap().len() < 2 {
+        index += 1;
+        append(&mut shard, [entry(1, index, 50_000)]).await;
+    }
+    copy(live.path(), dir.path());
+    let second = wal_files(live.path()).unwrap().pop().unwrap().0;
+    let newer = loop {
+        index += 1;
+        append(&mut shard, [entry(1, index, 50_000)]).await;
+        let mut files = wal_files(live.path()).unwrap();
+        files.retain(|(number, _)| *number >= second);
+        if files.len() > 1 {
+            break files;
+        }
+    };
+    for (_, path) in newer {
+        std::fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let files = wal_files(dir.path()).unwrap();
+    assert_eq!(files.len(), 3);
+    (dir, files)
+}
+
+#[tokio::test]
+async fn a_whole_file_gone_from_the_middle_is_refused() {
+    let (dir, files) = crashed_with_three_files().await;
+    let whole = tempfile::tempdir().unwrap();
+    copy(dir.path(), whole.path());
+    open(whole.path()).close().unwrap();
+
+    let mut lost = Vec::new();
+    scan(&files[1].1, files[1].0, |batch| lost.push(batch.row.number)).unwrap();
+    std::fs::remove_file(&files[1].1).unwrap();
+    let error = refusal(dir.path());
+    let Error::FileLost {
+        before,
+        behind,
+        missing,
+        last,
+        ..
+    } = &error
+    else {
+        panic!("{error}")
+    };
+    assert_eq!((before, behind), (&files[0].1, &files[2].1));
+    assert_eq!((Some(missing), Some(last)), (lost.first(), lost.last()));
+    assert!(error.to_string().contains(&format!("batches {missing}")));
+}
+
 #[tokio::test]
 async fn replay_would_have_ended_silently_at_the_flipped_byte() {
     let crash = crashed(1000, 1000).await;
