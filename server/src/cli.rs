@@ -8,7 +8,7 @@ use crate::config::{self, Config, Role};
 
 /// A mailbox database for chat: store node, gateway, or both in one process.
 #[derive(Debug, Parser)]
-#[command(name = "mailboxd", version)]
+#[command(name = "mailboxd", version, after_help = crate::exit::TABLE)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]

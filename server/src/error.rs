@@ -58,9 +58,12 @@ pub enum Error {
     /// The certificate and key do not work.
     #[error("set up TLS: {0}")]
     Tls(String),
-    /// The node did not start, or met a storage fault.
+    /// The node did not start.
     #[error("store node: {0}")]
     Node(String),
+    /// A write, an fsync or a read of a running node's own files failed.
+    #[error("storage fault: {0}")]
+    StorageFault(String),
     /// A listener ended by itself.
     #[error("serve gRPC on {address}: {reason}")]
     Serve {
@@ -89,4 +92,27 @@ pub enum Error {
         /// The limit.
         seconds: u64,
     },
+}
+
+impl Error {
+    /// The exit status of a process that ends with this error.
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            Error::StorageFault(_) => crate::exit::STORAGE_FAULT,
+            Error::Config(_)
+            | Error::LogFilter(_)
+            | Error::Limits(_)
+            | Error::Read { .. }
+            | Error::Content { .. }
+            | Error::Write { .. }
+            | Error::Listen { .. }
+            | Error::Tls(_)
+            | Error::Node(_)
+            | Error::Serve { .. }
+            | Error::Gateway(_)
+            | Error::Call { .. }
+            | Error::Start(_)
+            | Error::Slow { .. } => crate::exit::ERROR,
+        }
+    }
 }

@@ -13,6 +13,7 @@ mod convert;
 mod core;
 mod dev;
 mod error;
+pub mod exit;
 mod feed;
 mod gateway_role;
 mod http;

@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use mailbox_server::{Cli, Command};
+use mailbox_server::{Cli, Command, exit};
 
 /// RocksDB's and Rust's allocations of many sizes and lifetimes fragment the system's allocator.
 #[global_allocator]
@@ -15,7 +15,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("mailboxd: {error:#}");
-            ExitCode::FAILURE
+            let known = error.downcast_ref::<mailbox_server::Error>();
+            ExitCode::from(known.map_or(exit::ERROR, mailbox_server::Error::exit_status))
         }
     }
 }

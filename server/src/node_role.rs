@@ -128,7 +128,7 @@ impl RunningNode {
     pub(crate) async fn failed(&mut self) -> Error {
         let mut fault = self.node.fault();
         tokio::select! {
-            fault = fault.wait_for(Option::is_some) => Error::Node(match fault {
+            fault = fault.wait_for(Option::is_some) => Error::StorageFault(match fault {
                 Ok(reason) => reason.clone().unwrap_or_default(),
                 Err(_) => "the replicas have stopped".to_owned(),
             }),
@@ -153,7 +153,7 @@ impl RunningNode {
         if tokio::time::timeout(DRAIN, &mut server).await.is_err() {
             server.abort();
         }
-        closed.map_err(|error| Error::Node(crate::status::with_causes(&error)))
+        closed.map_err(|error| Error::StorageFault(crate::status::with_causes(&error)))
     }
 }
 

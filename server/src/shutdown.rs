@@ -9,9 +9,6 @@ use crate::error::Error;
 /// From the first signal to the exit; who is still there then is cut off.
 pub(crate) const STOP_WITHIN: Duration = Duration::from_secs(10);
 
-/// Exit status of a process that a second signal ended.
-const EXIT_AT_ONCE: i32 = 130;
-
 /// SIGTERM and SIGINT.
 pub(crate) struct Signals {
     terminate: Signal,
@@ -48,7 +45,7 @@ impl Signals {
             }
             name = self.next() => {
                 tracing::warn!(signal = name, "second signal: exit at once");
-                std::process::exit(EXIT_AT_ONCE)
+                std::process::exit(i32::from(crate::exit::AT_ONCE))
             }
         }
     }

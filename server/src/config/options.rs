@@ -235,7 +235,7 @@ pub const OPTIONS: &[OptionFacts] = &[
     ),
     bytes(
         "node.disk_free_min_bytes",
-        (0, 1024 * GIB),
+        (0, 16 * 1024 * GIB),
         "See disk_free_min_percent.",
     ),
     address(

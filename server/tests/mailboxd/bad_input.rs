@@ -8,11 +8,13 @@ use mailbox_api::v1::{ErrorCode, UserRef, user_ref};
 use mailbox_client::{Auth, Client, ClientOptions};
 use mailbox_gateway::token::{TokenSigner, issue};
 use serde_json::json;
+use tokio_tungstenite::tungstenite::Message;
 use uuid::Uuid;
 
 use crate::chat::{client, head_of, mailbox, text_to};
 use crate::http::{Answer, post};
 use crate::process::Dev;
+use crate::ws::Socket;
 
 fn send(dev: &Dev, token: Option<&str>, to: &str, id: &str, text: &str) -> Answer {
     let body = json!({ "to": to, "client_msg_id": id, "text": text });
@@ -136,22 +138,25 @@ fn a_bad_token_is_refused_with_its_reason() {
         Duration::from_secs(60),
     )
     .unwrap();
-    let expired = format!(
-        "{}.{}.{signature}",
-        header(r#"{"alg":"HS256","typ":"JWT"}"#),
-        URL_SAFE_NO_PAD.encode(r#"{"sub":"@alice","exp":1000000000}"#)
-    );
+    // Signed as it should be, in its time.
+    let expired = jsonwebtoken::encode(
+        &jsonwebtoken::Header::new(jsonwebtoken::Algorithm::HS256),
+        &json!({ "sub": "@alice", "exp": 1_000_000_000 }),
+        &jsonwebtoken::EncodingKey::from_secret(key.trim_ascii_end()),
+    )
+    .unwrap();
     let id = Uuid::now_v7().to_string();
     assert_eq!(
         send(&dev, Some(&good), "@bob", &id, "hi").status,
         200,
         "the good one works"
     );
+    let before = head_of(&dev, "bob");
     for (token, named) in [
         (none, "algorithm"),
         (other, "algorithm"),
         (foreign, "signature"),
-        (expired, ""),
+        (expired, "expired"),
     ] {
         let answer = send(
             &dev,
@@ -165,6 +170,47 @@ fn a_bad_token_is_refused_with_its_reason() {
         assert!(answer.body.contains(named), "{named}: {}", answer.body);
         assert!(!answer.body.contains(&token), "a token is never repeated");
     }
+    assert_eq!(head_of(&dev, "bob"), before, "nothing has changed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn malformed_frames_are_refused_and_leave_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let dev = Dev::start(dir.path());
+    let token = dev.user("alice", "token");
+    let frame = |id: u64, text: &str| {
+        let msg_id = Uuid::now_v7().to_string();
+        json!({ "id": id, "send": { "to": "@bob", "client_msg_id": msg_id, "text": text } })
+            .to_string()
+    };
+    let mut socket = Socket::connect(&dev.gateway(), &token).await;
+    socket.say(Message::text(frame(1, "good"))).await;
+    assert_eq!(socket.next_with("sent").await["sent"]["seq"], "1");
+    let before = head_of(&dev, "bob");
+    let cut_off = frame(2, "cut off");
+    let unknown_field = frame(3, "unknown field").replace("\"to\"", "\"too\"");
+    let two_requests = frame(4, "two").replace("\"send\"", "\"ping\":{},\"send\"");
+    for bad in [
+        &cut_off[..cut_off.len() - 2],
+        "",
+        "[]",
+        "7",
+        unknown_field.as_str(),
+        two_requests.as_str(),
+        &frame(5, "no number").replace("\"id\":5", "\"id\":\"five\""),
+    ] {
+        socket.say(Message::text(bad)).await;
+        let answer = socket.next_with("error").await;
+        assert_eq!(
+            answer["error"]["code"], "InvalidArgument",
+            "{bad}: {answer}"
+        );
+        assert!(!answer["error"]["message"].as_str().unwrap().is_empty());
+    }
+    assert_eq!(head_of(&dev, "bob"), before, "nothing has changed");
+    // The connection is as good as before.
+    socket.say(Message::text(frame(9, "good again"))).await;
+    assert_eq!(socket.next_with("sent").await["sent"]["seq"], "2");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -174,6 +220,7 @@ async fn the_store_refuses_strangers_and_users_who_act_for_others() {
     let cluster = client(&dev).await;
     let alice: u64 = dev.user("alice", "id").parse().unwrap();
     let bob: u64 = dev.user("bob", "id").parse().unwrap();
+    let before = head_of(&dev, "bob");
 
     let stranger = async |auth: Auth| {
         let options = ClientOptions::new(vec![dev.text("grpc")], auth);
@@ -201,6 +248,7 @@ async fn the_store_refuses_strangers_and_users_who_act_for_others() {
     };
     let error = stranger(elsewhere).await;
     assert_eq!(error.code(), ErrorCode::WrongCluster, "{error}");
+    assert_eq!(head_of(&dev, "bob"), before, "nothing has changed");
 
     // A user's token acts for its own user, and for nobody else.
     let auth = Auth::Token(dev.user("alice", "token"));
@@ -210,6 +258,7 @@ async fn the_store_refuses_strangers_and_users_who_act_for_others() {
     own.send(text_to(&own, alice, bob, "mine"))
         .await
         .expect("for oneself");
+    let before = (head_of(&dev, "alice"), head_of(&dev, "bob"));
     let error = own
         .send(text_to(&own, bob, alice, "not mine"))
         .await
@@ -235,4 +284,6 @@ async fn the_store_refuses_strangers_and_users_who_act_for_others() {
     damaged.content_crc ^= 1;
     let error = cluster.send(damaged).await.expect_err("damaged");
     assert_eq!(error.code(), ErrorCode::Corrupt, "{error}");
+    let after = (head_of(&dev, "alice"), head_of(&dev, "bob"));
+    assert_eq!(after, before, "nothing has changed");
 }

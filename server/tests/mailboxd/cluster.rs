@@ -22,14 +22,14 @@ use crate::process::Process;
 const SECRET: &str = "a cluster secret for three nodes";
 const KEY: &str = "an HS256 key of at least thirty-two bytes";
 
-struct Trio {
-    nodes: Vec<Option<Process>>,
+pub(crate) struct Trio {
+    pub(crate) nodes: Vec<Option<Process>>,
     addresses: Vec<String>,
     config: String,
 }
 
 impl Trio {
-    fn start(dir: &Path) -> Self {
+    pub(crate) fn start(dir: &Path) -> Self {
         std::fs::write(dir.join("secret"), SECRET).unwrap();
         std::fs::write(dir.join("key"), KEY).unwrap();
         // Held together, so that the three differ; free again when the nodes bind them.
@@ -88,8 +88,13 @@ impl Trio {
 }
 
 fn with_secret<T>(call: T) -> tonic::Request<T> {
+    with_secret_of(call, SECRET.as_bytes())
+}
+
+/// A call with the proof that its caller may act for any user.
+pub(crate) fn with_secret_of<T>(call: T, secret: &[u8]) -> tonic::Request<T> {
     use base64::Engine as _;
-    let secret = base64::engine::general_purpose::STANDARD_NO_PAD.encode(SECRET);
+    let secret = base64::engine::general_purpose::STANDARD_NO_PAD.encode(secret);
     let mut request = tonic::Request::new(call);
     request
         .metadata_mut()
@@ -98,7 +103,7 @@ fn with_secret<T>(call: T) -> tonic::Request<T> {
 }
 
 /// Which node leads, by index.
-async fn leader(trio: &Trio) -> usize {
+pub(crate) async fn leader(trio: &Trio) -> usize {
     for _ in 0..200 {
         for (index, address) in trio.addresses.iter().enumerate() {
             if trio.nodes[index].is_none() {

@@ -22,7 +22,12 @@ fn the_default_is_a_file_that_check_accepts() {
 fn an_unknown_option_is_named_wherever_it_comes_from() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("mailbox.toml");
-    std::fs::write(&file, "[node]\nlisten_to = \"127.0.0.1:1\"\n").unwrap();
+    let data = dir.path().join("data");
+    let text = format!(
+        "[node]\ndir = \"{}\"\nlisten_to = \"127.0.0.1:1\"\n",
+        data.display()
+    );
+    std::fs::write(&file, text).unwrap();
     let file = file.to_str().unwrap();
     for ended in [
         run(&["config", "check", file]),
@@ -33,6 +38,7 @@ fn an_unknown_option_is_named_wherever_it_comes_from() {
         assert!(!ended.status.success());
         assert!(ended.stderr.contains("listen_to"), "{}", ended.stderr);
         assert!(ended.stdout.is_empty(), "{}", ended.stdout);
+        assert!(!data.exists(), "nothing is made");
     }
 }
 

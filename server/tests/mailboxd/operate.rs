@@ -11,10 +11,10 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::process::{Dev, Process, run};
 
-const SECRET: &[u8] = b"a cluster secret for tests";
+pub(crate) const SECRET: &[u8] = b"a cluster secret for tests";
 
 /// A configuration of one node in `dir`, on free ports.
-fn write_config(dir: &Path, more: &str) -> String {
+pub(crate) fn write_config(dir: &Path, more: &str) -> String {
     std::fs::write(dir.join("secret"), SECRET).unwrap();
     let file = dir.join("mailbox.toml");
     let text = format!(
@@ -56,6 +56,7 @@ fn a_port_in_use_is_told_clearly() {
             "{}",
             ended.stderr
         );
+        assert!(!dir.path().join("node").exists(), "no data is made");
     }
     let file = write_config(dir.path(), "");
     let ended = run(&[
@@ -67,6 +68,7 @@ fn a_port_in_use_is_told_clearly() {
     ]);
     assert!(!ended.status.success());
     assert!(ended.stderr.contains("node.listen"), "{}", ended.stderr);
+    assert!(!dir.path().join("node").exists(), "no data is made");
 }
 
 #[test]

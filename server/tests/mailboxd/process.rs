@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// Far above what anything here takes; only a hang meets it.
-const PATIENCE: Duration = Duration::from_secs(50);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(50);
 
 /// A running process, killed when dropped.
 pub(crate) struct Process {
@@ -79,7 +79,17 @@ fn wait(child: &mut Child) -> ExitStatus {
 
 impl Process {
     pub(crate) fn start(args: &[&str]) -> Self {
-        let mut child = command(args)
+        Self::spawn(&mut command(args))
+    }
+
+    /// The same, with what it says on stderr in a file.
+    pub(crate) fn start_logged(args: &[&str], stderr: &Path) -> Self {
+        let file = std::fs::File::create(stderr).unwrap();
+        Self::spawn(command(args).stderr(file))
+    }
+
+    fn spawn(command: &mut Command) -> Self {
+        let mut child = command
             .stdout(Stdio::piped())
             .spawn()
             .expect("spawn mailboxd");
@@ -107,8 +117,13 @@ impl Process {
     }
 
     /// Asks to stop and waits for the end.
-    pub(crate) fn stop(mut self, signal: Signal) -> ExitStatus {
+    pub(crate) fn stop(self, signal: Signal) -> ExitStatus {
         self.signal(signal);
+        self.wait()
+    }
+
+    /// Waits until it ends by itself.
+    pub(crate) fn wait(mut self) -> ExitStatus {
         wait(&mut self.child)
     }
 }
