@@ -102,8 +102,8 @@ pub enum StateKey {
         /// The member.
         user: UserId,
     },
-    /// One entry of a user's own list of groups. Scope: the user's slot. Written with the
-    /// member's row.
+    /// One entry of a user's own list of groups. Scope: the user's slot. Written by lane after
+    /// each change of the member's row.
     ///
     /// Key: `8 | user u64 | group u64`. Value: like the member's row.
     UserGroup {
@@ -112,7 +112,7 @@ pub enum StateKey {
         /// The group.
         group: GroupId,
     },
-    /// A user. Scope: the user's slot. Written once.
+    /// A user. Scope: the user's slot. Written once, by lane from the handle's directory slot.
     ///
     /// Key: `9 | user u64`. Value: the handle.
     User {

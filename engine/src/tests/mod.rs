@@ -4,6 +4,7 @@ mod caches;
 mod faults;
 mod flushes;
 mod installs;
+mod lanes;
 
 use bytes::Bytes;
 use tempfile::TempDir;
