@@ -2,10 +2,11 @@
 
 use bytes::Bytes;
 
+use crate::cluster_options::ClusterOptions;
 use crate::decode::{Malformed, Reader};
 use crate::id::MessageId;
 
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 
 /// Names an entry of the Raft log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,11 +36,14 @@ pub struct AppliedState {
     /// The last entry of the snapshot that was installed last: the only point at which the log
     /// may end below the applied one.
     pub last_install: Option<LogId>,
+    /// What all replicas judge by; `None` until the first leader has set it.
+    pub cluster_options: Option<ClusterOptions>,
 }
 
 impl AppliedState {
     /// The row's value: `format u8 | log id | membership log id | last install | time ms u64 |
-    /// last message id u64 | membership`, each log id as `0` or `1 | term | node | index`.
+    /// last message id u64 | length of the cluster options u16 | cluster options | membership`,
+    /// each log id as `0` or `1 | term | node | index`. A length of 0: there are none yet.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = vec![FORMAT];
         for log_id in [self.log_id, self.membership_log_id, self.last_install] {
@@ -52,6 +56,13 @@ impl AppliedState {
         }
         out.extend_from_slice(&self.time_ms.to_be_bytes());
         out.extend_from_slice(&self.last_message_id.0.to_be_bytes());
+        let mut options = Vec::new();
+        if let Some(cluster) = &self.cluster_options {
+            cluster.encode(&mut options);
+        }
+        let len = u16::try_from(options.len()).expect("a few numbers");
+        out.extend_from_slice(&len.to_be_bytes());
+        out.extend_from_slice(&options);
         out.extend_from_slice(&self.membership);
         out
     }
@@ -68,8 +79,16 @@ impl AppliedState {
             last_install: read_log_id(&mut reader)?,
             time_ms: reader.u64()?,
             last_message_id: MessageId(reader.u64()?),
+            cluster_options: read_cluster_options(&mut reader)?,
             membership: Bytes::copy_from_slice(reader.rest()),
         })
+    }
+}
+
+fn read_cluster_options(reader: &mut Reader<'_>) -> Result<Option<ClusterOptions>, Malformed> {
+    match reader.u16()? {
+        0 => Ok(None),
+        len => ClusterOptions::decode(reader.take(len.into())?).map(Some),
     }
 }
 
@@ -95,6 +114,14 @@ mod tests {
         numbers.prop_map(|some| some.map(|(term, node, index)| LogId { term, node, index }))
     }
 
+    fn cluster_options() -> impl Strategy<Value = ClusterOptions> {
+        any::<(u32, u32, u64)>().prop_map(|(members, body, window)| ClusterOptions {
+            group_members_max: members,
+            body_bytes_max: body,
+            dedup_window_ms: window,
+        })
+    }
+
     proptest! {
         #[test]
         fn the_applied_row_is_read_as_written(
@@ -102,6 +129,7 @@ mod tests {
             time_ms: u64,
             last: u64,
             membership: Vec<u8>,
+            cluster_options in proptest::option::of(cluster_options()),
         ) {
             let applied = AppliedState {
                 log_id: log_ids.0,
@@ -110,6 +138,7 @@ mod tests {
                 time_ms,
                 last_message_id: MessageId(last),
                 last_install: log_ids.2,
+                cluster_options,
             };
             prop_assert_eq!(AppliedState::decode(&applied.encode()), Ok(applied));
         }

@@ -37,6 +37,24 @@ pub(crate) fn apply_entry(
 
 fn run(ctx: &mut Context<'_>, command: Command) -> Result<Reply, No> {
     match command {
+        // Nothing may be judged by what this node alone believes. What no option decides goes on:
+        // lanes in particular, since nothing on them is ever refused for want of anything.
+        Command::Deliver(_)
+        | Command::AckLanes(_)
+        | Command::SetClusterOptions(_)
+        | Command::Cut => {}
+        Command::Send(_)
+        | Command::SendGroup(_)
+        | Command::RegisterUser(_)
+        | Command::CreateGroup(_)
+        | Command::JoinGroup(_)
+        | Command::LeaveGroup(_)
+        | Command::MarkRead(_)
+        | Command::AckCursor(_) => {
+            ctx.cluster_options()?;
+        }
+    }
+    match command {
         Command::Send(call) => procedure::send(ctx, call),
         Command::SendGroup(call) => procedure::send_group(ctx, call),
         Command::RegisterUser(call) => procedure::register_user(ctx, &call),
@@ -47,6 +65,7 @@ fn run(ctx: &mut Context<'_>, command: Command) -> Result<Reply, No> {
         Command::AckCursor(call) => procedure::ack_cursor(ctx, call),
         Command::Deliver(call) => procedure::deliver(ctx, &call),
         Command::AckLanes(call) => procedure::ack_lanes(ctx, &call),
+        Command::SetClusterOptions(call) => procedure::set_cluster_options(ctx, &call),
         Command::Cut => {
             ctx.cut();
             Ok(Reply::Cut {

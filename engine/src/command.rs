@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use uuid::Uuid;
 
+use crate::cluster_options::{ClusterOptions, OptionFault};
 use crate::hlc::Hlc;
 use crate::id::{DeviceId, GroupId, MessageId, Seq, SlotId, TimelineId, UserId};
 use crate::item::{Items, LaneId};
@@ -31,6 +32,8 @@ pub enum Command {
     Deliver(Deliver),
     /// How far destinations have got, by the relay of their sources.
     AckLanes(AckLanes),
+    /// The limits that all replicas judge by.
+    SetClusterOptions(SetClusterOptions),
     /// Ends the memtable with this entry, so that all replicas can hash the same state.
     Cut,
 }
@@ -50,6 +53,7 @@ impl Command {
             | Command::AckCursor(_)
             | Command::Deliver(_)
             | Command::AckLanes(_)
+            | Command::SetClusterOptions(_)
             | Command::Cut => {}
         }
     }
@@ -207,6 +211,15 @@ pub struct AckLanes {
     pub acks: Vec<(LaneId, u64)>,
 }
 
+/// Sets what all replicas judge by, from the next command on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetClusterOptions {
+    /// Their values; judged in apply.
+    pub options: ClusterOptions,
+    /// Only if there are none yet: what every new leader of a new cluster proposes.
+    pub if_absent: bool,
+}
+
 /// What a command is answered with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
@@ -250,6 +263,11 @@ pub enum Reply {
     Cursor {
         /// Never below the cursor before.
         seq: Seq,
+    },
+    /// The options after the call.
+    ClusterOptions {
+        /// With `if_absent`, those that were there before it.
+        options: ClusterOptions,
     },
     /// The memtable ends with this entry.
     Cut {
@@ -416,6 +434,16 @@ pub enum Refusal {
         acked: u64,
         /// Greatest lane seq that the source has allocated.
         sent: u64,
+    },
+    /// The shard has no cluster options yet, so nothing can be judged. Try again: its leader is
+    /// about to set them.
+    #[error("the shard has no cluster options yet")]
+    NotReady,
+    /// A cluster option outside its bounds.
+    #[error("{fault}")]
+    OptionOutOfBounds {
+        /// Which one.
+        fault: OptionFault,
     },
     /// Only the store writes messages of this type.
     #[error("message type {kind} is not for clients", kind = .kind.0)]

@@ -57,9 +57,13 @@ impl Floors {
 }
 
 /// Raises the floors of all slots to where replicated time wants them. Called at the beginning
-/// of each entry; has work to do once an hour.
+/// of each entry, and when the window has changed; has work to do once an hour.
 pub(crate) fn raise_floors(ctx: &mut Context<'_>) -> Result<(), Error> {
-    let wanted = ctx.time_ms().saturating_sub(ctx.options().dedup_window_ms) / HOUR_MS * HOUR_MS;
+    let Ok(options) = ctx.cluster_options() else {
+        // Without a window there is no floor, and no command that needs one.
+        return Ok(());
+    };
+    let wanted = ctx.time_ms().saturating_sub(options.dedup_window_ms) / HOUR_MS * HOUR_MS;
     if ctx.floors().raised_to == Some(wanted) {
         return Ok(());
     }
@@ -173,7 +177,11 @@ impl Ask {
             Reply::Left { left_seq } => (LEFT, [left_seq.0, 0]),
             Reply::ReadMark { seq } => (READ_MARK, [seq.0, 0]),
             Reply::Cursor { seq } => (CURSOR, [seq.0, 0]),
-            Reply::Cut { .. } | Reply::Delivered { .. } | Reply::LanesAcked | Reply::Refused(_) => {
+            Reply::ClusterOptions { .. }
+            | Reply::Cut { .. }
+            | Reply::Delivered { .. }
+            | Reply::LanesAcked
+            | Reply::Refused(_) => {
                 unreachable!("none is remembered")
             }
         };

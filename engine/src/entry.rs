@@ -9,9 +9,10 @@ use bytes::Bytes;
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::cluster_options::ClusterOptions;
 use crate::command::{
     AckCursor, AckLanes, Command, Conversation, CreateGroup, Deliver, JoinGroup, LeaveGroup,
-    MarkRead, RegisterUser, Send, SendGroup,
+    MarkRead, RegisterUser, Send, SendGroup, SetClusterOptions,
 };
 use crate::decode::{Malformed, Reader};
 use crate::id::{DeviceId, GroupId, MessageId, Seq, SlotId, TimelineId, TimelineKind, UserId};
@@ -31,6 +32,7 @@ const TAG_LEAVE_GROUP: u8 = 6;
 const TAG_MARK_READ: u8 = 7;
 const TAG_ACK_CURSOR: u8 = 8;
 const TAG_CUT: u8 = 9;
+const TAG_SET_CLUSTER_OPTIONS: u8 = 10;
 const TAG_DELIVER: u8 = 11;
 const TAG_ACK_LANES: u8 = 12;
 
@@ -305,6 +307,12 @@ fn encode_command(command: &Command, out: &mut Vec<u8>) {
                 put_u64(out, *acked);
             }
         }
+        Command::SetClusterOptions(SetClusterOptions { options, if_absent }) => {
+            out.extend_from_slice(&[TAG_SET_CLUSTER_OPTIONS, u8::from(*if_absent)]);
+            let mut encoded = Vec::new();
+            options.encode(&mut encoded);
+            put_sized(out, &encoded);
+        }
         Command::Cut => out.push(TAG_CUT),
     }
 }
@@ -387,6 +395,18 @@ fn decode_command(reader: &mut Reader<'_>, entry: &Bytes) -> Result<Command, Mal
         })),
         TAG_ACK_LANES => decode_ack_lanes(reader).map(Command::AckLanes),
         TAG_CUT => Ok(Command::Cut),
+        TAG_SET_CLUSTER_OPTIONS => {
+            let if_absent = match reader.u8()? {
+                0 => false,
+                1 => true,
+                number => return Err(reader.unknown(number)),
+            };
+            let options = ClusterOptions::decode(reader.sized()?)?;
+            Ok(Command::SetClusterOptions(SetClusterOptions {
+                options,
+                if_absent,
+            }))
+        }
         tag => Err(reader.unknown(tag)),
     }
 }
@@ -499,7 +519,7 @@ mod tests {
 
     fn request() -> impl Strategy<Value = Command> {
         let numbers = any::<(u128, u64, u64, u64)>();
-        (0..7_u8, numbers, any::<bool>(), "\\PC{1,16}").prop_map(
+        (0..8_u8, numbers, any::<bool>(), "\\PC{1,16}").prop_map(
             |(which, (id, first, second, third), flag, text)| {
                 let request_id = Uuid::from_u128(id);
                 let (user, group) = (UserId(first), GroupId(second));
@@ -552,6 +572,13 @@ mod tests {
                             seq,
                         })
                     }
+                    6 => Command::SetClusterOptions(SetClusterOptions {
+                        options: ClusterOptions {
+                            dedup_window_ms: first,
+                            ..ClusterOptions::default()
+                        },
+                        if_absent: flag,
+                    }),
                     _ => Command::Cut,
                 }
             },

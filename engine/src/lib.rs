@@ -9,6 +9,7 @@
 //! memtable.rs applied, not flushed                   flush.rs   memtable to file, published
 //! view.rs     reads over memtables and files         base/      RocksDB, or a simulated disk
 //! heads.rs, tails.rs, known.rs   caches              store.rs, range.rs   whose rows are where
+//! cluster_options.rs   what all replicas judge by, in the applied row (applied.rs)
 //! snapshot.rs, install.rs   to and from other nodes  hash.rs, verify.rs, walk.rs   comparisons
 //! ```
 //!
@@ -20,6 +21,7 @@
 mod applied;
 mod apply;
 mod base;
+mod cluster_options;
 mod command;
 mod decode;
 mod dedup;
@@ -59,9 +61,10 @@ pub use applied::{AppliedState, LogId};
 pub use base::memory::{IngestCrash, MemoryDisk};
 #[doc(hidden)]
 pub use base::rocks::rocks_options;
+pub use cluster_options::{ClusterOptions, OptionDifference, OptionFault};
 pub use command::{
     AckCursor, AckLanes, Command, Conversation, CreateGroup, Deliver, HandleFault, JoinGroup,
-    LeaveGroup, MarkRead, Refusal, RegisterUser, Reply, Send, SendGroup,
+    LeaveGroup, MarkRead, Refusal, RegisterUser, Reply, Send, SendGroup, SetClusterOptions,
 };
 pub use decode::Malformed;
 pub use entry::{Commands, Entry, EntryBuilder};

@@ -1,4 +1,7 @@
 //! What the engine may use and where its limits lie.
+//!
+//! Nothing in here decides what a command is answered with: that would make replicas differ. Such
+//! limits are replicated, see `cluster_options.rs`; the slot count is a constant of the cluster.
 
 /// Limits and budgets of one node's engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,12 +26,6 @@ pub struct EngineOptions {
     pub level0_files_max: u64,
     /// Threads of RocksDB that compact.
     pub compaction_threads: i32,
-    /// How long a send is recognised, in milliseconds of replicated time.
-    pub dedup_window_ms: u64,
-    /// Members of one group.
-    pub members_max: u32,
-    /// Length of a message's body, in bytes; longer ones are refused.
-    pub body_bytes_max: u32,
     /// Rows of one group of installed files, in bytes, before the next file is begun.
     pub install_file_bytes: u64,
 }
@@ -46,9 +43,6 @@ impl Default for EngineOptions {
             max_open_files: 512,
             level0_files_max: 24,
             compaction_threads: 2,
-            dedup_window_ms: 7 * 24 * 60 * 60 * 1000,
-            members_max: 500,
-            body_bytes_max: 16 * 1024 - 1,
             install_file_bytes: 64 << 20,
         }
     }

@@ -8,6 +8,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::applied::{AppliedState, LogId};
 use crate::apply::apply_entry;
+use crate::cluster_options::ClusterOptions;
 use crate::command::Reply;
 use crate::entry::Entry;
 use crate::error::Error;
@@ -121,6 +122,11 @@ impl Shard {
     /// How far the state goes that readers see.
     pub fn applied(&self) -> AppliedState {
         self.state.read().applied.clone()
+    }
+
+    /// What all replicas judge by; `None` until an entry or a snapshot has brought it.
+    pub fn cluster_options(&self) -> Option<ClusterOptions> {
+        self.state.read().applied.cluster_options
     }
 
     /// Applies committed entries in log order. Each is visible whole, or not at all, to readers;

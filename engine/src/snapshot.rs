@@ -29,7 +29,8 @@ use crate::shard::Shard;
 use crate::walk::{Place, Unflushed, Walk};
 
 /// The format of snapshot files that this build reads and writes.
-pub const SNAPSHOT_FORMAT: u32 = 1;
+/// 2: the meta's applied row carries the cluster options.
+pub const SNAPSHOT_FORMAT: u32 = 2;
 
 const MAGIC: &[u8; 8] = b"MBXROWS1";
 const FRONT_LEN: usize = 20;

@@ -7,6 +7,8 @@ use bytes::Bytes;
 
 use crate::applied::{AppliedState, LogId};
 use crate::base::ReadView;
+use crate::cluster_options::ClusterOptions;
+use crate::command::Refusal;
 use crate::dedup::Floors;
 use crate::error::Error;
 use crate::hash::StateHash;
@@ -209,9 +211,22 @@ impl<'a> Context<'a> {
         self.effects.outbox.push(OutboxItem { lane, seq, item });
     }
 
-    /// Limits that are equal on all replicas.
-    pub(crate) fn options(&self) -> &EngineOptions {
-        &self.state.options
+    /// What all replicas judge by.
+    ///
+    /// # Errors
+    /// `NotReady`: the shard has none yet.
+    pub(crate) fn cluster_options(&self) -> Result<ClusterOptions, Refusal> {
+        self.state.applied.cluster_options.ok_or(Refusal::NotReady)
+    }
+
+    /// Sets what the commands after this one are judged by.
+    pub(crate) fn set_cluster_options(&mut self, options: ClusterOptions) {
+        self.state.applied.cluster_options = Some(options);
+    }
+
+    /// Hash buckets of owner ids: a constant of the cluster.
+    pub(crate) fn slot_count(&self) -> u16 {
+        self.state.options.slot_count
     }
 
     /// The dedup floors of the slots, as apply knows them.
@@ -222,6 +237,11 @@ impl<'a> Context<'a> {
     /// The slot of an owner.
     pub(crate) fn slot_of(&self, owner: u64) -> SlotId {
         crate::id::slot_of_owner(owner, self.state.options.slot_count)
+    }
+
+    /// The slot of a handle.
+    pub(crate) fn slot_of_handle(&self, handle: &str) -> SlotId {
+        crate::id::slot_of_handle(handle, self.state.options.slot_count)
     }
 
     /// Replicated time, in milliseconds since the Unix epoch.

@@ -26,7 +26,10 @@ use crate::state::ShardState;
 use crate::view::{after_prefix, state_key};
 
 /// The format of a store's rows and files that this build reads and writes.
-pub const STORE_FORMAT: u32 = 1;
+///
+/// 2: the applied row carries the cluster options. Logs and stores of format 1 were judged by options
+/// of the node, which nobody can know now: they are not read.
+pub const STORE_FORMAT: u32 = 2;
 
 const STATE_DIR: &str = "state";
 const STAGING_DIR: &str = "staging";

@@ -15,9 +15,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use mailbox_engine::{
-    ApplyEntry, ApplyPayload, Command, EngineOptions, EntryBuilder, Flags, LogId, MemoryDisk,
-    MessageId, MessageType, RegisterUser, Send, Seq, Shard, ShardId, SnapshotMeta, StateHash,
-    Store, UserId, content_crc,
+    ApplyEntry, ApplyPayload, ClusterOptions, Command, EngineOptions, EntryBuilder, Flags, LogId,
+    MemoryDisk, MessageId, MessageType, RegisterUser, Send, Seq, SetClusterOptions, Shard, ShardId,
+    SnapshotMeta, StateHash, Store, UserId, content_crc,
 };
 use uuid::Uuid;
 
@@ -69,6 +69,12 @@ fn user(shard: &Shard, number: u64) -> UserId {
 fn entry(shard: &Shard, index: u64) -> ApplyEntry {
     let time_ms = START_MS + index * 100_000;
     let mut builder = EntryBuilder::new(time_ms);
+    if index == 1 {
+        builder.push(&Command::SetClusterOptions(SetClusterOptions {
+            options: ClusterOptions::default(),
+            if_absent: true,
+        }));
+    }
     for number in 0..3 {
         let id = uuid(time_ms, number);
         if index <= USERS {

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use mailbox_engine::{
-    ApplyEntry, ApplyPayload, Command, EngineOptions, EntryBuilder, Flags, LogId, MemoryDisk,
-    MessageId, MessageType, Refusal, RegisterUser, Reply, Send, Seq, Shard, ShardId, Store, UserId,
-    content_crc,
+    ApplyEntry, ApplyPayload, ClusterOptions, Command, EngineOptions, EntryBuilder, Flags, LogId,
+    MemoryDisk, MessageId, MessageType, Refusal, RegisterUser, Reply, Send, Seq, SetClusterOptions,
+    Shard, ShardId, Store, UserId, content_crc,
 };
 use uuid::Uuid;
 
@@ -27,21 +27,34 @@ struct Replica {
 
 impl Replica {
     fn new() -> Replica {
-        let (slot_count, dedup_window_ms) = (4, 5 * HOUR_MS);
         let options = EngineOptions {
-            slot_count,
-            dedup_window_ms,
+            slot_count: 4,
             ..EngineOptions::default()
         };
         let disk = MemoryDisk::new();
         let store = Store::open_in_memory(&disk, options.clone()).unwrap();
         store.create_shard(SHARD, 0..=3).unwrap();
-        Replica {
+        let mut replica = Replica {
             disk,
             options,
             store: Some(store),
             index: 0,
-        }
+        };
+        replica.set_window(0, 5 * HOUR_MS);
+        replica
+    }
+
+    fn set_window(&mut self, time_ms: u64, dedup_window_ms: u64) {
+        let options = ClusterOptions {
+            dedup_window_ms,
+            ..ClusterOptions::default()
+        };
+        let call = SetClusterOptions {
+            options,
+            if_absent: false,
+        };
+        let reply = self.apply(time_ms, Command::SetClusterOptions(call));
+        assert_eq!(reply, Reply::ClusterOptions { options });
     }
 
     fn shard(&self) -> Arc<Shard> {
@@ -230,7 +243,7 @@ fn a_wider_window_does_not_let_a_dropped_id_in_again() {
     replica.apply(NOON_MS, call.clone());
     let later_ms = NOON_MS + 6 * HOUR_MS;
     replica.apply(later_ms, Command::Cut);
-    replica.options.dedup_window_ms = 100 * HOUR_MS;
+    replica.set_window(later_ms, 100 * HOUR_MS);
     replica.flush_and_reopen();
     let reply = replica.apply(later_ms, call);
     let floor_ms = NOON_MS + HOUR_MS;

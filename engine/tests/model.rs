@@ -22,7 +22,7 @@ use mailbox_engine::{
     TimelineId, TimelineKind, UserId,
 };
 use proptest::prelude::*;
-use reference::{BODY_BYTES_MAX, MEMBERS_MAX, Reference, SLOT_COUNT, WINDOW_MS};
+use reference::{Reference, SLOT_COUNT};
 use script::{Author, Dying, Step};
 
 const SHARD: ShardId = ShardId(0);
@@ -37,9 +37,6 @@ impl Disk {
     fn open(&self) -> Store {
         let options = EngineOptions {
             slot_count: SLOT_COUNT,
-            dedup_window_ms: WINDOW_MS,
-            members_max: MEMBERS_MAX,
-            body_bytes_max: BODY_BYTES_MAX,
             tail_cache_bytes: 2000,
             head_cache_entries: 4,
             block_cache_bytes: 1 << 20,
@@ -202,6 +199,7 @@ fn compare_heads(shard: &Shard, reference: &Reference) {
     let applied = shard.applied();
     assert_eq!(applied.time_ms, reference.time_ms);
     assert_eq!(applied.last_message_id, reference.last_message_id);
+    assert_eq!(applied.cluster_options, reference.options);
     for (timeline, rows) in &reference.timelines {
         assert_eq!(shard.head(*timeline).unwrap(), Seq(rows.len() as u64));
         let last = rows.last().unwrap();
@@ -348,6 +346,7 @@ fn the_scripts_reach_every_reply_and_cuts() {
                 | Reply::Cursor { .. }
                 | Reply::Delivered { .. }
                 | Reply::LanesAcked
+                | Reply::ClusterOptions { .. }
                 | Reply::Cut { .. } => format!("{reply:?}"),
             };
             let name = name.split([' ', '(']).next().unwrap_or_default();
@@ -358,7 +357,7 @@ fn the_scripts_reach_every_reply_and_cuts() {
     let names = "Sent UserRegistered GroupCreated Joined Left ReadMark Cursor Cut IdReused \
                  IdExpired IdFromFuture Corrupt Retry UnknownUser UnknownGroup NotAMember \
                  AlreadyAMember HandleTaken InvalidHandle GroupFull SeqBeyondHead BodyTooLarge \
-                 ReservedType";
+                 ReservedType ClusterOptions NotReady OptionOutOfBounds";
     for name in names.split_whitespace().chain(["cut hash"]) {
         assert!(
             seen.get(name).is_some_and(|count| *count >= 3),

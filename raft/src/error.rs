@@ -82,6 +82,16 @@ pub enum Error {
         /// What is missing.
         what: &'static str,
     },
+    /// The node is configured for other cluster options than the cluster has.
+    #[error(
+        "{differences}; the options of a cluster are those that its first leader had, on every node          (shard {shard}): set this node's to the cluster's values and start it again"
+    )]
+    ClusterOptions {
+        /// The shard that has the cluster's values.
+        shard: ShardId,
+        /// Each option that differs, with both values.
+        differences: String,
+    },
     /// An option is out of its bounds.
     #[error("option {option}: {reason}")]
     Option {

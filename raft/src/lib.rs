@@ -2,6 +2,7 @@
 
 mod base_thread;
 mod clock;
+mod cluster_options;
 mod disk;
 mod error;
 mod identity;

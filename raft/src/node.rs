@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 
 use crate::base_thread::{BaseThread, report};
 use crate::clock::{self, Clock};
+use crate::cluster_options;
 use crate::disk::DiskRoom;
 use crate::error::{ClockFault, Error};
 use crate::identity::Identity;
@@ -76,6 +77,7 @@ impl Node {
             clock: Arc::new(Clock::new(options.clock_skew_max_ms, alone)),
             disk: DiskRoom::new(options.dir.clone(), options.disk_free_min_bytes)?,
             fault,
+            misfit: watch::Sender::new(None),
             options,
         };
         let members = shared.options.members.clone();
@@ -134,6 +136,12 @@ impl Node {
     /// The first fault of this node's storage, once there is one: the process must stop then.
     pub fn fault(&self) -> watch::Receiver<Option<String>> {
         self.shared.fault.subscribe()
+    }
+
+    /// Why this node does not fit its cluster as it is configured, once the cluster has told: the process must
+    /// stop then. What its own files tell is an error of [`Node::start`].
+    pub fn misfit(&self) -> watch::Receiver<Option<String>> {
+        self.shared.misfit.subscribe()
     }
 
     /// This node's time, milliseconds since the Unix epoch.
@@ -263,6 +271,7 @@ fn open(options: &NodeOptions, runtime: &Handle) -> Result<Opened, Error> {
             .shard_log(id)
             .map_err(|error| Error::Log(error.to_string()))?;
         check_log(&engine, &shard_log, &log_dir, runtime)?;
+        cluster_options::compare(&options.cluster_options, &engine)?;
         shards.push((engine, shard_log));
     }
     if shards.is_empty() {

@@ -51,6 +51,9 @@ pub struct NodeOptions {
     pub members: BTreeMap<u64, String>,
     /// Limits and budgets of the store of rows.
     pub engine: mailbox_engine::EngineOptions,
+    /// What this node proposes as a new cluster's options when it is the first to lead. A cluster that has
+    /// others does not let it in: see `cluster_options.rs`.
+    pub cluster_options: mailbox_engine::ClusterOptions,
     /// Memory, files and batches of the log.
     pub log: crate::log::LogOptions,
     /// Raft's clocks.
@@ -86,6 +89,7 @@ impl NodeOptions {
             dir: dir.into(),
             members,
             engine: mailbox_engine::EngineOptions::default(),
+            cluster_options: mailbox_engine::ClusterOptions::default(),
             log: crate::log::LogOptions::default(),
             timing: Timing::default(),
             clock_skew_max_ms: 500,
@@ -124,6 +128,9 @@ impl NodeOptions {
             !self.cluster_id.is_empty() && self.cluster_id.lines().count() == 1,
             "one line, not empty",
         )?;
+        if let Err(fault) = self.cluster_options.check() {
+            bound("cluster_options", false, &fault.to_string())?;
+        }
         bound(
             "timing.heartbeat_ms",
             timing.heartbeat_ms > 0 && timing.heartbeat_ms * 3 < timing.election_min_ms,

@@ -21,7 +21,7 @@ use crate::error::Error;
 use crate::options::NodeOptions;
 
 /// Version of `peer.proto` and of the encodings in it.
-pub(crate) const PEER_PROTOCOL: u32 = 1;
+pub(crate) const PEER_PROTOCOL: u32 = 2;
 /// Largest message between nodes: one read of the log, or one entry above its cap, and some.
 pub(crate) const PEER_MESSAGE_BYTES_MAX: usize = 16 << 20;
 /// Unanswered control calls to one peer; more fail at once.

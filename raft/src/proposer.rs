@@ -4,8 +4,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use mailbox_engine::{Command, EntryBuilder, Hlc, Reply};
+use mailbox_engine::{ClusterOptions, Command, EntryBuilder, Hlc, Reply, SetClusterOptions};
 use openraft::error::ClientWriteError;
 use openraft::raft::ClientWriteResult;
 use parking_lot::Mutex;
@@ -28,6 +29,9 @@ const ENTRY_COMMANDS_FULL: usize = 4096;
 /// Entries proposed and not yet applied. Few: what cannot be proposed yet waits together, in one entry.
 const ENTRIES_IN_FLIGHT_MAX: usize = 8;
 
+/// How long a leader of a new cluster waits before it tries again to propose the cluster's options.
+const OPTIONS_PAUSE: Duration = Duration::from_millis(50);
+
 const _: () = assert!(ENTRY_BYTES_FULL + ENTRY_BYTES_MAX < 16 << 20);
 
 const STOPPED: &str = "the replica has stopped";
@@ -48,6 +52,8 @@ pub(crate) struct Guards {
     pub(crate) skew_max_ms: u64,
     /// Bytes of calls that may be proposed and not yet applied.
     pub(crate) queue_bytes_max: u64,
+    /// What a new cluster gets.
+    pub(crate) cluster_options: ClusterOptions,
 }
 
 #[derive(Default)]
@@ -94,6 +100,7 @@ impl Proposer {
             engine,
             in_flight: Arc::new(Semaphore::new(ENTRIES_IN_FLIGHT_MAX)),
             ids: None,
+            options_proposed_in: None,
             last_flight: 0,
         };
         let span = tracing::debug_span!("proposer", shard = run.engine.id().0);
@@ -223,6 +230,7 @@ fn len_bytes(command: &Command) -> u64 {
         | Command::LeaveGroup(_)
         | Command::MarkRead(_)
         | Command::AckCursor(_)
+        | Command::SetClusterOptions(_)
         | Command::Cut => 0,
     };
     96 + variable as u64
@@ -236,13 +244,15 @@ struct Run {
     in_flight: Arc<Semaphore>,
     /// Of the term in which this node last proposed.
     ids: Option<(u64, Hlc)>,
+    /// The term in which this node last proposed the cluster's options.
+    options_proposed_in: Option<u64>,
     last_flight: u64,
 }
 
 impl Run {
     async fn run(mut self) {
         loop {
-            while self.proposer.queue.lock().calls.is_empty() {
+            while self.proposer.queue.lock().calls.is_empty() && !self.must_set_options() {
                 tokio::select! {
                     () = self.proposer.wake.notified() => {}
                     // The replica has stopped.
@@ -279,14 +289,25 @@ impl Run {
             Ok(clock_ms) => clock_ms,
             Err(error) => {
                 self.proposer.refuse_all(&error);
+                if self.must_set_options() {
+                    // Nobody need call for this: without a pause it would be tried again at once.
+                    tokio::time::sleep(OPTIONS_PAUSE).await;
+                }
                 return true;
             }
         };
+        if self.must_set_options() {
+            return self.set_options(term, clock_ms, permit).await;
+        }
         let calls = self.proposer.take_entry();
         if calls.is_empty() {
             return true;
         }
         let (entry, flight) = self.build(calls, term, clock_ms, permit);
+        self.write(entry, term, flight).await
+    }
+
+    async fn write(&self, entry: bytes::Bytes, term: u64, flight: Flight) -> bool {
         let write = self
             .raft
             .write(Cmd(entry))
@@ -294,6 +315,49 @@ impl Run {
             .with_leader(LeaderId::new(term))
             .responder(OnComplete(Box::new(move |result| flight.land(result))));
         write.await.is_ok()
+    }
+
+    /// This node leads a shard that has no cluster options, and has not proposed them in this term. The leader
+    /// before may have: what it proposed is applied first, and then ours changes nothing.
+    fn must_set_options(&self) -> bool {
+        match *self.leadership.borrow() {
+            Leadership::Leader { term, ready: true } => {
+                self.options_proposed_in != Some(term) && self.engine.cluster_options().is_none()
+            }
+            Leadership::Leader { ready: false, .. } | Leadership::Follower { .. } => false,
+        }
+    }
+
+    /// Part of the bootstrap: the first command of a new cluster, before any client's.
+    async fn set_options(
+        &mut self,
+        term: u64,
+        clock_ms: u64,
+        permit: OwnedSemaphorePermit,
+    ) -> bool {
+        self.options_proposed_in = Some(term);
+        let mut builder = EntryBuilder::new(clock_ms);
+        builder.push(&Command::SetClusterOptions(SetClusterOptions {
+            options: self.proposer.guards.cluster_options,
+            if_absent: true,
+        }));
+        let flight = self.flight(permit);
+        // Nobody waits for it.
+        self.proposer
+            .flights
+            .lock()
+            .insert(flight.number, Vec::new());
+        self.write(builder.finish(), term, flight).await
+    }
+
+    fn flight(&mut self, permit: OwnedSemaphorePermit) -> Flight {
+        self.last_flight += 1;
+        Flight {
+            proposer: self.proposer.clone(),
+            number: self.last_flight,
+            bytes: 0,
+            _permit: permit,
+        }
     }
 
     fn admit(&self) -> Result<u64, ProposeError> {
@@ -313,16 +377,10 @@ impl Run {
             let last = self.engine.applied().last_message_id;
             self.ids = Some((term, Hlc::new(last, skew_max_ms)));
         }
+        let mut flight = self.flight(permit);
         let (_, ids) = self.ids.as_mut().expect("set above");
         let mut builder = EntryBuilder::new(clock_ms);
-        self.last_flight += 1;
         let mut callers = Vec::with_capacity(calls.len());
-        let mut flight = Flight {
-            proposer: self.proposer.clone(),
-            number: self.last_flight,
-            bytes: 0,
-            _permit: permit,
-        };
         for mut call in calls {
             for command in &mut call.commands {
                 command.assign(ids, clock_ms);

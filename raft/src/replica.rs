@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 
 use crate::base_thread::{BaseThread, FlushedShard, report};
 use crate::clock::Clock;
+use crate::cluster_options;
 use crate::disk::DiskRoom;
 use crate::error::{Error, LeaderHint, ProposeError};
 use crate::log::ShardLog;
@@ -90,6 +91,8 @@ pub(crate) struct Shared {
     pub(crate) clock: Arc<Clock>,
     pub(crate) disk: Arc<DiskRoom>,
     pub(crate) fault: watch::Sender<Option<String>>,
+    /// Why this node does not belong to its cluster as it is configured.
+    pub(crate) misfit: watch::Sender<Option<String>>,
 }
 
 /// One replica.
@@ -135,6 +138,18 @@ fn config(options: &NodeOptions) -> Result<Arc<Config>, Error> {
             option: "timing",
             reason: error.to_string(),
         })
+}
+
+fn guards(shared: &Shared, road: &Road) -> Guards {
+    let options = &shared.options;
+    Guards {
+        clock: shared.clock.clone(),
+        disk: shared.disk.clone(),
+        road: road.clone(),
+        skew_max_ms: options.clock_skew_max_ms,
+        queue_bytes_max: options.queue_bytes_max,
+        cluster_options: options.cluster_options,
+    }
 }
 
 async fn start_raft(
@@ -183,15 +198,12 @@ impl Replica {
         let raft = start_raft(shared, id, log, machine).await?;
         let road = Road::new(options);
         let leadership = watch::Sender::new(NOBODY);
-        let guards = Guards {
-            clock: shared.clock.clone(),
-            disk: shared.disk.clone(),
-            road: road.clone(),
-            skew_max_ms: options.clock_skew_max_ms,
-            queue_bytes_max: options.queue_bytes_max,
-        };
-        let (proposer, proposing) =
-            Proposer::spawn(raft.clone(), engine.clone(), leadership.subscribe(), guards);
+        let (proposer, proposing) = Proposer::spawn(
+            raft.clone(),
+            engine.clone(),
+            leadership.subscribe(),
+            guards(shared, &road),
+        );
         let timeout = Duration::from_millis(options.timing.election_max_ms);
         let (barrier, reading) =
             ReadBarrier::spawn(raft.clone(), applied.subscribe(), road.clone(), timeout);
@@ -209,6 +221,7 @@ impl Replica {
             giving_up,
             reading,
             tokio::spawn(watcher.run()),
+            cluster_options::watch(shared, engine.clone(), applied.subscribe()),
             tokio::spawn(announce_flushes(raft.clone(), flushed.subscribe())),
             tokio::spawn(begin(
                 id,

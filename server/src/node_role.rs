@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use mailbox_api::v1::admin_server::AdminServer;
 use mailbox_api::v1::mailbox_server::MailboxServer;
 use mailbox_client::Tls;
-use mailbox_engine::EngineOptions;
+use mailbox_engine::{ClusterOptions, EngineOptions};
 use mailbox_gateway::{MetricsRegistry, ReadyCheck};
 use mailbox_raft::{ClientTls, Leadership, LogOptions, Node, NodeOptions, Timing};
 use tokio::net::TcpListener;
@@ -124,10 +124,14 @@ impl RunningNode {
         })
     }
 
-    /// Waits for what ends a node from inside: a storage fault, or a listener that gave up.
+    /// Waits for what ends a node from inside: a storage fault, a cluster that has other options, or a listener
+    /// that gave up.
     pub(crate) async fn failed(&mut self) -> Error {
-        let mut fault = self.node.fault();
+        let (mut fault, mut misfit) = (self.node.fault(), self.node.misfit());
         tokio::select! {
+            Ok(reason) = misfit.wait_for(Option::is_some) => {
+                Error::Node(reason.clone().unwrap_or_default())
+            }
             fault = fault.wait_for(Option::is_some) => Error::StorageFault(match fault {
                 Ok(reason) => reason.clone().unwrap_or_default(),
                 Err(_) => "the replicas have stopped".to_owned(),
@@ -275,10 +279,12 @@ fn node_options(
         tail_cache_bytes: size(memory.tails),
         max_open_files: i32::try_from(config.storage.max_open_files).unwrap_or(i32::MAX),
         level0_files_max: u64::from(config.storage.level0_files_max),
-        dedup_window_ms: cluster.dedup_window_ms,
-        members_max: cluster.group_members_max,
-        body_bytes_max: u32::try_from(cluster.body_bytes_max.0).unwrap_or(u32::MAX),
         ..EngineOptions::default()
+    };
+    options.cluster_options = ClusterOptions {
+        group_members_max: cluster.group_members_max,
+        body_bytes_max: u32::try_from(cluster.body_bytes_max.0).unwrap_or(u32::MAX),
+        dedup_window_ms: cluster.dedup_window_ms,
     };
     options.log = LogOptions {
         memtable_bytes: size(memory.log_buffer),

@@ -27,7 +27,10 @@ pub(crate) fn refusal(refusal: &Refusal) -> CallError {
         Refusal::GroupFull { .. } => ErrorCode::GroupFull,
         Refusal::SeqBeyondHead { .. } => ErrorCode::SeqBeyondHead,
         Refusal::BodyTooLarge { .. } => ErrorCode::BodyTooLarge,
-        Refusal::ReservedType { .. } => ErrorCode::InvalidArgument,
+        Refusal::NotReady => return unavailable(refusal.to_string()),
+        Refusal::OptionOutOfBounds { .. } | Refusal::ReservedType { .. } => {
+            ErrorCode::InvalidArgument
+        }
         Refusal::WrongShard { .. } => ErrorCode::WrongShard,
         // Only relays get these.
         Refusal::UnknownLane { .. } | Refusal::LaneAhead { .. } => ErrorCode::Internal,

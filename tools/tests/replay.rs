@@ -45,12 +45,9 @@ fn json(output: &Output) -> serde_json::Value {
         .unwrap_or_else(|error| panic!("{error}: {:?}\n{talk}", output.stdout))
 }
 
-fn inspect(dirs: &[PathBuf], config: &Path) -> (bool, serde_json::Value) {
+fn inspect(dirs: &[PathBuf]) -> (bool, serde_json::Value) {
     let mut command = Command::new(CTL);
-    command
-        .args(["inspect", "--json", "--config"])
-        .arg(config)
-        .args(dirs);
+    command.args(["inspect", "--json"]).args(dirs);
     let output = command.output().unwrap();
     (output.status.success(), json(&output))
 }
@@ -93,8 +90,8 @@ fn find(dir: &Path, bytes: &[u8]) -> (PathBuf, u64) {
     places.next().expect("the bytes are in some file")
 }
 
-/// Data directories and one config of the nodes of a kept cluster.
-fn nodes(dir: &Path) -> (Vec<PathBuf>, PathBuf) {
+/// Data directories of the nodes of a kept cluster.
+fn nodes(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut folders = vec![dir.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -109,20 +106,7 @@ fn nodes(dir: &Path) -> (Vec<PathBuf>, PathBuf) {
         }
     }
     found.sort();
-    let config = walk_for_toml(dir).expect("the cluster keeps its configs");
-    (found, config)
-}
-
-fn walk_for_toml(dir: &Path) -> Option<PathBuf> {
-    std::fs::read_dir(dir).unwrap().find_map(|entry| {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            return walk_for_toml(&path);
-        }
-        path.extension()
-            .is_some_and(|extension| extension == "toml")
-            .then_some(path)
-    })
+    found
 }
 
 #[test]
@@ -166,15 +150,15 @@ fn nothing_is_lost_when_all_nodes_are_killed_and_damage_is_found_afterwards() {
     assert_eq!(report["inspected"]["equal"], true, "{report}\n{talk}");
     assert!(output.status.success());
 
-    let (nodes, config) = nodes(&data);
+    let nodes = nodes(&data);
     assert_eq!(nodes.len(), 3, "{nodes:?}");
-    let (good, before) = inspect(&nodes, &config);
+    let (good, before) = inspect(&nodes);
     assert!(good, "{before}");
 
     // A byte in a block of an SST: the row's file and key are named, the other nodes stay good.
     let sst = largest(&nodes[0].join("state"), "sst");
     flip(&sst, 200);
-    let (good, report) = inspect(&nodes, &config);
+    let (good, report) = inspect(&nodes);
     assert!(!good, "{report}");
     let faults = report["nodes"][0]["faults"].to_string();
     assert!(
@@ -190,7 +174,7 @@ fn nothing_is_lost_when_all_nodes_are_killed_and_damage_is_found_afterwards() {
         format!("line {}", LINES / 2).as_bytes(),
     );
     flip(&log, at);
-    let (good, report) = inspect(&nodes, &config);
+    let (good, report) = inspect(&nodes);
     assert!(!good, "{report}");
     let faults = report["nodes"][1]["faults"].to_string();
     assert!(
@@ -200,7 +184,7 @@ fn nothing_is_lost_when_all_nodes_are_killed_and_damage_is_found_afterwards() {
     flip(&log, at);
 
     // Nothing of all this has changed a node.
-    let (good, after) = inspect(&nodes, &config);
+    let (good, after) = inspect(&nodes);
     assert!(good, "{after}");
     assert_eq!(before, after);
 }

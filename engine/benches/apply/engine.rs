@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use mailbox_engine::{
-    ApplyEntry, ApplyPayload, Command, EngineOptions, EntryBuilder, Flags, LogId, MessageId,
-    MessageType, RegisterUser, Reply, Send, Shard, ShardId, Store, UserId,
+    ApplyEntry, ApplyPayload, ClusterOptions, Command, EngineOptions, EntryBuilder, Flags, LogId,
+    MessageId, MessageType, RegisterUser, Reply, Send, SetClusterOptions, Shard, ShardId, Store,
+    UserId,
 };
 use uuid::Uuid;
 
@@ -64,6 +65,12 @@ impl Applier {
     fn register(&mut self, count: u64) -> Vec<UserId> {
         let mut users = Vec::new();
         let time_ms = Messages::start_ms();
+        let mut entry = EntryBuilder::new(time_ms);
+        entry.push(&Command::SetClusterOptions(SetClusterOptions {
+            options: ClusterOptions::default(),
+            if_absent: true,
+        }));
+        self.apply(entry);
         for first in (0..count).step_by(512) {
             let mut entry = EntryBuilder::new(time_ms);
             for number in first..count.min(first + 512) {

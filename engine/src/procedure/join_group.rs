@@ -32,7 +32,7 @@ pub(crate) fn join_group(ctx: &mut Context<'_>, call: &JoinGroup) -> Result<Repl
     if table::is_member(&spans) {
         return Err(Refusal::AlreadyAMember { user, group }.into());
     }
-    let max = ctx.options().members_max;
+    let max = ctx.cluster_options()?.group_members_max;
     if row.members >= max {
         return Err(Refusal::GroupFull { max }.into());
     }

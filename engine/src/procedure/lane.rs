@@ -49,7 +49,7 @@ pub(crate) fn deliver(ctx: &mut Context<'_>, call: &Deliver) -> Result<Reply, No
         if seq > mark + 1 {
             break;
         }
-        let slot_count = ctx.options().slot_count;
+        let slot_count = ctx.slot_count();
         let item = encoded.and_then(|encoded| Item::decode_in(items.as_bytes(), encoded));
         let rides = |item: &Item| seq <= sent && item.lane(slot_count) == lane;
         let Some(item) = item.ok().filter(rides) else {
@@ -90,7 +90,7 @@ pub(crate) fn ack_lanes(ctx: &mut Context<'_>, call: &AckLanes) -> Result<Reply,
 }
 
 fn require_known(ctx: &Context<'_>, lane: LaneId) -> Result<(), Refusal> {
-    if is_known(lane, ctx.options().slot_count) {
+    if is_known(lane, ctx.slot_count()) {
         Ok(())
     } else {
         Err(Refusal::UnknownLane { lane })
@@ -99,7 +99,7 @@ fn require_known(ctx: &Context<'_>, lane: LaneId) -> Result<(), Refusal> {
 
 /// Sends an item on its way: it takes effect at once, or goes into the outbox.
 pub(super) fn emit(ctx: &mut Context<'_>, item: Item) -> Result<(), Error> {
-    let lane = item.lane(ctx.options().slot_count);
+    let lane = item.lane(ctx.slot_count());
     if ctx.delivers_at_once(lane.source, lane.destination) {
         return take(ctx, item);
     }

@@ -11,6 +11,7 @@ mod mark_read;
 mod register_user;
 mod send;
 mod send_group;
+mod set_cluster_options;
 
 pub(crate) use ack_cursor::ack_cursor;
 pub(crate) use create_group::create_group;
@@ -21,6 +22,7 @@ pub(crate) use mark_read::mark_read;
 pub(crate) use register_user::register_user;
 pub(crate) use send::send;
 pub(crate) use send_group::send_group;
+pub(crate) use set_cluster_options::set_cluster_options;
 
 use bytes::Bytes;
 use uuid::Uuid;
@@ -103,7 +105,8 @@ fn require_intact(
 }
 
 fn require_short(ctx: &Context<'_>, len: usize) -> Result<(), Refusal> {
-    let max = usize::try_from(ctx.options().body_bytes_max).unwrap_or(usize::MAX);
+    let max = ctx.cluster_options()?.body_bytes_max;
+    let max = usize::try_from(max).unwrap_or(usize::MAX);
     let max = max.min(BODY_BYTES_FORMAT_MAX);
     if len <= max {
         Ok(())

@@ -6,7 +6,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::command::{Refusal, RegisterUser, Reply};
 use crate::dedup::{Ask, hash_ask};
 use crate::handle::check_handle;
-use crate::id::{UserId, slot_of_handle};
+use crate::id::UserId;
 use crate::item::Item;
 use crate::key::{Destination, StateKey};
 use crate::procedure::lane::emit;
@@ -18,7 +18,7 @@ use crate::table;
 /// told by lane.
 pub(crate) fn register_user(ctx: &mut Context<'_>, call: &RegisterUser) -> Result<Reply, No> {
     let handle = call.handle.as_bytes();
-    let slot = slot_of_handle(&call.handle, ctx.options().slot_count);
+    let slot = ctx.slot_of_handle(&call.handle);
     let destination = Destination::handle(xxh3_64(handle));
     let ask = Ask::new(
         slot,

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use mailbox_engine::{
-    AckLanes, ApplyEntry, ApplyPayload, BuiltFlush, Command, CreateGroup, Deliver, EngineOptions,
-    EntryBuilder, Flags, GroupId, IngestCrash, Item, Items, JoinGroup, LaneId, LeaveGroup, LogId,
-    MemoryDisk, MessageId, MessageType, OutboxItem, RegisterUser, Reply, Row, Send, Seq, Shard,
-    ShardId, SlotId, Store, UserId, content_crc, slot_of_handle, slot_of_owner,
+    AckLanes, ApplyEntry, ApplyPayload, BuiltFlush, ClusterOptions, Command, CreateGroup, Deliver,
+    EngineOptions, EntryBuilder, Flags, GroupId, IngestCrash, Item, Items, JoinGroup, LaneId,
+    LeaveGroup, LogId, MemoryDisk, MessageId, MessageType, OutboxItem, RegisterUser, Reply, Row,
+    Send, Seq, SetClusterOptions, Shard, ShardId, SlotId, Store, UserId, content_crc,
+    slot_of_handle, slot_of_owner,
 };
 use uuid::Uuid;
 
@@ -60,13 +61,13 @@ impl Cluster {
     /// Slots are dealt to the shards one by one, so that no shard's are a contiguous range.
     pub(crate) fn new(shards: usize, stores: usize) -> Cluster {
         let disk = |_| Disk::Memory(MemoryDisk::new());
-        Cluster::on(shards, (0..stores).map(disk).collect())
+        Cluster::on(shards, (0..stores).map(disk).collect()).with_options()
     }
 
     /// The same on RocksDB.
     pub(crate) fn on_rocksdb(shards: usize, stores: usize) -> Cluster {
         let disk = |_| Disk::Rocks(tempfile::tempdir().unwrap());
-        Cluster::on(shards, (0..stores).map(disk).collect())
+        Cluster::on(shards, (0..stores).map(disk).collect()).with_options()
     }
 
     fn on(shards: usize, disks: Vec<Disk>) -> Cluster {
@@ -93,6 +94,18 @@ impl Cluster {
             });
         }
         cluster
+    }
+
+    /// What the leaders of new shards begin with.
+    fn with_options(mut self) -> Cluster {
+        let set = Command::SetClusterOptions(SetClusterOptions {
+            options: ClusterOptions::default(),
+            if_absent: true,
+        });
+        for number in 0..self.replicas.len() {
+            self.apply(number, std::slice::from_ref(&set));
+        }
+        self
     }
 
     pub(crate) fn stores(&self) -> usize {
@@ -212,7 +225,8 @@ impl Cluster {
 
     /// A copy of a shard that has applied a part of its log, flushed now and then.
     pub(crate) fn replay(&self, number: usize, upto: usize, flush_every: usize) -> Cluster {
-        let mut copy = Cluster::new(self.replicas.len(), 1);
+        let disk = Disk::Memory(MemoryDisk::new());
+        let mut copy = Cluster::on(self.replicas.len(), vec![disk]);
         copy.sent = self.sent.clone();
         let replica = &self.replicas[number];
         for (entry, replies) in replica.log.iter().zip(&replica.replies).take(upto) {

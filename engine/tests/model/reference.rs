@@ -4,19 +4,18 @@
 use std::collections::BTreeMap;
 
 use mailbox_engine::{
-    AckCursor, Command, Conversation, CreateGroup, Flags, GroupId, HandleFault, JoinGroup,
-    LeaveGroup, MarkRead, MessageId, MessageType, Refusal, RefusalCode, RegisterUser, Reply, Row,
-    Send, SendGroup, Seq, Span, TimelineId, TimelineKind, UserId, content_crc, slot_of_handle,
-    slot_of_owner,
+    AckCursor, ClusterOptions, Command, Conversation, CreateGroup, Flags, GroupId, HandleFault,
+    JoinGroup, LeaveGroup, MarkRead, MessageId, MessageType, OptionFault, Refusal, RefusalCode,
+    RegisterUser, Reply, Row, Send, SendGroup, Seq, SetClusterOptions, Span, TimelineId,
+    TimelineKind, UserId, content_crc, slot_of_handle, slot_of_owner,
 };
 use uuid::Uuid;
 
 pub(crate) const SLOT_COUNT: u16 = 8;
-pub(crate) const WINDOW_MS: u64 = 5 * HOUR_MS;
 pub(crate) const HOUR_MS: u64 = 3_600_000;
 pub(crate) const AHEAD_MAX_MS: u64 = 600_000;
-pub(crate) const MEMBERS_MAX: u32 = 3;
-pub(crate) const BODY_BYTES_MAX: u32 = 24;
+/// Least and greatest dedup window.
+const WINDOW_BOUNDS_MS: (u64, u64) = (HOUR_MS, 31 * 24 * HOUR_MS);
 
 type Identity = (Uuid, u64, String);
 
@@ -25,6 +24,7 @@ type Identity = (Uuid, u64, String);
 pub(crate) struct Reference {
     pub(crate) time_ms: u64,
     pub(crate) last_message_id: MessageId,
+    pub(crate) options: Option<ClusterOptions>,
     floor_ms: u64,
     pub(crate) users: BTreeMap<UserId, String>,
     users_made: BTreeMap<u16, u64>,
@@ -41,18 +41,52 @@ type Outcome = Result<Reply, Refusal>;
 impl Reference {
     pub(crate) fn begin_entry(&mut self, time_ms: u64) {
         self.time_ms = self.time_ms.max(time_ms);
-        let wanted = self.time_ms.saturating_sub(WINDOW_MS) / HOUR_MS * HOUR_MS;
-        self.floor_ms = self.floor_ms.max(wanted);
+        self.raise_floor();
+    }
+
+    /// Where the window would have the floor, were it not there already.
+    pub(crate) fn window_end_ms(&self) -> u64 {
+        let window_ms = self.options.map_or(0, |options| options.dedup_window_ms);
+        self.time_ms.saturating_sub(window_ms) / HOUR_MS * HOUR_MS
+    }
+
+    fn raise_floor(&mut self) {
+        if self.options.is_some() {
+            self.floor_ms = self.floor_ms.max(self.window_end_ms());
+        }
+    }
+
+    fn set_options(&mut self, call: &SetClusterOptions) -> Reply {
+        if let (true, Some(options)) = (call.if_absent, self.options) {
+            return Reply::ClusterOptions { options };
+        }
+        let options = call.options;
+        let (min, max) = WINDOW_BOUNDS_MS;
+        if !(min..=max).contains(&options.dedup_window_ms) {
+            let fault = OptionFault {
+                option: "dedup_window_ms",
+                value: options.dedup_window_ms,
+                min,
+                max,
+            };
+            return Reply::Refused(Refusal::OptionOutOfBounds { fault });
+        }
+        self.options = Some(options);
+        self.raise_floor();
+        Reply::ClusterOptions { options }
     }
 
     pub(crate) fn apply(&mut self, command: &Command, index: u64) -> Reply {
-        if *command == Command::Cut {
-            return Reply::Cut { index };
+        match command {
+            Command::Cut => return Reply::Cut { index },
+            Command::SetClusterOptions(call) => return self.set_options(call),
+            _ => {}
         }
         self.judge(command).unwrap_or_else(Reply::Refused)
     }
 
     fn judge(&mut self, command: &Command) -> Outcome {
+        let options = self.options.ok_or(Refusal::NotReady)?;
         intact(command)?;
         let identity = identity(command);
         let id_ms = u64::try_from(identity.0.as_u128() >> 80).unwrap();
@@ -76,24 +110,25 @@ impl Reference {
                 ahead_max_ms: AHEAD_MAX_MS,
             });
         }
-        let reply = self.run(command)?;
+        let reply = self.run(command, &options)?;
         self.accepted.insert(identity, (asked, reply.clone()));
         Ok(reply)
     }
 
-    fn run(&mut self, command: &Command) -> Outcome {
+    fn run(&mut self, command: &Command, options: &ClusterOptions) -> Outcome {
         match command {
-            Command::Send(call) => self.send(call),
-            Command::SendGroup(call) => self.send_group(call),
+            Command::Send(call) => self.send(call, options),
+            Command::SendGroup(call) => self.send_group(call, options),
             Command::RegisterUser(call) => self.register(call),
-            Command::CreateGroup(call) => self.create(call),
-            Command::JoinGroup(call) => self.join(call),
+            Command::CreateGroup(call) => self.create(call, options),
+            Command::JoinGroup(call) => self.join(call, options),
             Command::LeaveGroup(call) => self.leave(call),
             Command::MarkRead(call) => self.mark_read(call),
             Command::AckCursor(call) => self.ack_cursor(call),
-            Command::Deliver(_) | Command::AckLanes(_) | Command::Cut => {
-                unreachable!("has no id")
-            }
+            Command::Deliver(_)
+            | Command::AckLanes(_)
+            | Command::SetClusterOptions(_)
+            | Command::Cut => unreachable!("has no id"),
         }
     }
 
@@ -126,8 +161,8 @@ impl Reference {
         Ok(())
     }
 
-    fn send(&mut self, call: &Send) -> Outcome {
-        client_may_write(call.kind, call.body.len())?;
+    fn send(&mut self, call: &Send, options: &ClusterOptions) -> Outcome {
+        client_may_write(call.kind, call.body.len(), options)?;
         self.user(call.sender)?;
         self.claim(call.message_id)?;
         let row = Row {
@@ -189,8 +224,8 @@ impl Reference {
         }
     }
 
-    fn send_group(&mut self, call: &SendGroup) -> Outcome {
-        client_may_write(call.kind, call.body.len())?;
+    fn send_group(&mut self, call: &SendGroup, options: &ClusterOptions) -> Outcome {
+        client_may_write(call.kind, call.body.len(), options)?;
         self.group(call.group)?;
         let timeline = call.group.timeline();
         if !self.is_member(call.group, call.sender) {
@@ -254,8 +289,8 @@ impl Reference {
         }
     }
 
-    fn create(&mut self, call: &CreateGroup) -> Outcome {
-        client_may_write(MessageType::TEXT, call.name.len())?;
+    fn create(&mut self, call: &CreateGroup, options: &ClusterOptions) -> Outcome {
+        client_may_write(MessageType::TEXT, call.name.len(), options)?;
         self.user(call.creator)?;
         self.claim(call.message_id)?;
         let slot = slot_of_owner(call.creator.0, SLOT_COUNT).0;
@@ -274,7 +309,7 @@ impl Reference {
         Ok(Reply::GroupCreated { group, seq })
     }
 
-    fn join(&mut self, call: &JoinGroup) -> Outcome {
+    fn join(&mut self, call: &JoinGroup, options: &ClusterOptions) -> Outcome {
         let (group, user) = (call.group, call.user);
         self.group(group)?;
         self.user(user)?;
@@ -284,8 +319,9 @@ impl Reference {
         let members = self.groups[&group]
             .keys()
             .filter(|user| self.is_member(group, **user));
-        if members.count() >= MEMBERS_MAX as usize {
-            return Err(Refusal::GroupFull { max: MEMBERS_MAX });
+        let max = options.group_members_max;
+        if members.count() >= max as usize {
+            return Err(Refusal::GroupFull { max });
         }
         self.claim(call.message_id)?;
         let row = self.store_row(call.message_id, user, MessageType::MEMBER_JOINED);
@@ -388,11 +424,15 @@ fn intact(command: &Command) -> Result<(), Refusal> {
     }
 }
 
-fn client_may_write(kind: MessageType, len: usize) -> Result<(), Refusal> {
+fn client_may_write(
+    kind: MessageType,
+    len: usize,
+    options: &ClusterOptions,
+) -> Result<(), Refusal> {
     if (16..32).contains(&kind.0) {
         return Err(Refusal::ReservedType { kind });
     }
-    let max = BODY_BYTES_MAX as usize;
+    let max = options.body_bytes_max as usize;
     if len <= max {
         Ok(())
     } else {
@@ -447,9 +487,10 @@ fn identity(command: &Command) -> Identity {
             (call.request_id, call.user.0, timeline.to_string())
         }
         Command::AckCursor(call) => (call.request_id, call.user.0, call.timeline.to_string()),
-        Command::Deliver(_) | Command::AckLanes(_) | Command::Cut => {
-            unreachable!("has no id")
-        }
+        Command::Deliver(_)
+        | Command::AckLanes(_)
+        | Command::SetClusterOptions(_)
+        | Command::Cut => unreachable!("has no id"),
     }
 }
 
@@ -473,6 +514,7 @@ fn asked(command: &Command) -> Command {
         | Command::AckCursor(_)
         | Command::Deliver(_)
         | Command::AckLanes(_)
+        | Command::SetClusterOptions(_)
         | Command::Cut => {}
     }
     asked

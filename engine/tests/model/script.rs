@@ -3,14 +3,14 @@
 
 use bytes::Bytes;
 use mailbox_engine::{
-    AckCursor, Command, Conversation, CreateGroup, DeviceId, Flags, GroupId, IngestCrash,
-    JoinGroup, LeaveGroup, MarkRead, MessageId, MessageType, RegisterUser, Send, SendGroup, Seq,
-    TimelineId, UserId, content_crc,
+    AckCursor, ClusterOptions, Command, Conversation, CreateGroup, DeviceId, Flags, GroupId,
+    IngestCrash, JoinGroup, LeaveGroup, MarkRead, MessageId, MessageType, RegisterUser, Send,
+    SendGroup, Seq, SetClusterOptions, TimelineId, UserId, content_crc,
 };
 use proptest::prelude::*;
 use uuid::Uuid;
 
-use crate::reference::{AHEAD_MAX_MS, HOUR_MS, Reference, WINDOW_MS};
+use crate::reference::{AHEAD_MAX_MS, HOUR_MS, Reference};
 
 /// One thing that happens to a shard.
 #[derive(Clone, Debug)]
@@ -72,6 +72,7 @@ enum What {
     MarkGroup,
     AckMailbox,
     AckGroup,
+    Options,
     Cut,
 }
 
@@ -85,7 +86,7 @@ enum Id {
     Again(prop::sample::Index),
 }
 
-/// Steps from an empty shard on.
+/// Steps from an empty shard on. Its options come early, but not always first.
 pub(crate) fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         12 => (clock(), prop::collection::vec(call(), 1..8))
@@ -97,7 +98,25 @@ pub(crate) fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::Reopen),
         1 => prop_oneof![Just(Dying::Before), Just(Dying::After)].prop_map(Step::Crash),
     ];
-    prop::collection::vec(step, 1..60)
+    let options = (any::<[u8; 4]>(), 0..4_usize);
+    (prop::collection::vec(step, 1..60), options).prop_map(|(mut steps, (parts, at))| {
+        let [who, other, body, seq] = parts;
+        let call = Call {
+            what: What::Options,
+            who,
+            other,
+            body,
+            seq,
+            id: Id::Fresh,
+            fault: 255,
+        };
+        let entry = Step::Entry {
+            clock_ms: 0,
+            calls: vec![call],
+        };
+        steps.insert(at.saturating_sub(1).min(steps.len()), entry);
+        steps
+    })
 }
 
 fn clock() -> impl Strategy<Value = i64> {
@@ -117,6 +136,7 @@ fn call() -> impl Strategy<Value = Call> {
         1 => Just(What::MarkGroup),
         1 => Just(What::AckMailbox),
         1 => Just(What::AckGroup),
+        1 => Just(What::Options),
         1 => Just(What::Cut),
     ];
     let id = prop_oneof![
@@ -192,7 +212,7 @@ impl Author {
         }
         let id = self.id(call.id, state);
         let command = self.build(call, id, state);
-        if !matches!(command, Command::Cut) {
+        if !matches!(command, Command::Cut | Command::SetClusterOptions(_)) {
             self.made.push((call.clone(), command.clone()));
         }
         command
@@ -206,7 +226,7 @@ impl Author {
             Id::Edge {
                 ahead: false,
                 by_ms,
-            } => (now.saturating_sub(WINDOW_MS) / HOUR_MS * HOUR_MS).saturating_add_signed(-by_ms),
+            } => state.window_end_ms().saturating_add_signed(-by_ms),
         };
         self.ids_made += 1;
         Uuid::from_u128(u128::from(at) << 80 | 7 << 76 | 2 << 62 | self.ids_made)
@@ -259,6 +279,7 @@ impl Author {
             What::AckMailbox if call.fault < 16 => ack_cursor(call, id, user, peer.mailbox()),
             What::AckMailbox => ack_cursor(call, id, user, user.mailbox()),
             What::AckGroup => ack_cursor(call, id, user, group.timeline()),
+            What::Options => Command::SetClusterOptions(set_options(call)),
             What::Cut => Command::Cut,
         }
     }
@@ -302,6 +323,23 @@ fn to_group(send: Send, group: GroupId) -> SendGroup {
         content_crc: send.content_crc,
         body: send.body,
         shown: send.shown,
+    }
+}
+
+/// Values around which the other calls lie; now and then one that is out of bounds.
+fn set_options(call: &Call) -> SetClusterOptions {
+    let hours = if call.fault < 64 {
+        0
+    } else {
+        4 + u64::from(call.other % 3)
+    };
+    SetClusterOptions {
+        options: ClusterOptions {
+            group_members_max: 2 + u32::from(call.body % 3),
+            body_bytes_max: 22 + u32::from(call.seq % 3),
+            dedup_window_ms: hours * HOUR_MS,
+        },
+        if_absent: call.who.is_multiple_of(2),
     }
 }
 
@@ -371,6 +409,7 @@ fn assigned(mut command: Command, id: MessageId) -> Command {
         | Command::AckCursor(_)
         | Command::Deliver(_)
         | Command::AckLanes(_)
+        | Command::SetClusterOptions(_)
         | Command::Cut => {}
     }
     command
@@ -386,6 +425,9 @@ fn id_of(command: &Command) -> Uuid {
         Command::LeaveGroup(call) => call.request_id,
         Command::MarkRead(call) => call.request_id,
         Command::AckCursor(call) => call.request_id,
-        Command::Deliver(_) | Command::AckLanes(_) | Command::Cut => Uuid::nil(),
+        Command::Deliver(_)
+        | Command::AckLanes(_)
+        | Command::SetClusterOptions(_)
+        | Command::Cut => Uuid::nil(),
     }
 }

@@ -1,6 +1,8 @@
 //! The facts about every option: the documented file, `config explain` and the bounds that are
 //! checked all come from this one table.
 
+use mailbox_engine::ClusterOptions;
+
 use super::ByteSize;
 
 /// What values an option may have.
@@ -145,22 +147,23 @@ pub const OPTIONS: &[OptionFacts] = &[
     ),
     bytes(
         "cluster.body_bytes_max",
-        (1, 1 << 20),
+        ClusterOptions::BODY_BYTES_MAX,
         "Greatest body of one message. Media belongs into object storage and travels as a \
-         reference.",
+         reference. Replicated at bootstrap, from the first leader's configuration; a node that is \
+         configured otherwise does not start.",
     ),
     number(
         "cluster.group_members_max",
-        (2, 100_000),
+        ClusterOptions::GROUP_MEMBERS_MAX,
         "members",
-        "Greatest number of members of one group.",
+        "Greatest number of members of one group. Replicated at bootstrap, like body_bytes_max.",
     ),
     number(
         "cluster.dedup_window_ms",
-        (HOUR_MS, 31 * 24 * HOUR_MS),
+        ClusterOptions::DEDUP_WINDOW_MS,
         "ms",
         "How long a message id is remembered. A retry with an older id is refused (IdExpired), \
-         never sent twice.",
+         never sent twice. Replicated at bootstrap, like body_bytes_max.",
     ),
     number(
         "cluster.clock_skew_max_ms",

@@ -22,7 +22,9 @@ use crate::process::Process;
 const SECRET: &str = "a cluster secret for three nodes";
 const KEY: &str = "an HS256 key of at least thirty-two bytes";
 
+/// A cluster of three.
 pub(crate) struct Trio {
+    /// Those that run, by index.
     pub(crate) nodes: Vec<Option<Process>>,
     addresses: Vec<String>,
     config: String,
@@ -30,6 +32,16 @@ pub(crate) struct Trio {
 
 impl Trio {
     pub(crate) fn start(dir: &Path) -> Self {
+        let mut trio = Self::configure(dir);
+        for index in 0..3 {
+            let process = trio.node(dir, index);
+            trio.nodes.push(Some(process));
+        }
+        trio
+    }
+
+    /// Writes the configuration; starts nothing.
+    pub(crate) fn configure(dir: &Path) -> Self {
         std::fs::write(dir.join("secret"), SECRET).unwrap();
         std::fs::write(dir.join("key"), KEY).unwrap();
         // Held together, so that the three differ; free again when the nodes bind them.
@@ -54,30 +66,40 @@ impl Trio {
         );
         let config = dir.join("mailbox.toml").to_str().unwrap().to_owned();
         std::fs::write(&config, text).unwrap();
-        let mut trio = Self {
+        Self {
             nodes: Vec::new(),
             addresses,
             config,
-        };
-        for index in 0..3 {
-            let process = trio.node(dir, index);
-            trio.nodes.push(Some(process));
         }
-        trio
     }
 
-    fn node(&self, dir: &Path, index: usize) -> Process {
-        let (id, listen) = (format!("node.id={}", index + 1), &self.addresses[index]);
-        let listen = format!("node.listen={listen}");
-        let own = format!("node.dir={}/node-{}", dir.display(), index + 1);
-        let args = ["server", "--json", "--config", &self.config];
-        let process =
-            Process::start(&[&args[..], &["--set", &id, "--set", &listen, "--set", &own]].concat());
+    /// The command line of a node.
+    pub(crate) fn node_args(&self, dir: &Path, index: usize) -> Vec<String> {
+        let own = [
+            format!("node.id={}", index + 1),
+            format!("node.listen={}", self.addresses[index]),
+            format!("node.dir={}/node-{}", dir.display(), index + 1),
+        ];
+        let mut args = ["server", "--json", "--config", &self.config]
+            .map(str::to_owned)
+            .to_vec();
+        for option in own {
+            args.extend(["--set".to_owned(), option]);
+        }
+        args
+    }
+
+    /// Starts a node, up to its ready line.
+    pub(crate) fn node(&self, dir: &Path, index: usize) -> Process {
+        let args = self.node_args(dir, index);
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let process = Process::start(&args);
         assert_eq!(process.says()["ready"]["role"], "server");
         process
     }
 
-    async fn client(&self) -> Client {
+    /// With the cluster's secret.
+    pub(crate) async fn client(&self) -> Client {
         let auth = Auth::Secret {
             cluster_id: Some("trio".into()),
             secret: SECRET.into(),

@@ -8,6 +8,7 @@
 mod bad_input;
 mod chat;
 mod cluster;
+mod cluster_options;
 mod config;
 mod disk_room;
 mod exits;

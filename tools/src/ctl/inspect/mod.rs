@@ -8,7 +8,6 @@
 //! Nothing in a node's directory changes: the state is opened in a view of its own, whose files are
 //! hard links (SST files never change) or copies, and which is removed at the end.
 
-mod limits;
 mod node;
 mod view;
 
@@ -18,7 +17,6 @@ use std::path::{Path, PathBuf};
 use mailbox_engine::ShardId;
 use serde::Serialize;
 
-pub(crate) use limits::ClusterLimits;
 use node::OpenNode;
 
 use crate::output::{OutputArgs, grouped};
@@ -39,9 +37,6 @@ pub(crate) struct Args {
     /// Data directories of nodes that are not running
     #[arg(required = true, value_name = "DIR")]
     dirs: Vec<PathBuf>,
-    /// The nodes' config: replay needs the cluster's own limits if they are not the defaults
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
 }
 
 /// What was found in one node's directory.
@@ -126,11 +121,7 @@ struct Inspection<'a> {
 }
 
 pub(super) fn run(args: &Args, output: OutputArgs) -> anyhow::Result<bool> {
-    let limits = match &args.config {
-        Some(file) => ClusterLimits::read(file)?,
-        None => ClusterLimits::default(),
-    };
-    let nodes = inspect_all(&args.dirs, &limits);
+    let nodes = inspect_all(&args.dirs);
     let good = all_equal(&nodes);
     output.print(
         &Inspection {
@@ -152,7 +143,7 @@ pub(super) fn run(args: &Args, output: OutputArgs) -> anyhow::Result<bool> {
 }
 
 /// Verifies every directory and brings all of them to one index. What is wrong is in the reports.
-pub(crate) fn inspect_all(dirs: &[PathBuf], limits: &ClusterLimits) -> Vec<NodeReport> {
+pub(crate) fn inspect_all(dirs: &[PathBuf]) -> Vec<NodeReport> {
     let mut reports = Vec::new();
     let mut open = Vec::new();
     for dir in dirs {
@@ -160,7 +151,7 @@ pub(crate) fn inspect_all(dirs: &[PathBuf], limits: &ClusterLimits) -> Vec<NodeR
             dir: dir.display().to_string(),
             ..NodeReport::default()
         };
-        open.push(open_node(dir, limits, &mut report));
+        open.push(open_node(dir, &mut report));
         reports.push(report);
     }
     let target = newest_committed(open.iter().flatten());
@@ -174,8 +165,8 @@ pub(crate) fn inspect_all(dirs: &[PathBuf], limits: &ClusterLimits) -> Vec<NodeR
     reports
 }
 
-fn open_node(dir: &Path, limits: &ClusterLimits, report: &mut NodeReport) -> Option<OpenNode> {
-    match OpenNode::open(dir, limits, report) {
+fn open_node(dir: &Path, report: &mut NodeReport) -> Option<OpenNode> {
+    match OpenNode::open(dir, report) {
         Ok(node) => Some(node),
         Err(error) => {
             report.fault(format_args!("{error:#}"));

@@ -10,7 +10,7 @@ use mailbox_engine::{
 use mailbox_raft::{LogEntry, LogInspect, LogPayload};
 
 use super::view::StateView;
-use super::{ClusterLimits, NodeReport, ShardReport};
+use super::{NodeReport, ShardReport};
 
 /// Where a node keeps its log.
 const LOG_DIR: &str = "log";
@@ -31,11 +31,7 @@ impl OpenNode {
     ///
     /// # Errors
     /// The log or the store cannot be opened at all.
-    pub(super) fn open(
-        dir: &Path,
-        limits: &ClusterLimits,
-        report: &mut NodeReport,
-    ) -> anyhow::Result<Self> {
+    pub(super) fn open(dir: &Path, report: &mut NodeReport) -> anyhow::Result<Self> {
         let log = LogInspect::open(&dir.join(LOG_DIR)).context("open the log")?;
         report.log_batch = log.batch();
         let mut committed = BTreeMap::new();
@@ -49,7 +45,7 @@ impl OpenNode {
             Err(error) => report.fault(format_args!("log: {error}")),
         }
         let view = StateView::of(dir)?;
-        let store = match open_store(view.path(), limits) {
+        let store = match open_store(view.path()) {
             Ok(store) => store,
             Err(error) => bail!("open the store: {}", view.in_original(&error.to_string())),
         };
@@ -151,13 +147,8 @@ impl OpenNode {
     }
 }
 
-fn open_store(dir: &Path, limits: &ClusterLimits) -> Result<Store, Error> {
-    let options = EngineOptions {
-        members_max: limits.members_max,
-        body_bytes_max: limits.body_bytes_max,
-        dedup_window_ms: limits.dedup_window_ms,
-        ..EngineOptions::default()
-    };
+fn open_store(dir: &Path) -> Result<Store, Error> {
+    let options = EngineOptions::default();
     match Store::open(dir, options.clone()) {
         // The slot count is a constant of the cluster, stored at bootstrap.
         Err(Error::SlotCount { stored, .. }) => Store::open(

@@ -105,8 +105,7 @@ impl Stage {
             .map(|node| node.data_dir().to_owned())
             .collect();
         eprintln!("verifying the files of {} nodes", dirs.len());
-        let limits = inspect::ClusterLimits::read(cluster.node(0).config_path())?;
-        let inspected = move || inspect::inspect_all(&dirs, &limits);
+        let inspected = move || inspect::inspect_all(&dirs);
         let nodes = tokio::task::spawn_blocking(inspected).await?;
         Ok(Inspected {
             equal: inspect::all_equal(&nodes),

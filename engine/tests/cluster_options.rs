@@ -1,0 +1,428 @@
+//! What decides a refusal is replicated: two nodes cannot judge one entry differently.
+
+// Helpers of tests are not seen as tests.
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use mailbox_engine::{
+    AckCursor, ApplyEntry, ApplyPayload, ClusterOptions, Command, Conversation, CreateGroup,
+    DeviceId, EngineOptions, EntryBuilder, Flags, GroupId, JoinGroup, LeaveGroup, LogId, MarkRead,
+    MemoryDisk, MessageId, MessageType, Refusal, RegisterUser, Reply, Send, SendGroup, Seq,
+    SetClusterOptions, Shard, ShardId, SnapshotMeta, Store, UserId, content_crc,
+};
+use uuid::Uuid;
+
+const SHARD: ShardId = ShardId(0);
+const HOUR_MS: u64 = 3_600_000;
+const NOON_MS: u64 = 500_000 * HOUR_MS;
+const TIGHT: ClusterOptions = ClusterOptions {
+    group_members_max: 3,
+    body_bytes_max: 10,
+    dedup_window_ms: HOUR_MS,
+};
+
+/// Where a store lives.
+enum Disk {
+    Memory(MemoryDisk),
+    Rocks(tempfile::TempDir),
+}
+
+impl Disk {
+    fn open(&self, options: &EngineOptions) -> Store {
+        match self {
+            Disk::Memory(disk) => Store::open_in_memory(disk, options.clone()).unwrap(),
+            Disk::Rocks(dir) => Store::open(dir.path(), options.clone()).unwrap(),
+        }
+    }
+}
+
+struct Replica {
+    disk: Disk,
+    options: EngineOptions,
+    store: Option<Store>,
+}
+
+impl Replica {
+    fn new(options: EngineOptions) -> Replica {
+        Replica::on(Disk::Memory(MemoryDisk::new()), options)
+    }
+
+    fn on(disk: Disk, options: EngineOptions) -> Replica {
+        let store = disk.open(&options);
+        store.create_shard(SHARD, 0..=3).unwrap();
+        Replica {
+            disk,
+            options,
+            store: Some(store),
+        }
+    }
+
+    fn shard(&self) -> Arc<Shard> {
+        self.store.as_ref().unwrap().shard(SHARD).unwrap()
+    }
+
+    fn entry(&self, time_ms: u64, commands: &[Command]) -> Vec<Reply> {
+        let mut entry = EntryBuilder::new(time_ms);
+        commands.iter().for_each(|command| entry.push(command));
+        let index = self.shard().applied().log_id.map_or(1, |id| id.index + 1);
+        let log_id = LogId {
+            term: 1,
+            node: 1,
+            index,
+        };
+        let payload = ApplyPayload::Commands(entry.finish());
+        let applied = self.shard().apply(&[ApplyEntry { log_id, payload }]);
+        applied.unwrap().replies.remove(0)
+    }
+
+    fn flush(&self) {
+        let shard = self.shard();
+        while let Some(frozen) = shard.freeze() {
+            shard.ingest(shard.build(&frozen).unwrap()).unwrap();
+        }
+    }
+
+    fn reopen(&mut self) {
+        self.store = None;
+        self.store = Some(self.disk.open(&self.options));
+    }
+}
+
+fn small() -> EngineOptions {
+    EngineOptions {
+        slot_count: 4,
+        ..EngineOptions::default()
+    }
+}
+
+/// Differs from the default in everything that may differ between the nodes of a cluster.
+fn other() -> EngineOptions {
+    EngineOptions {
+        slot_count: 4,
+        memtable_bytes_max: 1000,
+        memtable_age_ms_max: 1,
+        memtables_frozen_max: 7,
+        block_cache_bytes: 1 << 20,
+        tail_cache_bytes: 100,
+        head_cache_entries: 2,
+        max_open_files: 32,
+        level0_files_max: 3,
+        compaction_threads: 1,
+        install_file_bytes: 100,
+    }
+}
+
+fn set(options: ClusterOptions, if_absent: bool) -> Command {
+    Command::SetClusterOptions(SetClusterOptions { options, if_absent })
+}
+
+fn id(time_ms: u64, number: u64) -> Uuid {
+    Uuid::from_u128(u128::from(time_ms) << 80 | 7 << 76 | 2 << 62 | u128::from(number))
+}
+
+fn register(number: u64) -> Command {
+    Command::RegisterUser(RegisterUser {
+        request_id: id(NOON_MS, number),
+        handle: format!("user{number}"),
+    })
+}
+
+fn send(from: UserId, id: Uuid, message_id: u64, body: &str) -> Command {
+    let body = Bytes::copy_from_slice(body.as_bytes());
+    Command::Send(Send {
+        sender: from,
+        recipient: from,
+        client_msg_id: id,
+        message_id: MessageId(message_id),
+        kind: MessageType::TEXT,
+        flags: Flags::default(),
+        content_crc: content_crc(id, MessageType::TEXT, &body),
+        body,
+        shown: MessageId::ZERO,
+    })
+}
+
+fn join(group: GroupId, user: UserId, number: u64) -> Command {
+    Command::JoinGroup(JoinGroup {
+        request_id: id(NOON_MS, number),
+        group,
+        user,
+        message_id: MessageId(number),
+    })
+}
+
+fn users_of(replies: &[Reply]) -> Vec<UserId> {
+    let user = |reply: &Reply| match reply {
+        Reply::UserRegistered { user } => *user,
+        other => panic!("{other:?}"),
+    };
+    replies.iter().map(user).collect()
+}
+
+/// One command of each kind that a client may ask for.
+fn all_client_commands() -> Vec<Command> {
+    let (user, group, request_id) = (UserId(1), GroupId(1), id(NOON_MS, 1));
+    let message_id = MessageId(1);
+    let body = Bytes::new();
+    vec![
+        send(user, request_id, 1, ""),
+        Command::SendGroup(SendGroup {
+            sender: user,
+            group,
+            client_msg_id: request_id,
+            message_id,
+            kind: MessageType::TEXT,
+            flags: Flags::default(),
+            content_crc: content_crc(request_id, MessageType::TEXT, &body),
+            body,
+            shown: MessageId::ZERO,
+        }),
+        register(1),
+        Command::CreateGroup(CreateGroup {
+            request_id,
+            creator: user,
+            name: String::new(),
+            message_id,
+        }),
+        join(group, user, 1),
+        Command::LeaveGroup(LeaveGroup {
+            request_id,
+            group,
+            user,
+            message_id,
+        }),
+        Command::MarkRead(MarkRead {
+            request_id,
+            user,
+            conversation: Conversation::Group(group),
+            seq: Seq(1),
+        }),
+        Command::AckCursor(AckCursor {
+            request_id,
+            user,
+            device: DeviceId::new("phone").unwrap(),
+            timeline: user.mailbox(),
+            seq: Seq(1),
+        }),
+    ]
+}
+
+#[test]
+fn nodes_that_are_configured_differently_judge_alike() {
+    let rocks = Disk::Rocks(tempfile::tempdir().unwrap());
+    let replicas = [Replica::new(small()), Replica::on(rocks, other())];
+    let mut transcripts = Vec::new();
+    for (flush_every, replica) in [(100, &replicas[0]), (1, &replicas[1])] {
+        let mut transcript = Vec::new();
+        let mut entry = |time_ms: u64, commands: &[Command]| {
+            let replies = replica.entry(time_ms, commands);
+            transcript.extend(replies.clone());
+            if transcript.len() % flush_every == 0 {
+                replica.flush();
+            }
+            replies
+        };
+        entry(NOON_MS, &[set(TIGHT, true)]);
+        let registers: Vec<Command> = (1..=4).map(register).collect();
+        let users = users_of(&entry(NOON_MS, &registers));
+        let create = Command::CreateGroup(CreateGroup {
+            request_id: id(NOON_MS, 5),
+            creator: users[0],
+            name: "ten bytes!".to_owned(),
+            message_id: MessageId(5),
+        });
+        let [Reply::GroupCreated { group, .. }] = entry(NOON_MS, &[create])[..] else {
+            panic!("the name is at the limit")
+        };
+        let joins: Vec<Command> = (6..)
+            .zip(&users[1..])
+            .map(|(n, user)| join(group, *user, n))
+            .collect();
+        let joined = entry(NOON_MS, &joins);
+        assert!(matches!(joined[1], Reply::Joined { .. }));
+        assert_eq!(joined[2], Reply::Refused(Refusal::GroupFull { max: 3 }));
+        let floor_ms = NOON_MS - HOUR_MS;
+        let sends = [
+            send(users[0], id(NOON_MS, 20), 20, "0123456789"),
+            send(users[0], id(NOON_MS, 21), 21, "0123456789+"),
+            send(users[0], id(floor_ms, 22), 22, "at the end"),
+            send(users[0], id(floor_ms - 1, 23), 23, "beyond it"),
+        ];
+        let sent = entry(NOON_MS, &sends);
+        assert!(matches!(sent[0], Reply::Sent { seq: Seq(1), .. }));
+        assert_eq!(
+            sent[1],
+            Reply::Refused(Refusal::BodyTooLarge { len: 11, max: 10 })
+        );
+        assert!(matches!(sent[2], Reply::Sent { seq: Seq(2), .. }));
+        assert!(matches!(sent[3], Reply::Refused(Refusal::IdExpired { .. })));
+        transcripts.push(transcript);
+    }
+    assert_eq!(transcripts[0], transcripts[1]);
+    let hash = |replica: &Replica| replica.shard().state_hash_now().unwrap().unwrap();
+    assert_eq!(hash(&replicas[0]), hash(&replicas[1]));
+    assert!(hash(&replicas[0]).rows > 10);
+}
+
+#[test]
+fn nothing_is_judged_before_there_are_options() {
+    let replica = Replica::new(small());
+    let mut commands = all_client_commands();
+    let refused = vec![Reply::Refused(Refusal::NotReady); commands.len()];
+    assert_eq!(replica.entry(NOON_MS, &commands), refused);
+    assert!(matches!(
+        replica.entry(NOON_MS, &[Command::Cut])[..],
+        [Reply::Cut { .. }]
+    ));
+    assert_eq!(replica.shard().state_hash_now().unwrap().unwrap().rows, 0);
+
+    // From the very next command on, in the same entry, under the same ids.
+    commands.insert(0, set(TIGHT, true));
+    let replies = replica.entry(NOON_MS, &commands);
+    assert_eq!(replies[0], Reply::ClusterOptions { options: TIGHT });
+    assert!(!replies.contains(&Reply::Refused(Refusal::NotReady)));
+    assert!(matches!(replies[3], Reply::UserRegistered { .. }));
+}
+
+#[test]
+fn a_repeat_of_the_bootstrap_changes_nothing() {
+    let replica = Replica::new(small());
+    replica.entry(NOON_MS, &[set(TIGHT, true), register(1)]);
+    let hash = replica.shard().state_hash_now().unwrap().unwrap();
+    let mut applied = replica.shard().applied();
+    let replies = replica.entry(NOON_MS, &[set(ClusterOptions::default(), true)]);
+    assert_eq!(replies, [Reply::ClusterOptions { options: TIGHT }]);
+    assert_eq!(
+        replica.shard().state_hash_now().unwrap().unwrap().hash,
+        hash.hash
+    );
+    applied.log_id = replica.shard().applied().log_id;
+    assert_eq!(replica.shard().applied(), applied);
+}
+
+#[test]
+fn options_out_of_bounds_change_nothing() {
+    let replica = Replica::new(small());
+    for (bad, option) in [
+        (
+            ClusterOptions {
+                group_members_max: 1,
+                ..TIGHT
+            },
+            "group_members_max",
+        ),
+        (
+            ClusterOptions {
+                body_bytes_max: u32::MAX,
+                ..TIGHT
+            },
+            "body_bytes_max",
+        ),
+        (
+            ClusterOptions {
+                dedup_window_ms: HOUR_MS - 1,
+                ..TIGHT
+            },
+            "dedup_window_ms",
+        ),
+    ] {
+        let replies = replica.entry(NOON_MS, &[set(bad, true)]);
+        let [Reply::Refused(Refusal::OptionOutOfBounds { fault })] = &replies[..] else {
+            panic!("{replies:?}")
+        };
+        assert_eq!(fault.option, option);
+        assert_eq!(replica.shard().cluster_options(), None);
+    }
+}
+
+#[test]
+fn a_change_holds_at_once_and_no_floor_falls() {
+    let replica = Replica::new(small());
+    let users = users_of(&replica.entry(NOON_MS, &[set(TIGHT, false), register(1)])[1..]);
+    let early = NOON_MS - 2 * HOUR_MS;
+    let wide = ClusterOptions {
+        dedup_window_ms: 24 * HOUR_MS,
+        body_bytes_max: 11,
+        ..TIGHT
+    };
+    let replies = replica.entry(
+        NOON_MS,
+        &[
+            send(users[0], id(NOON_MS, 1), 1, "0123456789+"),
+            set(wide, false),
+            send(users[0], id(NOON_MS, 1), 1, "0123456789+"),
+            send(users[0], id(early, 2), 2, "old"),
+        ],
+    );
+    assert!(matches!(
+        replies[0],
+        Reply::Refused(Refusal::BodyTooLarge { .. })
+    ));
+    assert!(matches!(replies[2], Reply::Sent { .. }));
+    let floor_ms = NOON_MS - HOUR_MS;
+    let expired = Refusal::IdExpired {
+        id_ms: early,
+        floor_ms,
+    };
+    assert_eq!(replies[3], Reply::Refused(expired));
+    // A narrower one raises the floors with the very next command.
+    let later = NOON_MS + 3 * HOUR_MS;
+    let replies = replica.entry(
+        later,
+        &[
+            send(users[0], id(NOON_MS, 3), 3, "within"),
+            set(TIGHT, false),
+            send(users[0], id(NOON_MS, 4), 4, "without"),
+        ],
+    );
+    assert!(matches!(replies[0], Reply::Sent { .. }), "{replies:?}");
+    let expired = Refusal::IdExpired {
+        id_ms: NOON_MS,
+        floor_ms: later - HOUR_MS,
+    };
+    assert_eq!(replies[2], Reply::Refused(expired));
+}
+
+#[test]
+fn options_survive_a_flush_a_reopening_and_an_install() {
+    let mut replica = Replica::new(small());
+    replica.entry(NOON_MS, &[set(TIGHT, true)]);
+    // What was not flushed comes again from the log, options like rows.
+    replica.reopen();
+    assert_eq!(replica.shard().cluster_options(), None);
+    replica.entry(NOON_MS, &[set(TIGHT, true), register(1)]);
+    replica.flush();
+    replica.reopen();
+    assert_eq!(replica.shard().cluster_options(), Some(TIGHT));
+    let user = users_of(&replica.entry(NOON_MS, &[register(1)]))[0];
+    let refused = replica.entry(NOON_MS, &[send(user, id(NOON_MS, 1), 1, "0123456789+")]);
+    assert!(matches!(
+        refused[..],
+        [Reply::Refused(Refusal::BodyTooLarge { max: 10, .. })]
+    ));
+    replica.flush();
+
+    let files = tempfile::tempdir().unwrap();
+    let snapshot = replica.shard().snapshot().unwrap();
+    let written = snapshot.write_files(files.path(), &mut |_| {}).unwrap();
+    let paths: Vec<_> = written.into_iter().map(|file| file.path).collect();
+    let meta = SnapshotMeta::decode(&snapshot.meta().encode()).unwrap();
+    for had in [None, Some(ClusterOptions::default())] {
+        let mut target = Replica::new(other());
+        if let Some(options) = had {
+            target.entry(NOON_MS, &[set(options, true)]);
+            target.flush();
+        }
+        target.shard().install(&meta, &paths).unwrap();
+        assert_eq!(target.shard().cluster_options(), Some(TIGHT));
+        target.reopen();
+        assert_eq!(target.shard().cluster_options(), Some(TIGHT));
+        let refused = target.entry(NOON_MS, &[send(user, id(NOON_MS, 1), 1, "0123456789+")]);
+        assert!(matches!(
+            refused[..],
+            [Reply::Refused(Refusal::BodyTooLarge { max: 10, .. })]
+        ));
+    }
+}
