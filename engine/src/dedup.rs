@@ -47,9 +47,16 @@ pub(crate) struct Floors {
     raised_to: Option<u64>,
     /// Indexed by slot; those of slots that the shard does not hold mean nothing.
     by_slot: Vec<u64>,
+    /// Of the slots that it holds.
+    lowest: u64,
 }
 
 impl Floors {
+    /// The lowest of them, if they are known.
+    pub(crate) fn lowest(&self) -> Option<u64> {
+        self.raised_to.is_some().then_some(self.lowest)
+    }
+
     /// The slot's floor, in milliseconds since the Unix epoch.
     fn of(&self, slot: SlotId) -> u64 {
         self.by_slot[usize::from(slot.0)]
@@ -69,18 +76,21 @@ pub(crate) fn raise_floors(ctx: &mut Context<'_>) -> Result<(), Error> {
     }
     let slots = ctx.slots();
     let end = slots.last().map_or(0, |last| usize::from(last.0) + 1);
-    let mut by_slot = vec![0; end];
+    let (mut by_slot, mut lowest) = (vec![0; end], u64::MAX);
     for slot in slots {
         let key = StateKey::DedupFloor { slot };
         let floor = number(ctx, &key)?;
         if wanted > floor {
             ctx.put(&key, table::encode_u64(wanted));
         }
-        by_slot[usize::from(slot.0)] = floor.max(wanted);
+        let floor = floor.max(wanted);
+        by_slot[usize::from(slot.0)] = floor;
+        lowest = lowest.min(floor);
     }
     *ctx.floors() = Floors {
         raised_to: Some(wanted),
         by_slot,
+        lowest,
     };
     Ok(())
 }

@@ -12,7 +12,7 @@ use crate::applied::LogId;
 use crate::base::{FileWriter, StagedFile};
 use crate::error::Error;
 use crate::id::{RangeId, SlotId, TimelineId};
-use crate::key::{NodeKey, StateKey, StoredKey};
+use crate::key::{NodeKey, StateKey, StoredKey, hour_of};
 use crate::known::KnownKeys;
 use crate::memtable::{Memtable, Tail};
 use crate::range::Ranges;
@@ -146,6 +146,9 @@ impl Shard {
             "memtables are flushed in the order they were frozen"
         );
         state.files = files.clone();
+        state
+            .hidden_hours
+            .flushed(frozen.floor_ms.map(hour_of), &files);
         state.flushed = frozen.applied.clone();
         if frozen.cut {
             let (ranges, applied) = (state.ranges.clone(), frozen.applied.clone());

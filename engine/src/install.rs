@@ -169,7 +169,9 @@ impl Shard {
         state.fault = Some("an install has failed".to_owned());
         fail_point!("before_install", |_| std::process::abort());
         self.core.base.ingest(staged, &[])?;
-        state.files = self.core.base.view();
+        let files = self.core.base.view();
+        state.hidden_hours.opened(&files);
+        state.files = files;
         state.known = KnownKeys::read(state.files.as_ref(), &new, applied.time_ms)?;
         let slot_count = state.options.slot_count;
         state.lanes = read_lanes(state.files.as_ref(), &new, slot_count)?;

@@ -9,6 +9,7 @@
 //! memtable.rs applied, not flushed                   flush.rs   memtable to file, published
 //! view.rs     reads over memtables and files         base/      RocksDB, or a simulated disk
 //! heads.rs, tails.rs, known.rs   caches              store.rs, range.rs   whose rows are where
+//! hidden_hours.rs   dedup rows leave by file
 //! cluster_options.rs   what all replicas judge by, in the applied row (applied.rs)
 //! snapshot.rs, install.rs   to and from other nodes  hash.rs, verify.rs, walk.rs   comparisons
 //! ```
@@ -31,6 +32,7 @@ mod flush;
 mod handle;
 mod hash;
 mod heads;
+mod hidden_hours;
 mod hlc;
 mod id;
 mod install;

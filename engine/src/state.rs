@@ -13,6 +13,7 @@ use crate::dedup::Floors;
 use crate::error::Error;
 use crate::hash::StateHash;
 use crate::heads::HeadCache;
+use crate::hidden_hours::HiddenHours;
 use crate::id::{MessageId, RangeId, Seq, SlotId, TimelineId};
 use crate::item::{Item, LaneId, OutboxItem};
 use crate::key::{DedupKey, KeyBytes, StateKey, StoredKey};
@@ -40,6 +41,8 @@ pub(crate) struct ShardState {
     pub(crate) floors: Floors,
     /// The lanes of the slots as of the last entry, in the memtables or not.
     pub(crate) lanes: Lanes,
+    /// Which dedup hours the read views hide.
+    pub(crate) hidden_hours: HiddenHours,
     /// The applied row in the files.
     pub(crate) flushed: AppliedState,
     /// The read view of the last flush that a cut ended.
@@ -60,6 +63,8 @@ pub(crate) struct ShardState {
 pub(crate) struct Frozen {
     pub(crate) memtable: Memtable,
     pub(crate) applied: AppliedState,
+    /// The lowest floor of the shard's slots after that entry, if apply knew it.
+    pub(crate) floor_ms: Option<u64>,
     pub(crate) generation: u64,
     pub(crate) cut: bool,
 }
@@ -104,9 +109,11 @@ impl ShardState {
         self.lanes.freeze(&mut self.active);
         let memtable = std::mem::take(&mut self.active);
         let (applied, generation) = (self.applied.clone(), self.generation);
+        let floor_ms = self.floors.lowest();
         self.frozen.push_back(Arc::new(Frozen {
             memtable,
             applied,
+            floor_ms,
             generation,
             cut,
         }));

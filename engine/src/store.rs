@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -14,6 +15,7 @@ use crate::decode::{Malformed, Reader};
 use crate::dedup::Floors;
 use crate::error::Error;
 use crate::heads::HeadCache;
+use crate::hidden_hours::HiddenHours;
 use crate::id::{RangeId, ShardId, SlotId};
 use crate::key::{NodeKey, StoredKey};
 use crate::known::KnownKeys;
@@ -40,6 +42,8 @@ pub(crate) struct StoreCore {
     pub(crate) options: Arc<EngineOptions>,
     /// Held by whoever changes the base store: one at a time.
     pub(crate) change: Mutex<RangeCounter>,
+    /// The hour before which files of dedup rows have been removed.
+    pub(crate) hours_dropped: AtomicU32,
 }
 
 /// The greatest range ever given out on this node.
@@ -98,6 +102,7 @@ impl Store {
             base,
             options,
             change,
+            hours_dropped: AtomicU32::new(0),
         });
         let files = core.base.view();
         let mut shards = BTreeMap::new();
@@ -174,6 +179,27 @@ impl Store {
         Ok(made)
     }
 
+    /// Removes files of dedup rows that no read can show any more, see `hidden_hours.rs`. To be
+    /// called after flushes; has work to do about once an hour.
+    ///
+    /// # Errors
+    /// The base store failed.
+    pub fn drop_hidden_hours(&self) -> Result<(), Error> {
+        let _change = self.core.change.lock();
+        let ends = self
+            .shards
+            .read()
+            .values()
+            .map(|shard| shard.state.read().hidden_hours.end())
+            .min();
+        let end = ends.unwrap_or(0);
+        if end > self.core.hours_dropped.load(Ordering::Relaxed) {
+            self.core.base.drop_hours(end)?;
+            self.core.hours_dropped.store(end, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
     /// Makes a copy of everything flushed in a directory that does not exist yet; it can be
     /// opened like a node's.
     ///
@@ -210,6 +236,8 @@ fn new_shard(
         tracing::error!(%shard, error = %fault, "the lanes cannot be read");
         fault.to_string()
     });
+    let mut hidden_hours = HiddenHours::default();
+    hidden_hours.opened(&files);
     let state = ShardState {
         options: core.options.clone(),
         active: Memtable::default(),
@@ -218,6 +246,7 @@ fn new_shard(
         ranges: Arc::new(ranges),
         heads: HeadCache::new(core.options.head_cache_entries),
         known,
+        hidden_hours,
         floors: Floors::default(),
         lanes: lanes.unwrap_or_default(),
         flushed: applied.clone(),

@@ -230,6 +230,7 @@ impl Run {
     }
 
     fn flush_due(&mut self) -> Result<(), Error> {
+        let mut any = false;
         for entry in &mut self.shards {
             loop {
                 let age = entry.last_flush.elapsed().as_millis();
@@ -240,10 +241,14 @@ impl Run {
                 let flushed = flush(&entry.shard, &self.runtime)?;
                 entry.last_flush = Instant::now();
                 self.changed.notify_waiters();
+                any |= flushed;
                 if !flushed {
                     break;
                 }
             }
+        }
+        if any {
+            self.store.drop_hidden_hours()?;
         }
         Ok(())
     }

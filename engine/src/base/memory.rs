@@ -146,6 +146,15 @@ impl Base for MemoryBase {
         Ok(())
     }
 
+    fn drop_hours(&self, end: u32) -> Result<(), Error> {
+        let mut disk = self.disk.inner.lock();
+        let old = |key: &[u8]| matches!(StoredKey::split(key), Ok(StoredKey::Dedup { hour, .. }) if hour < end);
+        let rows = disk.ingested.iter().filter(|(key, _)| !old(key));
+        let kept = rows.map(|(key, value)| (key.clone(), value.clone()));
+        disk.ingested = Arc::new(kept.collect());
+        Ok(())
+    }
+
     fn checkpoint(&self, dir: &Path) -> Result<(), Error> {
         let reason = format!("a store in memory has no checkpoint at {}", dir.display());
         Err(Error::Stopped { reason })

@@ -26,6 +26,10 @@ pub(crate) trait Base: Send + Sync {
     /// range must not be in the files.
     fn ingest(&self, files: Vec<StagedFile>, dropped: &[RangeId]) -> Result<(), Error>;
 
+    /// Removes files that hold nothing but dedup rows of hours before `end`. Rows of these hours
+    /// that lie beside others may stay. Read views lose them too.
+    fn drop_hours(&self, end: u32) -> Result<(), Error>;
+
     /// Makes a copy of the whole store in a directory that does not exist yet.
     fn checkpoint(&self, dir: &Path) -> Result<(), Error>;
 

@@ -235,6 +235,14 @@ impl Base for RocksBase {
         Ok(())
     }
 
+    fn drop_hours(&self, end: u32) -> Result<(), Error> {
+        // No row is in range 0, so none is at either end.
+        let (first, end) = (dedup_key(0, RangeId::NODE), dedup_key(end, RangeId::NODE));
+        self.db
+            .delete_file_in_range(first, end)
+            .map_err(|source| self.failed("delete files of", source))
+    }
+
     fn checkpoint(&self, dir: &Path) -> Result<(), Error> {
         let made = Checkpoint::new(&self.db).and_then(|point| point.create_checkpoint(dir));
         made.map_err(|source| Error::Rocks {

@@ -3,6 +3,7 @@
 mod caches;
 mod faults;
 mod flushes;
+mod hours;
 mod installs;
 mod lanes;
 
