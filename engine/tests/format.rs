@@ -1,0 +1,215 @@
+//! A store that was written when its format was new still opens, and shows what it showed then.
+//!
+//! `fixtures/store-format-N` is a checkpoint of the store that [`write`] makes, without RocksDB's
+//! own logs and `OPTIONS`. A new format gets a fixture of its own, written by this test with
+//! `MAILBOX_WRITE_FIXTURE=<dir>` in the environment; old fixtures go with the code that reads
+//! their format.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a test may ask for its environment"
+)]
+#![expect(clippy::unwrap_used, reason = "all of this is test code")]
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use mailbox_engine::{
+    AckCursor, ApplyEntry, ApplyPayload, ClusterOptions, Command, Conversation, CreateGroup,
+    DeviceId, EngineOptions, EntryBuilder, Flags, GroupId, JoinGroup, LogId, MarkRead, MessageId,
+    MessageType, RegisterUser, Reply, STORE_FORMAT, Send, SendGroup, Seq, SetClusterOptions, Shard,
+    ShardId, Store, UserId, content_crc,
+};
+use uuid::Uuid;
+
+const WRITE: &str = "MAILBOX_WRITE_FIXTURE";
+const SHARD: ShardId = ShardId(0);
+const TIME_MS: u64 = 1_800_000_000_000;
+const OPTIONS: ClusterOptions = ClusterOptions {
+    group_members_max: 12,
+    body_bytes_max: 345,
+    dedup_window_ms: 6_789_000,
+};
+/// Of the store in the fixture of format 2.
+const HASH: u128 = 0;
+const ROWS: u64 = 0;
+
+fn options() -> EngineOptions {
+    EngineOptions {
+        slot_count: 4,
+        ..EngineOptions::default()
+    }
+}
+
+fn id(number: u64) -> Uuid {
+    Uuid::from_u128(u128::from(TIME_MS) << 80 | 7 << 76 | 2 << 62 | u128::from(number))
+}
+
+fn apply(shard: &Shard, command: &Command) -> Reply {
+    let index = shard.applied().log_id.map_or(1, |log_id| log_id.index + 1);
+    let log_id = LogId {
+        term: 1,
+        node: 0,
+        index,
+    };
+    let mut entry = EntryBuilder::new(TIME_MS + index);
+    entry.push(command);
+    let payload = ApplyPayload::Commands(entry.finish());
+    let applied = shard.apply(&[ApplyEntry { log_id, payload }]).unwrap();
+    applied.replies.into_iter().flatten().next().unwrap()
+}
+
+fn flush(shard: &Shard) {
+    while let Some(frozen) = shard.freeze() {
+        shard.ingest(shard.build(&frozen).unwrap()).unwrap();
+    }
+}
+
+fn register(shard: &Shard, number: u64, handle: &str) -> UserId {
+    let call = RegisterUser {
+        request_id: id(number),
+        handle: handle.to_owned(),
+    };
+    match apply(shard, &Command::RegisterUser(call)) {
+        Reply::UserRegistered { user } => user,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn send(number: u64, sender: UserId, recipient: UserId) -> Send {
+    let (client_msg_id, kind) = (id(number), MessageType::TEXT);
+    let body = Bytes::from(format!("message {number}"));
+    Send {
+        sender,
+        recipient,
+        client_msg_id,
+        message_id: MessageId(number),
+        kind,
+        flags: Flags::default(),
+        content_crc: content_crc(client_msg_id, kind, &body),
+        body,
+        shown: MessageId::ZERO,
+    }
+}
+
+/// A row of every kind that commands can make, over two flushes.
+fn write(shard: &Shard) {
+    let set = SetClusterOptions {
+        options: OPTIONS,
+        if_absent: true,
+    };
+    apply(shard, &Command::SetClusterOptions(set));
+    let (alice, bob) = (register(shard, 1, "alice"), register(shard, 2, "bob"));
+    apply(shard, &Command::Send(send(10, alice, bob)));
+    apply(shard, &Command::Send(send(11, bob, UserId(1))));
+    flush(shard);
+    let create = CreateGroup {
+        request_id: id(12),
+        creator: alice,
+        name: "a group".to_owned(),
+        message_id: MessageId(12),
+    };
+    let created = apply(shard, &Command::CreateGroup(create));
+    let Reply::GroupCreated { group, .. } = created else {
+        panic!("{created:?}")
+    };
+    let join = JoinGroup {
+        request_id: id(13),
+        group,
+        user: bob,
+        message_id: MessageId(13),
+    };
+    apply(shard, &Command::JoinGroup(join));
+    let to_group = send(14, bob, alice);
+    apply(
+        shard,
+        &Command::SendGroup(SendGroup {
+            sender: bob,
+            group,
+            client_msg_id: to_group.client_msg_id,
+            message_id: to_group.message_id,
+            kind: to_group.kind,
+            flags: to_group.flags,
+            content_crc: to_group.content_crc,
+            body: to_group.body,
+            shown: to_group.shown,
+        }),
+    );
+    marks(shard, alice, bob, group);
+    flush(shard);
+}
+
+fn marks(shard: &Shard, alice: UserId, bob: UserId, group: GroupId) {
+    for (number, conversation) in [
+        (20, Conversation::Peer(bob)),
+        (21, Conversation::Group(group)),
+    ] {
+        let call = MarkRead {
+            request_id: id(number),
+            user: alice,
+            conversation,
+            seq: Seq(1),
+        };
+        let marked = apply(shard, &Command::MarkRead(call));
+        assert_eq!(marked, Reply::ReadMark { seq: Seq(1) });
+    }
+    let call = AckCursor {
+        request_id: id(22),
+        user: bob,
+        device: DeviceId::new("phone").unwrap(),
+        timeline: bob.mailbox(),
+        seq: Seq(1),
+    };
+    let acked = apply(shard, &Command::AckCursor(call));
+    assert_eq!(acked, Reply::Cursor { seq: Seq(1) });
+}
+
+/// Opening a store changes files: the fixture is copied first.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+fn check(shard: &Arc<Shard>) {
+    let hash = shard.state_hash_now().unwrap().unwrap();
+    assert_eq!((hash.hash, hash.rows), (HASH, ROWS), "{:x}", hash.hash);
+    assert_eq!(shard.cluster_options(), Some(OPTIONS));
+    assert_eq!(shard.verify(&mut |_| {}).unwrap().fault_count, 0);
+    let alice = shard.resolve_handle("alice").unwrap().unwrap();
+    let rows = shard.scan(alice.mailbox(), Seq(1), 10, 1000).unwrap();
+    assert_eq!(rows[0].body, "message 10");
+    // A repeat of what was asked then gets the reply that it got then.
+    let bob = shard.resolve_handle("bob").unwrap().unwrap();
+    let again = apply(shard, &Command::Send(send(10, alice, bob)));
+    let first = Reply::Sent {
+        timeline: alice.mailbox(),
+        seq: Seq(1),
+        message_id: MessageId(10),
+    };
+    assert_eq!(again, first);
+}
+
+#[test]
+fn the_fixture_of_this_format_opens_and_shows_what_it_showed() {
+    let name = format!("tests/fixtures/store-format-{STORE_FORMAT}");
+    let fixture = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name);
+    let dir = tempfile::tempdir().unwrap();
+    copy(&fixture, &dir.path().join("state"));
+    let store = Store::open(dir.path(), options()).unwrap();
+    check(&store.shard(SHARD).unwrap());
+}
+
+#[test]
+fn the_same_entries_still_give_the_same_rows() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), options()).unwrap();
+    let shard = store.create_shard(SHARD, 0..=3).unwrap();
+    write(&shard);
+    if let Some(target) = std::env::var_os(WRITE) {
+        store.checkpoint(Path::new(&target)).unwrap();
+    }
+    check(&shard);
+}
