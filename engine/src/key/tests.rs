@@ -1,7 +1,9 @@
 //! The schema: keys read back as written, sort as their fields, and never change.
 
 use proptest::prelude::*;
+use uuid::Uuid;
 
+use super::dedup::id_time_ms;
 use super::*;
 
 fn timeline() -> impl Strategy<Value = TimelineId> {
