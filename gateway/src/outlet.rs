@@ -265,7 +265,9 @@ mod tests {
         let mut payloads = Vec::new();
         while bytes.pop_front().is_some() {
             let length = match bytes.pop_front().unwrap() {
-                126 => bytes.drain(..2).fold(0, |sum, byte| sum << 8 | usize::from(byte)),
+                126 => bytes
+                    .drain(..2)
+                    .fold(0, |sum, byte| sum << 8 | usize::from(byte)),
                 length => usize::from(length),
             };
             payloads.push(bytes.drain(..length).collect());
@@ -287,7 +289,9 @@ mod tests {
         for number in 0..30u8 {
             let push = vec![b'p', number];
             expected.push(push.clone());
-            connection.queue.push(Bytes::from(push), head(u64::from(number) + 1));
+            connection
+                .queue
+                .push(Bytes::from(push), head(u64::from(number) + 1));
         }
         let next = poll_fn(|cx| connection.queue.poll_next(cx)).await;
         outlet.write_next(next, &mut in_flight).await.unwrap();
@@ -297,7 +301,10 @@ mod tests {
         connection.queue.push(Bytes::from_static(b"p"), head(31));
         let first = Bytes::from_static(b"a");
         outlet.write_answer(first, &mut in_flight).await.unwrap();
-        assert_eq!(received(&mut outlet), (vec![b"a".to_vec(), b"p".to_vec()], 1));
+        assert_eq!(
+            received(&mut outlet),
+            (vec![b"a".to_vec(), b"p".to_vec()], 1)
+        );
         assert_eq!(outlet.socket.get_mut().held_bytes(), 0, "idle");
     }
 
@@ -312,7 +319,10 @@ mod tests {
         let bytes = 30 * 2004_usize;
         assert_eq!(writes, bytes.div_ceil(GATHERED_BYTES_MAX / 2004 * 2004));
         // One frame over the bound is not copied, and waits for nothing either.
-        outlet.write(vec![Bytes::from(vec![1; 20_000])]).await.unwrap();
+        outlet
+            .write(vec![Bytes::from(vec![1; 20_000])])
+            .await
+            .unwrap();
         assert_eq!(received(&mut outlet), (vec![vec![1; 20_000]], 1));
     }
 
@@ -325,7 +335,10 @@ mod tests {
         let next = poll_fn(|cx| connection.queue.poll_next(cx)).await;
         {
             let mut writing = std::pin::pin!(outlet.write_next(next, &mut in_flight));
-            assert!(writing.as_mut().now_or_never().is_none(), "the client takes 10 bytes");
+            assert!(
+                writing.as_mut().now_or_never().is_none(),
+                "the client takes 10 bytes"
+            );
             // Meanwhile the queue takes its bound and no more.
             assert!(connection.queue.push(Bytes::from_static(b"2"), head(2)));
             assert!(connection.queue.push(Bytes::from_static(b"3"), head(3)));

@@ -375,11 +375,7 @@ fn trace_reply(reply: &Reply) {
     match reply {
         Reply::Sent(sent) => tracing::debug!(timeline = %sent.timeline, seq = sent.seq, "answered"),
         Reply::Synced(page) => {
-            tracing::debug!(
-                messages = page.messages.len(),
-                more = page.more,
-                "answered"
-            );
+            tracing::debug!(messages = page.messages.len(), more = page.more, "answered");
         }
         _ => tracing::debug!("answered"),
     }

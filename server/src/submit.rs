@@ -137,7 +137,11 @@ async fn answer(core: &Core, actor: Actor, frame: SubmitRequest) -> Vec<SubmitRe
             }
         }
     }
-    tracing::debug!(proposed = batch.tags.len(), refused = results.len(), "checked");
+    tracing::debug!(
+        proposed = batch.tags.len(),
+        refused = results.len(),
+        "checked"
+    );
     batch.propose(&shard, &mut results).await;
     core.metrics.count_results(&results);
     results
