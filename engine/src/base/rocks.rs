@@ -237,7 +237,10 @@ impl Base for RocksBase {
 
     fn drop_hours(&self, end: u32) -> Result<(), Error> {
         // No row is in range 0, so none is at either end.
-        let (first, end) = (dedup_key(0, RangeId::NODE), dedup_key(end, RangeId::NODE));
+        let (first, end) = (
+            StoredKey::dedup_front(0, RangeId::NODE),
+            StoredKey::dedup_front(end, RangeId::NODE),
+        );
         self.db
             .delete_file_in_range(first, end)
             .map_err(|source| self.failed("delete files of", source))

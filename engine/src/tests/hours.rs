@@ -6,8 +6,8 @@ use super::{Disk, SHARD, new_shard, options};
 use crate::base::rocks::KEYS_END;
 use crate::cluster_options::ClusterOptions;
 use crate::dedup::raise_floors;
-use crate::id::{SlotId, UserId};
-use crate::key::{DEDUP_SPACE, DedupKey, Destination, HOUR_MS, StoredKey};
+use crate::id::{RangeId, SlotId, UserId};
+use crate::key::{DedupKey, Destination, HOUR_MS, StoredKey};
 use crate::options::EngineOptions;
 use crate::shard::Shard;
 use crate::snapshot::SnapshotMeta;
@@ -52,8 +52,9 @@ fn go_on_to(shard: &Shard, hour: u32) {
 /// Rows of each hour that are in the files, visible or not.
 fn rows_by_hour(shard: &Shard) -> Vec<u32> {
     let view = shard.core.base.view();
-    let mut cursor = view.cursor(&[DEDUP_SPACE], &KEYS_END);
-    cursor.seek(&[DEDUP_SPACE]).unwrap();
+    let first = StoredKey::dedup_front(0, RangeId::NODE);
+    let mut cursor = view.cursor(&first, &KEYS_END);
+    cursor.seek(&first).unwrap();
     let mut rows = vec![0; usize::try_from(HOURS).unwrap()];
     while let Some((key, _)) = cursor.row() {
         if let StoredKey::Dedup { hour, .. } = StoredKey::split(key).unwrap() {

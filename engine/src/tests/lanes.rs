@@ -235,7 +235,7 @@ fn lanes_are_read_back_from_either_store() {
 fn a_damaged_outbox_row_stops_its_replica_and_no_other() {
     let disk = MemoryDisk::new();
     let slots = options().slot_count;
-    let elsewhere = (1..).find(|user| slot_of_owner(*user, slots).0 % 2 == 0);
+    let elsewhere = (1..).find(|user| slot_of_owner(*user, slots).0.is_multiple_of(2));
     let elsewhere = elsewhere.expect("half of all users");
     let rows = {
         let store = Disk::Memory(disk.clone()).open();
