@@ -31,8 +31,8 @@ const OPTIONS: ClusterOptions = ClusterOptions {
     dedup_window_ms: 6_789_000,
 };
 /// Of the store in the fixture of format 2.
-const HASH: u128 = 0;
-const ROWS: u64 = 0;
+const HASH: u128 = 0xb2d7_fed0_416c_0aeb_8637_6d7c_94d4_80fc;
+const ROWS: u64 = 36;
 
 fn options() -> EngineOptions {
     EngineOptions {

@@ -182,12 +182,15 @@ mod tests {
         let text = fs::read_to_string(&path).unwrap();
         fs::write(
             &path,
-            text.replace("peer_protocol = 1", "peer_protocol = 9"),
+            text.replace(
+                &format!("peer_protocol = {PEER_PROTOCOL}"),
+                "peer_protocol = 9",
+            ),
         )
         .unwrap();
         let error = Identity::read(dir.path()).unwrap_err().to_string();
         assert!(error.contains("peer_protocol format 9"), "{error}");
-        assert!(error.contains("reads 1"), "{error}");
+        assert!(error.contains(&format!("reads {PEER_PROTOCOL}")), "{error}");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::{Disk, SHARD, new_row, new_shard, options};
 use crate::base::memory::MemoryDisk;
+use crate::cluster_options::ClusterOptions;
 use crate::command::{Command, Deliver, Reply, Send};
 use crate::entry::EntryBuilder;
 use crate::error::Error;
@@ -24,6 +25,7 @@ fn two_users(shard: &Shard) -> (UserId, UserId, LaneId) {
     let alice = UserId(1 << 16);
     let bob = (2..).map(|number| UserId(number << 16));
     let bob = bob.clone().find(|bob| slot(*bob) != slot(alice)).unwrap();
+    shard.enter(|ctx| ctx.set_cluster_options(ClusterOptions::default()));
     for user in [alice, bob] {
         shard.enter(|ctx| ctx.put(&StateKey::User { user }, "handle"));
     }
