@@ -10,7 +10,7 @@ use axum::routing::{get, post};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use mailbox_api::v1::ErrorCode;
-use mailbox_wire::{Fault, Sync as SyncFrame, json};
+use mailbox_wire::{Fault, Sync as SyncFrame, UserRef, json};
 use serde::Deserialize;
 use tracing::Instrument as _;
 
@@ -49,12 +49,22 @@ struct SyncQuery {
     limit: u32,
 }
 
-/// Who asks: the bearer of a good token.
-pub(crate) async fn authenticate(
+/// Who asks: the bearer of a good token who is a registered user.
+async fn authenticate(
     shared: &Shared,
     headers: &HeaderMap,
     credentials: &Credentials,
 ) -> Result<u64, Fault> {
+    let sub = bearer(shared, headers, credentials)?;
+    registered(shared, sub).await
+}
+
+/// Whom a good token names, registered or not.
+pub(crate) fn bearer(
+    shared: &Shared,
+    headers: &HeaderMap,
+    credentials: &Credentials,
+) -> Result<UserRef, Fault> {
     let refuse = |error: crate::token::TokenError| {
         shared
             .answerer
@@ -77,7 +87,11 @@ pub(crate) async fn authenticate(
         .or(credentials.access_token.as_deref())
         .ok_or(crate::token::TokenError::Missing)
         .map_err(refuse)?;
-    let sub = shared.keys.verify(token).map_err(refuse)?;
+    shared.keys.verify(token).map_err(refuse)
+}
+
+/// The id of the user that a token names.
+pub(crate) async fn registered(shared: &Shared, sub: UserRef) -> Result<u64, Fault> {
     let client = &shared.answerer.client;
     shared
         .users

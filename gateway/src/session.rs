@@ -32,9 +32,14 @@ pub(crate) struct Answerer {
     pub(crate) metrics: Metrics,
 }
 
+/// The `user` of a session whose token names a handle that is not registered yet.
+pub(crate) const NOBODY: u64 = 0;
+
 /// One device's attachment.
 pub(crate) struct Session {
     pub(crate) user: u64,
+    /// The token's handle, if the connection was made to register it.
+    pub(crate) own_handle: Option<Box<str>>,
     pub(crate) device: Box<str>,
     pub(crate) encoding: Encoding,
     pub(crate) answerer: Arc<Answerer>,
@@ -99,6 +104,11 @@ impl Session {
             .requests
             .get_or_create(&[("request", kind(&request))])
             .inc();
+        let open_to_nobody = matches!(request, Request::RegisterUser { .. } | Request::Ping);
+        if self.user == NOBODY && !open_to_nobody {
+            let message = "the token's handle is not registered: register_user, then connect anew";
+            return Err(fault(ErrorCode::Unauthenticated, message));
+        }
         match request {
             Request::Send(send) => answerer.send(self.user, send).await.map(Reply::Sent),
             Request::Sync(sync) => answerer
@@ -134,10 +144,26 @@ impl Session {
                 answerer.leave_group(self.user, group, request_id).await
             }
             Request::ResolveUser { user } => answerer.resolve_user(user).await,
+            Request::RegisterUser { handle, request_id } => {
+                self.check_own(&handle)?;
+                answerer.register_user(handle, request_id).await
+            }
             Request::Ping => Ok(Reply::Pong {
                 server_time_ms: answerer.client.server_time_ms(),
             }),
         }
+    }
+}
+
+impl Session {
+    /// A token registers the handle that it names and no other.
+    fn check_own(&self, handle: &str) -> Result<(), Fault> {
+        let message = match self.own_handle.as_deref() {
+            Some(own) if own == handle => return Ok(()),
+            Some(own) => format!("the token is for @{own}: it registers that handle only"),
+            None => "connect with ?register=true to register".to_owned(),
+        };
+        Err(fault(ErrorCode::Forbidden, message))
     }
 }
 
@@ -318,6 +344,19 @@ impl Answerer {
         })
     }
 
+    async fn register_user(&self, handle: String, request_id: Uuid) -> Result<Reply, Fault> {
+        let request = v1::RegisterUserRequest {
+            request_id: request_id_to_api(request_id)?,
+            handle,
+        };
+        let made = self
+            .client
+            .register_user(request)
+            .await
+            .map_err(fault_from_call)?;
+        Ok(Reply::UserRegistered { user: made.user })
+    }
+
     async fn resolve_user(&self, user: UserRef) -> Result<Reply, Fault> {
         let request = v1::ResolveUserRequest {
             user: Some(user_to_api(user)),
@@ -366,6 +405,7 @@ fn request_span(frame: &ClientFrame) -> Span {
         Request::Sync(_)
         | Request::CreateGroup { .. }
         | Request::ResolveUser { .. }
+        | Request::RegisterUser { .. }
         | Request::Ping => tracing::debug_span!("request", request, id),
     }
 }
@@ -392,6 +432,7 @@ pub(crate) fn kind(request: &Request) -> &'static str {
         Request::JoinGroup { .. } => "join_group",
         Request::LeaveGroup { .. } => "leave_group",
         Request::ResolveUser { .. } => "resolve_user",
+        Request::RegisterUser { .. } => "register_user",
         Request::Ping => "ping",
     }
 }

@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use mailbox_api::v1::ErrorCode;
-use mailbox_wire::{Encoding, Fault};
+use mailbox_wire::{Encoding, Fault, UserRef};
 use serde::Deserialize;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -21,10 +21,10 @@ use crate::connection::{Connection, Driver, config};
 use crate::convert::{fault, fault_from_call};
 use crate::dispatch::Attachment;
 use crate::gateway::{Permit, Shared};
-use crate::http::{Credentials, authenticate, refusal};
+use crate::http::{Credentials, bearer, refusal, registered};
 use crate::outlet::Outlet;
 use crate::queue::Queue;
-use crate::session::Session;
+use crate::session::{NOBODY, Session};
 use crate::stream::Stream;
 
 /// Greatest name of a device, in bytes.
@@ -34,6 +34,9 @@ const DEVICE_BYTES_MAX: usize = 64;
 pub(crate) struct DeviceQuery {
     #[serde(default = "default_device")]
     device: String,
+    /// Lets in a handle that is not registered yet, to register it.
+    #[serde(default)]
+    register: bool,
 }
 
 fn default_device() -> String {
@@ -60,11 +63,13 @@ pub(crate) async fn websocket(
     let permit = request.extensions.remove::<Permit>();
     let prepared = async {
         let handshake = handshake(&request.headers)?;
+        let registers = device.register;
         let device = checked_device(device.device)?;
         if shared.stop.is_cancelled() {
             return Err(fault(ErrorCode::Unavailable, "this gateway is draining"));
         }
-        let user = authenticate(&shared, &request.headers, &credentials).await?;
+        let sub = bearer(&shared, &request.headers, &credentials)?;
+        let (user, own_handle) = admit(&shared, sub, registers).await?;
         let (Some(upgrade), Some(permit)) = (upgrade, permit) else {
             return Err(fault(
                 ErrorCode::InvalidArgument,
@@ -75,14 +80,15 @@ pub(crate) async fn websocket(
         let queue = Queue::new(limits.queue_frames_max, limits.queue_bytes_max);
         let now_ms = shared.clock.now_ms();
         let connection = Arc::new(Connection::new(user, handshake.encoding, queue, now_ms));
-        let attachment = shared
-            .answerer
-            .dispatch
-            .attach(Arc::clone(&connection))
-            .await
-            .map_err(fault_from_call)?;
+        let attachment = if user == NOBODY {
+            None
+        } else {
+            let attached = shared.answerer.dispatch.attach(Arc::clone(&connection));
+            Some(attached.await.map_err(fault_from_call)?)
+        };
         let session = Arc::new(Session {
             user,
+            own_handle,
             device: device.into(),
             encoding: handshake.encoding,
             answerer: Arc::clone(&shared.answerer),
@@ -107,10 +113,33 @@ pub(crate) async fn websocket(
     }
 }
 
+/// The user whom a token lets in, and the handle that the connection may register.
+async fn admit(
+    shared: &Shared,
+    sub: UserRef,
+    registers: bool,
+) -> Result<(u64, Option<Box<str>>), Fault> {
+    if !registers {
+        return Ok((registered(shared, sub).await?, None));
+    }
+    let UserRef::Handle(handle) = &sub else {
+        let message = "only a token whose sub is an @handle may register";
+        return Err(fault(ErrorCode::Forbidden, message));
+    };
+    let own_handle = Some(handle.as_str().into());
+    let client = &shared.answerer.client;
+    match shared.users.id_of(client, sub.clone()).await {
+        Ok(user) => Ok((user, own_handle)),
+        Err(error) if error.code() == ErrorCode::UnknownUser => Ok((NOBODY, own_handle)),
+        Err(error) => Err(fault_from_call(error)),
+    }
+}
+
 /// What a connection holds besides its socket.
 struct Opening {
     connection: Arc<Connection>,
-    _attachment: Attachment,
+    /// None for nobody, who is pushed nothing.
+    _attachment: Option<Attachment>,
     session: Arc<Session>,
     _permit: Permit,
 }

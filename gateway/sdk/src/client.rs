@@ -10,6 +10,7 @@ use uuid::{NoContext, Timestamp, Uuid};
 
 use crate::driver::{Call, Driver};
 use crate::inbox::{Empty, Inbox};
+use crate::socket::{Open, Purpose};
 use crate::state::State;
 use crate::{
     Body, ConnectOptions, Destination, Error, Limits, Message, Sent, Sync, Synced, Timeline,
@@ -86,7 +87,7 @@ impl Client {
     /// Connects and waits for the gateway's welcome. While the gateway is there but cannot serve
     /// (no leader, a full house) it is tried for `request_timeout`; anything else fails at once.
     pub async fn connect(options: ConnectOptions) -> Result<Self, Error> {
-        let open = first_connection(&options).await?;
+        let open = first_connection(&options, Purpose::Use).await?;
         let user = open.welcome.user;
         let known = match &options.state_path {
             Some(path) => state::load(path, user)?,
@@ -333,11 +334,15 @@ async fn save_often(shared: std::sync::Weak<Shared>) {
     }
 }
 
-async fn first_connection(options: &ConnectOptions) -> Result<socket::Open, Error> {
+/// Connects; while the gateway is there but cannot serve it is tried again.
+pub(crate) async fn first_connection(
+    options: &ConnectOptions,
+    purpose: Purpose,
+) -> Result<Open, Error> {
     let begun = Instant::now();
     let mut failures = 0;
     loop {
-        match socket::open(options).await {
+        match socket::open(options, purpose).await {
             Err(Error::NotAdmitted { fault, .. })
                 if fault.retryable && begun.elapsed() < options.request_timeout =>
             {
@@ -350,7 +355,7 @@ async fn first_connection(options: &ConnectOptions) -> Result<socket::Open, Erro
     }
 }
 
-fn wrong_reply(reply: &Reply) -> Error {
+pub(crate) fn wrong_reply(reply: &Reply) -> Error {
     Error::Refused(crate::Fault {
         code: "Internal".into(),
         message: format!("the gateway answered with something else: {reply:?}"),

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::client::Link;
 use crate::inbox::{Fit, Inbox};
-use crate::socket::{Open, Socket, decode, message};
+use crate::socket::{Open, Purpose, Socket, decode, message};
 use crate::{ConnectOptions, Error, Event, backoff, socket};
 
 /// How often the driver looks after what has no event of its own.
@@ -160,7 +160,7 @@ impl Driver {
             });
             self.wait(pause).await?;
             let opened = tokio::select! {
-                opened = socket::open(&self.options) => opened,
+                opened = socket::open(&self.options, Purpose::Use) => opened,
                 () = self.closing.cancelled() => return None,
             };
             let error = match opened {

@@ -27,6 +27,7 @@ mod driver;
 mod error;
 mod inbox;
 mod options;
+mod register;
 mod socket;
 mod state;
 
@@ -37,3 +38,4 @@ pub use mailbox_wire::{
     Timeline, UserRef,
 };
 pub use options::ConnectOptions;
+pub use register::register_user;

@@ -26,6 +26,15 @@ const BUFFER_BYTES: usize = 8 * 1024;
 
 pub(crate) type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
+/// What a connection is for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Purpose {
+    /// The calls and messages of a registered user.
+    Use,
+    /// Registering the token's handle, which may be no user yet.
+    Register,
+}
+
 /// A connection that is up.
 pub(crate) struct Open {
     pub(crate) socket: Socket,
@@ -35,8 +44,8 @@ pub(crate) struct Open {
 }
 
 /// Connects and waits for the welcome, within `connect_timeout`.
-pub(crate) async fn open(options: &ConnectOptions) -> Result<Open, Error> {
-    let attempt = Box::pin(attempt(options));
+pub(crate) async fn open(options: &ConnectOptions, purpose: Purpose) -> Result<Open, Error> {
+    let attempt = Box::pin(attempt(options, purpose));
     match tokio::time::timeout(options.connect_timeout, attempt).await {
         Ok(result) => result,
         Err(_) => Err(refused(
@@ -46,8 +55,8 @@ pub(crate) async fn open(options: &ConnectOptions) -> Result<Open, Error> {
     }
 }
 
-async fn attempt(options: &ConnectOptions) -> Result<Open, Error> {
-    let request = request(options)?;
+async fn attempt(options: &ConnectOptions, purpose: Purpose) -> Result<Open, Error> {
+    let request = request(options, purpose)?;
     let uri = request.uri();
     let host = uri
         .host()
@@ -114,7 +123,7 @@ pub(crate) fn message(encoding: Encoding, frame: Bytes) -> Message {
     }
 }
 
-fn request(options: &ConnectOptions) -> Result<Request, Error> {
+fn request(options: &ConnectOptions, purpose: Purpose) -> Result<Request, Error> {
     let bad = |option: &'static str, reason: String| Error::Options { option, reason };
     if options.device.is_empty() || options.device.len() > 64 {
         return Err(bad(
@@ -139,7 +148,11 @@ fn request(options: &ConnectOptions) -> Result<Request, Error> {
         uri.path()
     };
     let device = percent_encoded(&options.device);
-    let full = format!("{scheme}://{authority}{path}?device={device}");
+    let register = match purpose {
+        Purpose::Use => "",
+        Purpose::Register => "&register=true",
+    };
+    let full = format!("{scheme}://{authority}{path}?device={device}{register}");
     let mut request = full
         .into_client_request()
         .map_err(|error| bad("url", error.to_string()))?;
@@ -224,12 +237,12 @@ mod tests {
     fn the_url_gets_path_and_device_but_never_the_token() {
         let mut options = ConnectOptions::new("ws://127.0.0.1:8080", "secret");
         options.device = "my phone/ü".into();
-        let request = request(&options).unwrap();
+        let request = request(&options, Purpose::Use).unwrap();
         let uri = request.uri().to_string();
         assert_eq!(uri, "ws://127.0.0.1:8080/v1/ws?device=my%20phone%2F%C3%BC");
         assert!(!format!("{options:?} {request:?}").contains("secret"));
         for url in ["", "127.0.0.1:8080", "http://x", "ws://"] {
-            let error = super::request(&ConnectOptions::new(url, "t")).unwrap_err();
+            let error = super::request(&ConnectOptions::new(url, "t"), Purpose::Use).unwrap_err();
             assert!(
                 matches!(error, Error::Options { option: "url", .. }),
                 "{url}: {error}"

@@ -105,6 +105,11 @@ pub(crate) fn token_for(handle: &str, valid: Duration) -> String {
     issue(&signer, &UserRef::Handle(handle.to_owned()), valid).unwrap()
 }
 
+pub(crate) fn id_token(user: u64) -> String {
+    let signer = TokenSigner::hs256(SECRET).unwrap();
+    issue(&signer, &UserRef::Id(user), Duration::from_secs(60)).unwrap()
+}
+
 /// A WebSocket without an SDK around it, speaking JSON.
 pub(crate) struct RawSocket(pub(crate) WebSocketStream<MaybeTlsStream<TcpStream>>);
 

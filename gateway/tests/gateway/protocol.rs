@@ -121,7 +121,12 @@ async fn play_frame(rig: &Rig, users: &mut HashMap<String, Played>, line: &str, 
         None => (who.strip_suffix('<').unwrap(), false),
     };
     if !users.contains_key(user) {
-        let socket = RawSocket::connect_as(&rig.url(), user, "default").await;
+        // dave is the one who is no user yet.
+        let device = match user {
+            "dave" => "default&register=true",
+            _ => "default",
+        };
+        let socket = RawSocket::connect_as(&rig.url(), user, device).await;
         users.insert(
             user.to_owned(),
             Played {
@@ -194,6 +199,7 @@ fn every_part_of_the_protocol_has_an_example() {
         "join_group",
         "leave_group",
         "resolve_user",
+        "register_user",
         "ping",
     ];
     let parts = [
@@ -207,6 +213,7 @@ fn every_part_of_the_protocol_has_an_example() {
         "joined_group",
         "left_group",
         "user",
+        "user_registered",
         "pong",
         "push",
         "notify",

@@ -4,9 +4,14 @@ use std::time::Duration;
 
 use mailbox_api::v1::ErrorCode;
 use mailbox_gateway::Listen;
-use mailbox_sdk::{Body, Client, Destination, Encoding, Error, Event, MessageType, Timeline};
+use mailbox_sdk::{
+    Body, Client, ConnectOptions, Destination, Encoding, Error, Event, MessageType, Timeline,
+    register_user,
+};
 
-use crate::drive::{PATIENCE, Rig, gateway, limits, next_message, tls, token, token_for, until};
+use crate::drive::{
+    PATIENCE, Rig, gateway, id_token, limits, next_message, tls, token, token_for, until,
+};
 
 fn to(text: &str) -> Destination {
     text.parse().unwrap()
@@ -231,6 +236,41 @@ async fn who_is_not_let_in_is_told_why() {
         Client::connect(options).await.unwrap_err(),
         Error::Connect { .. }
     ));
+}
+
+#[tokio::test]
+async fn a_token_registers_its_own_handle_and_no_other() {
+    for encoding in [Encoding::Json, Encoding::Proto] {
+        let rig = Rig::start().await;
+        let options = rig.options("dave", encoding);
+        let error = Client::connect(options.clone()).await.unwrap_err();
+        assert!(
+            matches!(error, Error::NotAdmitted { status: 401, .. }),
+            "{error}"
+        );
+        let code = |error: Error| match error {
+            Error::Refused(fault) => fault.code.into_owned(),
+            other => panic!("{other}"),
+        };
+        let other = register_user(&options, "erin").await.unwrap_err();
+        assert_eq!(code(other), "Forbidden");
+        assert_eq!(register_user(&options, "dave").await.unwrap(), 20);
+        let again = register_user(&options, "dave").await.unwrap_err();
+        assert_eq!(code(again), "HandleTaken");
+        // By now dave is a user like any other.
+        let dave = Client::connect(options.clone()).await.unwrap();
+        assert_eq!(dave.user(), 20);
+        dave.send(&to("@bob"), "hi, I am new").await.unwrap();
+        let by_id = ConnectOptions {
+            token: id_token(20),
+            ..options
+        };
+        let error = register_user(&by_id, "dave").await.unwrap_err();
+        assert!(
+            matches!(error, Error::NotAdmitted { status: 403, .. }),
+            "{error}"
+        );
+    }
 }
 
 #[tokio::test]

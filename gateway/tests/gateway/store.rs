@@ -26,6 +26,7 @@ struct State {
     trimmed: HashMap<Key, u64>,
     groups_of: HashMap<u64, BTreeMap<u64, Vec<v1::MembershipSpan>>>,
     sent: HashMap<(u64, String, Vec<u8>), (u32, v1::SendResponse)>,
+    registered: HashMap<Vec<u8>, (String, u64)>,
     groups: u64,
     messages: u64,
     /// Sends to refuse with this code.
@@ -370,9 +371,22 @@ impl Mailbox for FakeStore {
 
     async fn register_user(
         &self,
-        _: Request<v1::RegisterUserRequest>,
+        request: Request<v1::RegisterUserRequest>,
     ) -> Result<Response<v1::RegisterUserResponse>, Status> {
-        Err(Status::unimplemented("not of use to gateways"))
+        let request = request.into_inner();
+        let mut state = self.state.lock();
+        if let Some((handle, user)) = state.registered.get(&request.request_id[..]) {
+            assert_eq!(*handle, request.handle);
+            return Ok(Response::new(v1::RegisterUserResponse { user: *user }));
+        }
+        if state.users.contains_key(&request.handle) {
+            return Err(CallError::new(ErrorCode::HandleTaken, "taken").into());
+        }
+        let user = 17 + state.users.len() as u64;
+        state.users.insert(request.handle.clone(), user);
+        let made = (request.handle, user);
+        state.registered.insert(request.request_id.to_vec(), made);
+        Ok(Response::new(v1::RegisterUserResponse { user }))
     }
 
     async fn resolve_user(

@@ -107,6 +107,10 @@ fn request_to_proto(request: Request) -> client_frame::Request {
         Request::ResolveUser { user } => P::ResolveUser(proto::ResolveUser {
             user: Some(Destination::User(user).into()),
         }),
+        Request::RegisterUser { handle, request_id } => P::RegisterUser(proto::RegisterUser {
+            handle,
+            request_id: uuid_to_proto(request_id),
+        }),
         Request::Ping => P::Ping(proto::Ping {}),
     }
 }
@@ -149,6 +153,10 @@ fn request_from_proto(request: client_frame::Request) -> Result<Request, String>
         P::ResolveUser(call) => match destination(call.user, "user")? {
             Destination::User(user) => Request::ResolveUser { user },
             Destination::Group(_) => return Err("user names a group".into()),
+        },
+        P::RegisterUser(call) => Request::RegisterUser {
+            handle: call.handle,
+            request_id: uuid(&call.request_id, "request_id")?,
         },
         P::Ping(proto::Ping {}) => Request::Ping,
     })
@@ -246,6 +254,7 @@ fn reply_to_proto(reply: Reply) -> server_frame::Frame {
         Reply::JoinedGroup { join_seq } => P::JoinedGroup(proto::JoinedGroup { join_seq }),
         Reply::LeftGroup { left_seq } => P::LeftGroup(proto::LeftGroup { left_seq }),
         Reply::User { user, handle } => P::User(proto::User { user, handle }),
+        Reply::UserRegistered { user } => P::UserRegistered(proto::UserRegistered { user }),
         Reply::Pong { server_time_ms } => P::Pong(proto::Pong { server_time_ms }),
     }
 }
@@ -305,6 +314,7 @@ fn server_from_proto(frame: proto::ServerFrame) -> Result<ServerFrame, String> {
             user: reply.user,
             handle: reply.handle,
         },
+        P::UserRegistered(reply) => Reply::UserRegistered { user: reply.user },
         P::Pong(reply) => Reply::Pong {
             server_time_ms: reply.server_time_ms,
         },

@@ -136,6 +136,13 @@ pub enum Request {
         /// By id or handle.
         user: UserRef,
     },
+    /// Register the handle that the token names → [`Reply::UserRegistered`].
+    RegisterUser {
+        /// The handle, without the leading `@`.
+        handle: String,
+        /// A UUIDv7; a retry carries the same one.
+        request_id: Uuid,
+    },
     /// → [`Reply::Pong`].
     Ping,
 }
@@ -264,6 +271,11 @@ pub enum Reply {
         user: u64,
         /// Their handle, without `@`.
         handle: String,
+    },
+    /// The token's handle is a user now.
+    UserRegistered {
+        /// Their id.
+        user: u64,
     },
     /// The gateway is there.
     Pong {

@@ -90,6 +90,8 @@ fn request() -> impl Strategy<Value = Request> {
         (any::<u64>(), uuid())
             .prop_map(|(group, request_id)| Request::LeaveGroup { group, request_id }),
         user().prop_map(|user| Request::ResolveUser { user }),
+        (".{0,20}", uuid())
+            .prop_map(|(handle, request_id)| Request::RegisterUser { handle, request_id }),
         Just(Request::Ping),
     ]
 }
@@ -166,6 +168,7 @@ fn reply() -> impl Strategy<Value = Reply> {
         any::<u64>().prop_map(|join_seq| Reply::JoinedGroup { join_seq }),
         any::<u64>().prop_map(|left_seq| Reply::LeftGroup { left_seq }),
         (any::<u64>(), ".{0,10}").prop_map(|(user, handle)| Reply::User { user, handle }),
+        any::<u64>().prop_map(|user| Reply::UserRegistered { user }),
         any::<u64>().prop_map(|server_time_ms| Reply::Pong { server_time_ms }),
     ]
 }

@@ -30,6 +30,8 @@ struct FrameJson {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     resolve_user: Option<ResolveUserJson>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    register_user: Option<RegisterUserJson>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     ping: Option<PingJson>,
 }
 
@@ -112,6 +114,14 @@ struct ResolveUserJson {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+struct RegisterUserJson {
+    handle: String,
+    #[serde(with = "quoted")]
+    request_id: Uuid,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct PingJson {}
 
 impl From<Position> for PositionJson {
@@ -186,6 +196,9 @@ pub fn encode_client(frame: &ClientFrame) -> Bytes {
             });
         }
         Request::ResolveUser { user } => json.resolve_user = Some(ResolveUserJson { user }),
+        Request::RegisterUser { handle, request_id } => {
+            json.register_user = Some(RegisterUserJson { handle, request_id });
+        }
         Request::Ping => json.ping = Some(PingJson {}),
     }
     to_bytes(&json)
@@ -256,6 +269,10 @@ fn requests(json: FrameJson) -> Result<Vec<Request>, String> {
     let resolve_user = json
         .resolve_user
         .map(|call| Request::ResolveUser { user: call.user });
+    let register_user = json.register_user.map(|call| Request::RegisterUser {
+        handle: call.handle,
+        request_id: call.request_id,
+    });
     let ping = json.ping.map(|PingJson {}| Request::Ping);
     let send = json
         .send
@@ -271,6 +288,7 @@ fn requests(json: FrameJson) -> Result<Vec<Request>, String> {
         join_group,
         leave_group,
         resolve_user,
+        register_user,
         ping,
     ];
     Ok(all.into_iter().flatten().collect())

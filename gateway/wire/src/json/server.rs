@@ -36,6 +36,8 @@ struct FrameJson {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     user: Option<UserJson>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    user_registered: Option<UserRegisteredJson>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pong: Option<PongJson>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     push: Option<PushJson>,
@@ -172,6 +174,11 @@ struct UserJson {
 }
 
 #[derive(Serialize, Deserialize)]
+struct UserRegisteredJson {
+    user: U64,
+}
+
+#[derive(Serialize, Deserialize)]
 struct PongJson {
     server_time_ms: U64,
 }
@@ -259,6 +266,9 @@ fn put_reply(json: &mut FrameJson, reply: &Reply) {
                 user: U64(*user),
                 handle: handle.clone(),
             });
+        }
+        Reply::UserRegistered { user } => {
+            json.user_registered = Some(UserRegisteredJson { user: U64(*user) });
         }
         Reply::Pong { server_time_ms } => {
             json.pong = Some(PongJson {
@@ -350,6 +360,8 @@ fn take_reply(json: FrameJson) -> Result<Option<Reply>, String> {
             user: reply.user.0,
             handle: reply.handle,
         })
+    } else if let Some(reply) = json.user_registered {
+        Some(Reply::UserRegistered { user: reply.user.0 })
     } else {
         json.pong.map(|reply| Reply::Pong {
             server_time_ms: reply.server_time_ms.0,
