@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use indicatif::ProgressBar;
+use mailbox_client::Client;
 use mailbox_client::v1::{MessageType, SyncRange, SyncRequest, Timeline, TimelineKind};
 use mailbox_wire::Message;
 use rand::SeedableRng as _;
@@ -50,19 +51,41 @@ pub(super) async fn check(
         group: stage.group,
     };
     let mut verifier = Verifier::new(run);
-    let head = read_replicas(stage, &mut verifier).await?;
+    let head = read_group(stage, &mut verifier).await?;
     read_users(stage, &mut verifier, head, seed, connections).await?;
     Ok(verifier.verdict)
 }
 
-/// Reads the group from every node's own replica, and whole through every gateway. Returns the
-/// head of the group's timeline.
-async fn read_replicas(stage: &Stage, verifier: &mut Verifier<'_>) -> anyhow::Result<u64> {
+/// Reads the group whole through every gateway, and from every node's own replica if nodes can be
+/// asked. Returns the head of the group's timeline.
+async fn read_group(stage: &Stage, verifier: &mut Verifier<'_>) -> anyhow::Result<u64> {
+    let mut head = 0;
+    if let Some(client) = &stage.client {
+        head = read_replicas(client, stage.group, verifier).await?;
+    }
+    for url in &stage.gateways {
+        let all = From {
+            mailbox: 0,
+            group: 0,
+        };
+        // The first nick made the group, so it reads it from the first message on.
+        let (_, rows) = read_user(stage, 0, url, all).await?;
+        verifier.group_timeline(url, &rows);
+        head = rows.last().map_or(head, |row| row.seq.max(head));
+    }
+    Ok(head)
+}
+
+async fn read_replicas(
+    client: &Client,
+    group: u64,
+    verifier: &mut Verifier<'_>,
+) -> anyhow::Result<u64> {
     let timeline = Timeline {
         kind: TimelineKind::Group as i32,
-        owner: stage.group,
+        owner: group,
     };
-    let nodes = stage.client.shard_map().await?.nodes;
+    let nodes = client.shard_map().await?.nodes;
     let request = SyncRequest {
         ranges: vec![SyncRange {
             timeline: Some(timeline),
@@ -71,37 +94,30 @@ async fn read_replicas(stage: &Stage, verifier: &mut Verifier<'_>) -> anyhow::Re
         limit: 1,
         ..SyncRequest::default()
     };
-    let first = stage
-        .client
+    let first = client
         .sync(request)
         .await
         .context("read the group's head")?;
     let head = first.pages.first().map_or(0, |page| page.head);
     for node in nodes {
         let name = format!("node {}", node.node);
-        let rows = tokio::time::timeout(CATCH_UP_WITHIN, replica(stage, &node.address, head))
+        let read = replica(client, timeline, &node.address, head);
+        let rows = tokio::time::timeout(CATCH_UP_WITHIN, read)
             .await
             .with_context(|| format!("{name} does not reach seq {head} of the group"))?
             .with_context(|| format!("read the group from {name}"))?;
         verifier.group_timeline(&name, &rows);
     }
-    for url in &stage.gateways {
-        let all = From {
-            mailbox: 0,
-            group: 0,
-        };
-        let (_, rows) = read_user(stage, 0, url, all).await?;
-        verifier.group_timeline(url, &rows);
-    }
     Ok(head)
 }
 
 /// The group's rows up to `head`, from one node's replica; waits until it has them.
-async fn replica(stage: &Stage, address: &str, head: u64) -> anyhow::Result<Vec<Seen>> {
-    let timeline = Timeline {
-        kind: TimelineKind::Group as i32,
-        owner: stage.group,
-    };
+async fn replica(
+    client: &Client,
+    timeline: Timeline,
+    address: &str,
+    head: u64,
+) -> anyhow::Result<Vec<Seen>> {
     let mut rows: Vec<Seen> = Vec::new();
     loop {
         let after_seq = rows.last().map_or(0, |row| row.seq);
@@ -117,7 +133,7 @@ async fn replica(stage: &Stage, address: &str, head: u64) -> anyhow::Result<Vec<
             stale: true,
             ..SyncRequest::default()
         };
-        let page = match stage.client.sync_at(address, request).await {
+        let page = match client.sync_at(address, request).await {
             Ok(response) => response.pages.into_iter().next(),
             Err(error) if error.is_retryable() => None,
             Err(error) => return Err(error.into()),

@@ -48,7 +48,7 @@ pub(crate) enum Command {
 /// gateways, over at most --connections WebSockets.
 ///
 /// Then everything is read back and compared: every user's mailbox, the group's timeline through
-/// each node and by 100 users, its head by every other user. The exit status is 1 unless every
+/// each node (where nodes can be asked), each gateway and by 100 users, its head by every other user. The exit status is 1 unless every
 /// message was acked and none is missing, duplicated or misordered.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("where").required(true).args(["spawn", "gateway", "dry_run"]))]
@@ -65,11 +65,11 @@ pub(crate) struct IrcArgs {
     /// Start a cluster of so many nodes (1 or 3) on this machine and stop it at the end
     #[arg(long, value_name = "N", value_parser = parse_nodes)]
     spawn: Option<usize>,
-    /// Use these gateways, as ws://host:port; --auth-key makes the users' tokens, and the nodes at
-    /// --address register the users
+    /// Use these gateways, as ws://host:port, and nothing else of the cluster; with --secret-file
+    /// (and --address) the group is also read from each node's own replica
     #[arg(long, value_name = "URL", value_delimiter = ',', requires = "auth_key")]
     gateway: Vec<String>,
-    /// The key with which the gateways check tokens
+    /// The key with which the gateways check tokens: makes one for each nick
     #[arg(long, value_name = "FILE", env = "MAILBOX_AUTH_KEY")]
     auth_key: Option<PathBuf>,
     /// Only count lines, nicks and directed lines
@@ -140,6 +140,7 @@ async fn irc(args: IrcArgs, output: OutputArgs) -> anyhow::Result<bool> {
         eprintln!("found: {finding}");
     }
     report.take(&verdict);
+    report.gateways_only = stage.client.is_none();
     if args.inspect {
         report.inspected = Some(stage.stop_and_inspect().await?);
     } else {

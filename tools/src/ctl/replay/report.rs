@@ -27,6 +27,9 @@ pub(super) struct Report {
     pub(super) kills: u64,
     /// From the first send to the last ack.
     pub(super) seconds: f64,
+    /// Only if so: no node's own replica was read.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(super) gateways_only: bool,
     /// Only with `--inspect`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) inspected: Option<Inspected>,
@@ -54,6 +57,7 @@ impl Report {
             longest_pause_ms: 0,
             kills: 0,
             seconds: 0.0,
+            gateways_only: false,
             inspected: None,
         }
     }
@@ -97,6 +101,12 @@ impl Report {
             self.duplicated,
             self.misordered,
         );
+        if self.gateways_only {
+            text.push_str(
+                "\nread back through gateways only: --address and --secret-file let each node's \
+                 replica be read, too",
+            );
+        }
         if let Some(inspected) = &self.inspected {
             for node in &inspected.nodes {
                 text.push('\n');

@@ -6,11 +6,9 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use indicatif::ProgressBar;
-use mailbox_client::v1::{
-    CreateGroupRequest, ErrorCode, JoinGroupRequest, RegisterUserRequest, UserRef, user_ref,
-};
-use mailbox_client::{CallError, Client};
+use mailbox_client::Client;
 use mailbox_cluster::{Cluster, ClusterOptions};
+use mailbox_sdk::{Client as Device, ConnectOptions, Error, register_user};
 
 use super::IrcArgs;
 use super::report::Inspected;
@@ -19,8 +17,6 @@ use crate::chaos;
 use crate::ctl::inspect;
 use crate::ctl::token::AuthKey;
 
-/// Registrations and joins on the way at a time.
-const CALLS: usize = 256;
 /// How long users' tokens are valid: longer than any replay.
 const TOKEN_TTL: Duration = Duration::from_secs(7 * 86_400);
 /// How long a cluster may take to serve again after the last kill.
@@ -30,8 +26,8 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 pub(super) struct Stage {
     /// Of a spawned cluster only.
     pub(super) cluster: Option<Arc<Cluster>>,
-    /// Acts for any user, past the gateways.
-    pub(super) client: Client,
+    /// Reads the nodes' own replicas, past the gateways; none if only gateways were named.
+    pub(super) client: Option<Client>,
     pub(super) gateways: Vec<String>,
     /// User id of every nick.
     pub(super) users: Vec<u64>,
@@ -45,7 +41,7 @@ impl Stage {
         let (cluster, client, gateways, key) = match args.spawn {
             Some(nodes) => {
                 let cluster = spawn(args, nodes, script.nicks.len()).await?;
-                let client = cluster.client().await?;
+                let client = Some(cluster.client().await?);
                 let gateways = cluster.nodes().iter().filter_map(|node| node.gateway_url());
                 let gateways: Vec<_> = gateways.collect();
                 let key = AuthKey::read(cluster.auth_key_file())?;
@@ -53,15 +49,19 @@ impl Stage {
             }
             None => {
                 let key = args.auth_key.as_deref().context("--auth-key is missing")?;
-                let client = args.node.connect().await?;
+                let client = match args.node.secret_file {
+                    Some(_) => Some(args.node.connect().await?),
+                    None => None,
+                };
                 (None, client, args.gateway.clone(), AuthKey::read(key)?)
             }
         };
         if gateways.is_empty() {
             bail!("there is no gateway");
         }
-        let users = register(&client, script).await?;
-        let group = gather(&client, &users).await?;
+        let connections = usize::from(args.connections);
+        let users = register(&gateways, &key, script, connections).await?;
+        let group = gather(&gateways, &key, &users, connections).await?;
         Ok(Self {
             cluster,
             client,
@@ -135,33 +135,34 @@ async fn spawn(args: &IrcArgs, nodes: usize, nicks: usize) -> anyhow::Result<Clu
     Ok(cluster)
 }
 
-async fn register(client: &Client, script: &Script) -> anyhow::Result<Vec<u64>> {
+/// Registers every nick as its app would: through a gateway, with a token for its handle.
+async fn register(
+    gateways: &[String],
+    key: &AuthKey,
+    script: &Script,
+    connections: usize,
+) -> anyhow::Result<Vec<u64>> {
     let bar = ProgressBar::new(script.nicks.len() as u64).with_message("users");
     bar.set_style(crate::output::bar_style());
-    let users = futures_util::stream::iter(&script.nicks)
-        .map(|nick| {
-            let request = RegisterUserRequest {
-                handle: nick.clone(),
-                ..Default::default()
-            };
-            let bar = bar.clone();
+    let users = futures_util::stream::iter(script.nicks.iter().enumerate())
+        .map(|(number, nick)| {
+            let (url, bar) = (&gateways[number % gateways.len()], bar.clone());
             async move {
-                let registered = client.register_user(request).await;
+                let (token, _) = key.issue(&format!("@{nick}"), TOKEN_TTL)?;
+                let registered = register_user(&ConnectOptions::new(url, token), nick).await;
                 bar.inc(1);
-                registered
-                    .map(|registered| registered.user)
-                    .map_err(|error| refused(nick, error))
+                registered.map_err(|error| refused(nick, error))
             }
         })
-        .buffered(CALLS)
+        .buffered(connections)
         .try_collect()
         .await?;
     bar.finish_and_clear();
     Ok(users)
 }
 
-fn refused(nick: &str, error: CallError) -> anyhow::Error {
-    let taken = error.code() == ErrorCode::HandleTaken;
+fn refused(nick: &str, error: Error) -> anyhow::Error {
+    let taken = matches!(&error, Error::Refused(fault) if fault.code == "HandleTaken");
     let error = anyhow::Error::new(error);
     if taken {
         error.context(format!(
@@ -172,46 +173,52 @@ fn refused(nick: &str, error: CallError) -> anyhow::Error {
     }
 }
 
-/// Creates the group and lets everyone join it.
-async fn gather(client: &Client, users: &[u64]) -> anyhow::Result<u64> {
-    let user_ref = |user: u64| {
-        Some(UserRef {
-            user: Some(user_ref::User::Id(user)),
-        })
-    };
-    let Some((&creator, others)) = users.split_first() else {
-        bail!("there is no nick")
-    };
-    let request = CreateGroupRequest {
-        creator: user_ref(creator),
-        name: "replay".to_owned(),
-        ..CreateGroupRequest::default()
-    };
-    let group = client
-        .create_group(request)
-        .await
-        .context("create the group")?
-        .group;
-    let bar = ProgressBar::new(others.len() as u64).with_message("members");
-    bar.set_style(crate::output::bar_style());
-    futures_util::stream::iter(others)
-        .map(|&user| {
-            let request = JoinGroupRequest {
-                group,
-                user: user_ref(user),
-                ..JoinGroupRequest::default()
+/// Creates the group and lets everyone join it, each on a WebSocket of its own.
+async fn gather(
+    gateways: &[String],
+    key: &AuthKey,
+    users: &[u64],
+    connections: usize,
+) -> anyhow::Result<u64> {
+    let connect = |number: usize| {
+        let (user, url) = (users[number], &gateways[number % gateways.len()]);
+        async move {
+            let (token, _) = key.issue(&user.to_string(), TOKEN_TTL)?;
+            let options = ConnectOptions {
+                receive: false,
+                ..ConnectOptions::new(url, token)
             };
-            let bar = bar.clone();
+            let device = Device::connect(options).await;
+            device.with_context(|| format!("connect user {user} to {url}"))
+        }
+    };
+    if users.is_empty() {
+        bail!("there is no nick")
+    }
+    let creator = connect(0).await?;
+    let group = creator
+        .create_group("replay")
+        .await
+        .context("create the group")?;
+    creator.close().await?;
+    let bar = ProgressBar::new(users.len() as u64 - 1).with_message("members");
+    bar.set_style(crate::output::bar_style());
+    futures_util::stream::iter(1..users.len())
+        .map(|number| {
+            let (member, bar) = (connect(number), bar.clone());
             async move {
-                client.join_group(request).await?;
+                let member = member.await?;
+                member.join_group(group).await.context(
+                    "join the group (its greatest size is the option cluster.group_members_max)",
+                )?;
+                member.close().await?;
                 bar.inc(1);
-                Ok::<_, CallError>(())
+                anyhow::Ok(())
             }
         })
-        .buffer_unordered(CALLS)
+        .buffer_unordered(connections)
         .try_collect::<()>()
-        .await
-        .context("join the group (its greatest size is the option cluster.group_members_max)")?;
+        .await?;
     bar.finish_and_clear();
     Ok(group)
 }
