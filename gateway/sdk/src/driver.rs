@@ -2,6 +2,7 @@
 //! step by push and sync.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,9 @@ const TICK: Duration = Duration::from_secs(2);
 
 /// A link on which nothing was heard for so long after a ping is given up.
 const PONG_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long what an old gateway still says is waited for, once another one is connected.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Calls taken in while there is no connection.
 const WAITING_MAX: usize = 1024;
@@ -42,10 +46,15 @@ struct Pending {
     retry_at: Option<Instant>,
 }
 
+/// An attempt to connect elsewhere, while the present connection still serves.
+type Moving = Pin<Box<dyn Future<Output = Result<Open, Error>> + Send>>;
+
 /// How a connection ended.
 enum End {
     /// The client is closed.
     Closed,
+    /// The gateway said that it goes away, and another one is connected.
+    Moved(Box<Open>),
     /// Connect anew; at once if the gateway asked for it.
     Broken { reason: String, asked: bool },
 }
@@ -85,6 +94,7 @@ struct Session {
     in_flight_max: usize,
     sync_messages_max: u32,
     leave_at: Option<Instant>,
+    moving: Option<Moving>,
 }
 
 impl Driver {
@@ -116,9 +126,13 @@ impl Driver {
     /// Runs until the client is closed or no gateway lets it in.
     pub(crate) async fn run(mut self, first: Open) {
         let mut next = Some(first);
+        let mut moved = false;
         while let Some(open) = next {
             self.link.send_replace(link_of(&open));
-            self.inbox.put(Event::Connected);
+            // To the app a move is no event: it was connected all the time.
+            if !std::mem::take(&mut moved) {
+                self.inbox.put(Event::Connected);
+            }
             let mut session = Session::new(open);
             let end = match Box::pin(self.serve(&mut session)).await {
                 Ok(end) => end,
@@ -133,6 +147,11 @@ impl Driver {
                     let _ = tokio::time::timeout(Duration::from_millis(200), farewell).await;
                     None
                 }
+                End::Moved(open) => {
+                    self.drain(&mut session).await;
+                    moved = true;
+                    Some(*open)
+                }
                 End::Broken { reason, asked } => {
                     // Closed before the new one is opened: one device, one connection.
                     drop(session);
@@ -142,6 +161,39 @@ impl Driver {
         }
         self.inbox.close();
         // Dropping the calls' channels tells them.
+    }
+
+    /// Takes what the old gateway still has for this client: the answers to what is under way, and
+    /// pushes. Nothing hangs on it: what is missed is repeated, or synced.
+    async fn drain(&mut self, session: &mut Session) {
+        let closing = self.closing.clone();
+        let draining = async {
+            while !self.all_answered() {
+                let received = session.socket.next().await;
+                if !matches!(self.receive(session, received), Ok(None)) {
+                    return;
+                }
+            }
+            if session.socket.close(None).await.is_err() {
+                return;
+            }
+            // Until the gateway closes, too.
+            loop {
+                let received = session.socket.next().await;
+                if !matches!(self.receive(session, received), Ok(None)) {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            _ = tokio::time::timeout(DRAIN_PATIENCE, draining) => {}
+            () = closing.cancelled() => {}
+        }
+    }
+
+    fn all_answered(&self) -> bool {
+        let mut pending = self.pending.values();
+        self.sync.running.is_none() && pending.all(|call| call.retry_at.is_some())
     }
 
     /// Tries until a connection is up; `None` if the client is closed or not let in.
@@ -236,6 +288,9 @@ impl Driver {
                     if let Some(end) = self.receive(session, received)? {
                         return Ok(end);
                     }
+                }
+                opened = opened(&mut session.moving), if session.moving.is_some() => {
+                    return Ok(moved(opened));
                 }
                 () = inbox.drained.notified(), if self.sync.wanted => {}
                 () = tokio::time::sleep_until(wake) => {
@@ -339,11 +394,11 @@ impl Driver {
         let now = Instant::now();
         self.pending.retain(|_, call| !call.answer.is_closed());
         self.waiting.retain(|(_, answer)| !answer.is_closed());
-        if session.leave_at.is_some_and(|at| at <= now) {
-            return Ok(Some(End::Broken {
-                reason: "the gateway stops".into(),
-                asked: true,
-            }));
+        if session.leave_at.take_if(|at| *at <= now).is_some() {
+            // Served here until another gateway lets this client in.
+            let options = self.options.clone();
+            let open = async move { socket::open(&options, Purpose::Use).await };
+            session.moving = Some(Box::pin(open));
         }
         match session.pinged {
             Some(at) if now.duration_since(at) > PONG_PATIENCE => {
@@ -411,6 +466,8 @@ impl Driver {
             ServerFrame::Error { id, fault } => self.take_fault(id, fault),
             ServerFrame::Push(push) => self.take_push(push),
             ServerFrame::Notify { .. } => self.sync.wanted = self.options.receive,
+            // A second one changes nothing once the client is on its way.
+            ServerFrame::GoAway(_) if session.moving.is_some() => {}
             ServerFrame::GoAway(go_away) => {
                 let pause = backoff::within(go_away.after_ms_min, go_away.after_ms_max);
                 session.leave_at = Some(Instant::now() + pause);
@@ -487,6 +544,7 @@ impl Session {
             in_flight_max: (limits.in_flight_max as usize).saturating_sub(1).max(1),
             sync_messages_max: limits.sync_messages_max.max(1),
             leave_at: None,
+            moving: None,
         }
     }
 }
@@ -496,6 +554,26 @@ fn link_of(open: &Open) -> Link {
         limits: open.welcome.limits,
         server_time_ms: open.welcome.server_time_ms,
         at: open.welcomed_at,
+    }
+}
+
+/// Resolves with the attempt to connect elsewhere; without one, never.
+async fn opened(moving: &mut Option<Moving>) -> Result<Open, Error> {
+    match moving {
+        Some(moving) => moving.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What follows from the attempt. If nobody else lets this client in, it leaves all the same, and
+/// tries as after a break: staying would only hold up a gateway that has nobody to hand over to.
+fn moved(opened: Result<Open, Error>) -> End {
+    match opened {
+        Ok(open) => End::Moved(Box::new(open)),
+        Err(error) => End::Broken {
+            reason: format!("the gateway stops, and no other is there yet: {error}"),
+            asked: true,
+        },
     }
 }
 

@@ -1,5 +1,6 @@
 //! What the tests drive a gateway with.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,8 @@ use mailbox_gateway::{Gateway, GatewayOptions, Limits, Listen};
 use mailbox_sdk::{Client, ConnectOptions, Encoding, Event, Message, UserRef};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::{self, Message as WsMessage};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
@@ -149,6 +151,68 @@ impl RawSocket {
             .await
             .unwrap()
             .unwrap()
+    }
+}
+
+/// One address before several gateways, as a balancer is: a new connection goes to the one that it
+/// leads to now. The first passes at once; each later one waits until it is opened.
+pub(crate) struct Door {
+    address: SocketAddr,
+    leads_to: watch::Sender<SocketAddr>,
+    knocks: mpsc::UnboundedReceiver<()>,
+    opened: Arc<Semaphore>,
+}
+
+impl Door {
+    pub(crate) async fn before(gateway: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (leads_to, to) = watch::channel(gateway);
+        let (knock, knocks) = mpsc::unbounded_channel();
+        let opened = Arc::new(Semaphore::new(1));
+        let may_pass = Arc::clone(&opened);
+        tokio::spawn(async move {
+            let mut first = true;
+            while let Ok((mut client, _)) = listener.accept().await {
+                if !std::mem::take(&mut first) {
+                    let _ = knock.send(());
+                }
+                let (may_pass, to) = (Arc::clone(&may_pass), to.clone());
+                tokio::spawn(async move {
+                    may_pass.acquire().await.unwrap().forget();
+                    let to = *to.borrow();
+                    let mut gateway = TcpStream::connect(to).await.unwrap();
+                    let _ = tokio::io::copy_bidirectional(&mut client, &mut gateway).await;
+                });
+            }
+        });
+        Self {
+            address,
+            leads_to,
+            knocks,
+            opened,
+        }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("ws://{}", self.address)
+    }
+
+    pub(crate) fn lead_to(&self, gateway: SocketAddr) {
+        self.leads_to.send_replace(gateway);
+    }
+
+    /// Waits for a later connection.
+    pub(crate) async fn knocked(&mut self) {
+        tokio::time::timeout(PATIENCE, self.knocks.recv())
+            .await
+            .unwrap()
+            .unwrap();
+    }
+
+    /// Lets one later connection pass.
+    pub(crate) fn open(&self) {
+        self.opened.add_permits(1);
     }
 }
 

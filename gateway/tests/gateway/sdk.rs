@@ -10,7 +10,7 @@ use mailbox_sdk::{
 };
 
 use crate::drive::{
-    PATIENCE, Rig, gateway, id_token, limits, next_message, tls, token, token_for, until,
+    Door, PATIENCE, Rig, gateway, id_token, limits, next_message, tls, token, token_for, until,
 };
 
 fn to(text: &str) -> Destination {
@@ -214,6 +214,46 @@ async fn go_away_moves_the_client_to_another_gateway() {
     let _again = gateway(&store, |options| options.listen = Listen::Address(address)).await;
     store.send_text(17, 18, "still there?");
     assert_eq!(next_message(&bob).await.text(), Some("still there?"));
+}
+
+#[tokio::test]
+async fn a_client_connects_elsewhere_before_it_leaves() {
+    let Rig {
+        store,
+        gateway: old,
+    } = Rig::start().await;
+    let new = gateway(&store, |_| {}).await;
+    let mut door = Door::before(old.local_addr()).await;
+    let mut options = ConnectOptions::new(door.url(), token("bob"));
+    options.connect_timeout = PATIENCE;
+    let bob = Client::connect(options).await.unwrap();
+    assert_eq!(bob.next().await, Some(Event::Connected));
+    store.send_text(17, 18, "one");
+    assert_eq!(next_message(&bob).await.text(), Some("one"));
+
+    door.lead_to(new.local_addr());
+    let stopping = tokio::spawn(old.shutdown(Duration::from_secs(10)));
+    door.knocked().await;
+    // The way to the other gateway is not open yet: the old one still serves.
+    store.send_text(17, 18, "two");
+    let event = tokio::time::timeout(PATIENCE, bob.next()).await.unwrap();
+    assert!(
+        matches!(&event, Some(Event::Message(message)) if message.text() == Some("two")),
+        "{event:?}"
+    );
+    bob.send(&to("@alice"), "three").await.unwrap();
+    door.open();
+    until(|| new.connections() == 1).await;
+    stopping.await.unwrap();
+    store.send_text(17, 18, "four");
+    for text in ["three", "four"] {
+        // No event tells of a break: there was none.
+        let event = tokio::time::timeout(PATIENCE, bob.next()).await.unwrap();
+        assert!(
+            matches!(&event, Some(Event::Message(message)) if message.text() == Some(text)),
+            "{event:?}"
+        );
+    }
 }
 
 #[tokio::test]
