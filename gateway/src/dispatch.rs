@@ -15,12 +15,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use mailbox_api::v1;
+use mailbox_api::v1::{self, ErrorCode};
 use mailbox_client::{CallError, Client, SubscribeEvent, SubscribeHandle};
 use mailbox_wire::{Encoding, Message, MessageType, Position, Push, ServerFrame, Timeline};
 use parking_lot::Mutex;
 use tokio::sync::{OnceCell, mpsc};
 
+use crate::Limits;
 use crate::connection::Connection;
 use crate::convert::{message_from_api, timeline_from_api, timeline_to_api, user_id_to_api};
 use crate::metrics::Metrics;
@@ -31,6 +32,7 @@ pub(crate) struct Dispatch {
     client: Client,
     upstream: SubscribeHandle,
     metrics: Metrics,
+    user_connections_max: usize,
     state: Mutex<State>,
 }
 
@@ -67,7 +69,7 @@ impl Dispatch {
     pub(crate) fn start(
         client: Client,
         metrics: Metrics,
-        groups_refresh: Duration,
+        limits: &Limits,
     ) -> (Arc<Self>, [tokio::task::JoinHandle<()>; 2]) {
         let (upstream, events) = client.subscribe();
         let state = Mutex::default();
@@ -75,10 +77,11 @@ impl Dispatch {
             client,
             upstream,
             metrics,
+            user_connections_max: limits.user_connections_max,
             state,
         });
         let feed = tokio::spawn(Arc::clone(&dispatch).feed(events));
-        let refresh = tokio::spawn(Arc::clone(&dispatch).refresh_groups(groups_refresh));
+        let refresh = tokio::spawn(Arc::clone(&dispatch).refresh_groups(limits.groups_refresh));
         (dispatch, [feed, refresh])
     }
 
@@ -91,6 +94,9 @@ impl Dispatch {
         let subscribed = {
             let mut state = self.state.lock();
             let online = state.users.entry(user).or_default();
+            if online.connections.len() >= self.user_connections_max {
+                return Err(too_many_connections(self.user_connections_max));
+            }
             online.connections.push(Arc::clone(&connection));
             Arc::clone(&online.subscribed)
         };
@@ -390,6 +396,14 @@ fn encode(encoding: Encoding, timeline: Timeline, messages: Vec<Message>) -> Byt
         prev_seq,
         messages,
     }))
+}
+
+/// Retryable: the gateway may not have noticed yet that older ones are gone.
+fn too_many_connections(max: usize) -> CallError {
+    let message = format!(
+        "the user has {max} connections to this gateway, the limit (user_connections_max) is {max}"
+    );
+    CallError::new(ErrorCode::Busy, message)
 }
 
 impl Drop for Attachment {

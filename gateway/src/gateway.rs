@@ -143,11 +143,7 @@ impl Gateway {
         let local_addr = listener.local_addr().map_err(Error::Listener)?;
         let metrics = Metrics::register(&options.registry);
         let limits = options.limits;
-        let (dispatch, feeds) = Dispatch::start(
-            options.client.clone(),
-            metrics.clone(),
-            limits.groups_refresh,
-        );
+        let (dispatch, feeds) = Dispatch::start(options.client.clone(), metrics.clone(), &limits);
         let client = options.client;
         let answerer = Arc::new(Answerer {
             client,

@@ -61,6 +61,9 @@ pub struct Limits {
     /// Connections open at once; further ones are closed as soon as they are accepted. Each costs
     /// one descriptor.
     pub connections_max: usize,
+    /// WebSockets of one user open at once: each is pushed every message of the user's. A further one
+    /// is refused until one of them is closed.
+    pub user_connections_max: usize,
     /// Time for TLS and the HTTP request head.
     pub handshake_timeout: Duration,
     /// A WebSocket on which nothing was heard for so long is closed.
@@ -90,6 +93,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections_max: 15_000,
+            user_connections_max: 64,
             handshake_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(300),
             write_stall_timeout: Duration::from_secs(30),

@@ -306,3 +306,23 @@ async fn a_drain_closes_who_stays() {
     }
     drain.await.unwrap();
 }
+
+#[tokio::test]
+async fn one_user_has_a_bounded_number_of_connections() {
+    let rig = Rig::with(limits(|limits| limits.user_connections_max = 2)).await;
+    let first = RawSocket::connect(&rig.url(), "alice").await;
+    let _second = RawSocket::connect(&rig.url(), "alice").await;
+    let url = format!("{}/v1/ws?access_token={}", rig.url(), token("alice"));
+    let refused = tokio_tungstenite::connect_async(&url).await.unwrap_err();
+    let tokio_tungstenite::tungstenite::Error::Http(response) = refused else {
+        panic!("{refused}");
+    };
+    assert_eq!(response.status(), 429);
+    let body = String::from_utf8(response.into_body().unwrap()).unwrap();
+    assert!(body.contains("user_connections_max"), "{body}");
+    assert!(body.contains("\"retryable\":true"), "{body}");
+    // Others are not concerned, and a place that is given up is free again.
+    let _bob = RawSocket::connect(&rig.url(), "bob").await;
+    drop(first);
+    rig.sdk("alice").await;
+}
