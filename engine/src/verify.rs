@@ -40,8 +40,10 @@ impl VerifyReport {
 }
 
 impl Shard {
-    /// Reads every block of the node's files and every row of this shard in them, and lists what
-    /// fails its checksum or does not decode. `progress` is told the rows read so far.
+    /// Reads every block of rows of the node's files and every row of this shard in them, and lists
+    /// what fails its checksum or does not decode. Not read are the files' filters: they hold no rows,
+    /// and one that fails its own checksum saves no look-up any more, but hides no row either.
+    /// `progress` is told the rows read so far.
     ///
     /// # Errors
     /// The walk itself could not go on.

@@ -11,7 +11,8 @@ use bytes::Bytes;
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, Cache, DB, DBCompressionType, DBRawIterator, ErrorKind,
-    IngestExternalFileOptions, Options, ReadOptions, Snapshot, SstFileWriter, properties,
+    IngestExternalFileOptions, Options, ReadOptions, Snapshot, SstFileWriter, WriteBatch,
+    WriteOptions, properties,
 };
 use self_cell::self_cell;
 
@@ -69,6 +70,19 @@ impl RocksBase {
             operation,
             path: self.dir.clone(),
             source,
+        }
+    }
+
+    /// Why work in the background failed. RocksDB keeps that to itself until the next write, which it
+    /// refuses in the same words; an empty one changes nothing if it does not.
+    fn background_fault(&self) -> Error {
+        let mut options = WriteOptions::default();
+        options.disable_wal(true);
+        match self.db.write_opt(WriteBatch::default(), &options) {
+            Err(source) => self.failed("compaction", source),
+            Ok(()) => Error::Stopped {
+                reason: format!("compaction failed in {}", self.dir.display()),
+            },
         }
     }
 
@@ -228,9 +242,8 @@ impl Base for RocksBase {
             .map_err(|source| self.failed("ingest", source))?;
         let errors = self.db.property_int_value(properties::BACKGROUND_ERRORS);
         if errors.map_err(|source| self.failed("read a property of", source))? > Some(0) {
-            // RocksDB would go on with a part of its work lost; see the notes of design section 4.
-            let reason = format!("compaction failed in {}", self.dir.display());
-            return Err(Error::Stopped { reason });
+            // RocksDB would go on with a part of its work lost.
+            return Err(self.background_fault());
         }
         Ok(())
     }

@@ -118,6 +118,40 @@ fn a_flipped_byte_in_a_file_is_named_with_its_key() {
 }
 
 #[test]
+fn a_compaction_that_meets_a_flipped_byte_stops_the_next_flush_naming_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Disk::open_dir(dir.path());
+    let shard = new_shard(&store);
+    let state = dir.path().join("state");
+    let flush = |round: u64| {
+        for user in 0..50 {
+            shard.send(user, &format!("round {round} {}", "filler ".repeat(20)));
+        }
+        let frozen = shard.freeze().expect("rows to flush");
+        let built = shard.build(&frozen)?;
+        shard.ingest(built)
+    };
+    flush(0).unwrap();
+    let before = sst_files(&state);
+    flush(1).unwrap();
+    let mut second = sst_files(&state);
+    second.retain(|path| !before.contains(path));
+    let [damaged] = second.as_slice() else {
+        panic!("{second:?}")
+    };
+    let mut bytes = std::fs::read(damaged).unwrap();
+    let middle = bytes.len() / 3;
+    bytes[middle] ^= 0x01;
+    std::fs::write(damaged, bytes).unwrap();
+    // The compaction runs beside: some flush is the first one after it.
+    let error = (2..2000).find_map(|round| flush(round).err());
+    let error = error.expect("the compaction has met the byte");
+    let source = std::error::Error::source(&error).expect("RocksDB's words");
+    let name = damaged.file_name().unwrap().to_str().unwrap();
+    assert!(source.to_string().contains(name), "{error}: {source}");
+}
+
+#[test]
 fn a_row_that_fails_its_crc_is_named_with_its_key() {
     let disk = Disk::all().into_iter().next().unwrap();
     let Disk::Memory(memory) = &disk else {

@@ -26,7 +26,8 @@ const FAULTS_SHOWN_MAX: usize = 20;
 
 /// Verify the files of stopped nodes and print their state hashes; changes nothing.
 ///
-/// Every row, every file of the store and every batch of the log is checked against its checksum.
+/// Every row, every block of rows and index of the store's files and every batch of the log is
+/// checked against its checksum. (The files' filters, which only save look-ups, are not read.)
 /// Then the log is replayed, in a view beside the data, up to the newest entry that is known to be
 /// committed, and the state hash is printed with its index. Given several nodes of one cluster, all
 /// are brought to one index and compared.
