@@ -1,0 +1,246 @@
+//! One flipped byte in the files of one of three nodes, stopped by SIGTERM: in an SST, in the middle of
+//! the log, in the last synced batch of the log.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use mailbox_client::v1::ErrorCode;
+use mailbox_cluster::{Cluster, ClusterOptions, Node};
+
+use crate::binary::mailboxd;
+use crate::load::{Acked, Load, PATIENCE, ended, follower, stop};
+
+const USERS: usize = 10;
+const SENDS: usize = 4000;
+/// `mailboxd --help`: could not start; storage fault while running.
+const EXIT_NOT_STARTED: i32 = 1;
+const EXIT_STORAGE_FAULT: i32 = 3;
+
+async fn three_nodes() -> (Cluster, Load) {
+    let options = ClusterOptions {
+        nodes: 3,
+        binary: Some(mailboxd()),
+        extra_config: "[node]\ndisk_free_min_percent = 0\ndisk_free_min_bytes = \"64 MiB\"".into(),
+        ..ClusterOptions::default()
+    };
+    let cluster = Cluster::start(options).await.expect("three nodes");
+    let mut load = Load::new(&cluster, USERS).await;
+    load.send(SENDS).await;
+    (cluster, load)
+}
+
+fn files(dir: &Path, extension: &str) -> Vec<PathBuf> {
+    let mut files: Vec<_> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|file| file.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|found| found == extension))
+        .collect();
+    files.sort();
+    files
+}
+
+/// The first place where a file of `dir` holds the middle of one of these bodies. Bodies are random, so
+/// they are stored as they are, compressed or not; in the log the border of a block may cut one.
+fn find(dir: &Path, extension: &str, candidates: &[Acked]) -> (PathBuf, u64) {
+    for path in files(dir, extension) {
+        let bytes = std::fs::read(&path).unwrap();
+        for needle in candidates.iter().map(|acked| &acked.body[30..70]) {
+            if let Some(at) = bytes.windows(needle.len()).position(|part| part == needle) {
+                return (path, at as u64);
+            }
+        }
+    }
+    panic!("no *.{extension} in {} holds the body", dir.display());
+}
+
+/// A byte that is not what was written, until it is restored.
+struct Flipped {
+    path: PathBuf,
+    at: u64,
+}
+
+impl Flipped {
+    fn new((path, at): (PathBuf, u64)) -> Self {
+        let flipped = Self { path, at };
+        flipped.flip();
+        flipped
+    }
+
+    fn flip(&self) {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&self.path)
+            .unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, self.at).unwrap();
+        file.write_all_at(&[byte[0] ^ 0x10], self.at).unwrap();
+    }
+
+    fn file_name(&self) -> &str {
+        self.path.file_name().unwrap().to_str().unwrap()
+    }
+
+    fn restore(self) {
+        self.flip();
+    }
+}
+
+/// Starts the mended node; all three become equal, and it has every acked message.
+async fn heals(cluster: &Cluster, load: &mut Load, node: &Node) {
+    node.start().unwrap();
+    cluster.wait_ready(PATIENCE).await.unwrap();
+    load.send(100).await;
+    let index = load.hash_all(cluster).await;
+    load.check_all(Some(node.address())).await;
+    println!(
+        "node {} is back; three equal hashes at index {index}, {} acked messages read there",
+        node.id(),
+        load.acked.len()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flipped_byte_in_an_sst_is_refused_row_by_row_and_stops_what_applies_it() {
+    let (cluster, mut load) = three_nodes().await;
+    load.hash_all(&cluster).await;
+    let damaged = follower(&cluster).await;
+    let node = cluster.node(damaged);
+    let state = node.data_dir().join("state");
+    // Of the two rows of a message that of the lower owner comes first in a file.
+    let owner = *load.users.iter().min().unwrap();
+    let own: Vec<_> = load
+        .acked
+        .iter()
+        .filter(|acked| acked.from == owner)
+        .collect();
+    let middle = own[own.len() / 2].clone();
+    stop(node).await;
+    load.send(200).await;
+
+    let byte = Flipped::new(find(&state, "sst", std::slice::from_ref(&middle)));
+    node.start().unwrap();
+    cluster.wait_ready(PATIENCE).await.unwrap();
+    let here = Some(node.address());
+    let refused = load.page(here, owner, middle.seq - 1, 1).await;
+    let refused = refused.expect_err("the row is not served");
+    println!("refused: {refused}");
+    assert_eq!(refused.code(), ErrorCode::Internal);
+    let words = &refused.0.message;
+    assert!(words.contains(byte.file_name()), "the file: {words}");
+    let key = format!("{owner:016x}{:016x}", middle.seq);
+    assert!(words.contains(&key), "key {key}: {words}");
+    // Rows in other blocks are served, of this mailbox too.
+    let first = load.page(here, owner, 0, 5).await.expect("the first rows");
+    assert_eq!(first.messages.len(), 5);
+    for other in load.users.iter().filter(|user| **user != owner) {
+        assert!(!load.mailbox(here, *other).await.is_empty());
+    }
+    load.send(200).await;
+    assert!(node.pid().is_some(), "{}", node.log_tail());
+    stop(node).await;
+    byte.restore();
+    heals(&cluster, &mut load, node).await;
+
+    // Apply looks for the head of the sender's mailbox, and meets the byte there.
+    let bodies = load.mailbox(None, owner).await;
+    let last = Acked {
+        from: owner,
+        seq: bodies.len() as u64,
+        body: bodies.last().unwrap().clone(),
+    };
+    stop(node).await;
+    let byte = Flipped::new(find(&state, "sst", std::slice::from_ref(&last)));
+    node.start().unwrap();
+    cluster.wait_ready(PATIENCE).await.unwrap();
+    load.send(200).await;
+    let status = ended(node).await;
+    println!("apply met the byte: {status}\n{}", last_line(node));
+    assert_eq!(status.code(), Some(EXIT_STORAGE_FAULT));
+    assert!(
+        last_line(node).contains(byte.file_name()),
+        "{}",
+        node.log_tail()
+    );
+    load.send(200).await;
+    byte.restore();
+    heals(&cluster, &mut load, node).await;
+}
+
+fn last_line(node: &Node) -> String {
+    node.log_tail()
+        .lines()
+        .last()
+        .unwrap_or_default()
+        .to_owned()
+}
+
+/// Starts the node, which must refuse naming file and batch while the others go on.
+async fn refuses(load: &mut Load, node: &Node, byte: &Flipped) {
+    node.start().unwrap();
+    let status = ended(node).await;
+    let words = last_line(node);
+    println!("{status}: {words}");
+    assert_eq!(status.code(), Some(EXIT_NOT_STARTED), "{words}");
+    assert!(words.contains(byte.path.to_str().unwrap()), "{words}");
+    let batch = words
+        .split_once("batch ")
+        .and_then(|(_, rest)| rest.split(|c: char| !c.is_ascii_digit()).next())
+        .and_then(|number| number.parse::<u64>().ok());
+    assert!(batch.is_some(), "{words}");
+    load.send(200).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flipped_byte_in_the_log_keeps_the_node_from_starting() {
+    let (cluster, mut load) = three_nodes().await;
+    let damaged = follower(&cluster).await;
+    let node = cluster.node(damaged);
+    let log = node.data_dir().join("log");
+    stop(node).await;
+    load.send(200).await;
+
+    let older = &load.acked[SENDS / 2..SENDS / 2 + 3];
+    let byte = Flipped::new(find(&log, "log", older));
+    // Twice: the first refusal must not destroy the evidence.
+    refuses(&mut load, node, &byte).await;
+    refuses(&mut load, node, &byte).await;
+    byte.restore();
+    heals(&cluster, &mut load, node).await;
+
+    stop(node).await;
+    let newest = files(&log, "log").pop().unwrap();
+    let at = last_record(&newest);
+    let byte = Flipped::new((newest, at));
+    refuses(&mut load, node, &byte).await;
+    refuses(&mut load, node, &byte).await;
+    byte.restore();
+    heals(&cluster, &mut load, node).await;
+}
+
+/// Where the content of the last record of a WAL file begins. A file is a row of 32 KiB blocks; a piece
+/// of a record is `checksum u32 | length u16 | type u8 | low half of the file's number u32 | bytes`,
+/// little-endian, and a recycled file goes on with pieces of another number.
+fn last_record(path: &Path) -> u64 {
+    const BLOCK: usize = 32 * 1024;
+    const HEADER: usize = 11;
+    let number: u64 = path.file_stem().unwrap().to_str().unwrap().parse().unwrap();
+    let bytes = std::fs::read(path).unwrap();
+    let mut last = None;
+    let mut at = 0;
+    while at + HEADER <= bytes.len() {
+        if BLOCK - at % BLOCK < HEADER {
+            at = at.next_multiple_of(BLOCK);
+            continue;
+        }
+        let header = &bytes[at..at + HEADER];
+        let of = u32::from_le_bytes(header[7..11].try_into().unwrap());
+        if !(5..=8).contains(&header[6]) || u64::from(of) != number {
+            break;
+        }
+        last = Some(at + HEADER);
+        at += HEADER + usize::from(u16::from_le_bytes([header[4], header[5]]));
+    }
+    last.expect("a record") as u64
+}
