@@ -13,7 +13,7 @@ use crate::history::{Fault, Installation, Op, Recorder};
 /// What can be done to a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// `kill -9` of the leader of shard 0, and a restart.
+    /// `kill -9` of the leader of shard 1, and a restart.
     KillLeader,
     /// `kill -9` of any node, and a restart.
     KillRandom,

@@ -298,7 +298,7 @@ impl<'a> Run<'a> {
     async fn hash_all(&self) -> Vec<String> {
         let client = &self.patient;
         let mut request = v1::StateHashRequest {
-            shard: 0,
+            shard: 1,
             cut_index: 0,
         };
         match client.state_hash(None, request).await {

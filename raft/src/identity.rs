@@ -12,8 +12,9 @@ use crate::error::Error;
 use crate::peer_link::PEER_PROTOCOL;
 
 const FILE: &str = "IDENTITY";
-/// Format of the file itself and of the directory's layout.
-const NODE_FORMAT: u32 = 1;
+/// Format of the file itself and of the directory's layout. 1: one shard, with id 0, holds every slot, and
+/// `shard_count` is not there; no build reads both.
+const NODE_FORMAT: u32 = 2;
 
 /// Who a directory belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +22,7 @@ pub(crate) struct Identity {
     pub(crate) cluster_id: String,
     pub(crate) node: u64,
     pub(crate) slot_count: u16,
+    pub(crate) shard_count: u16,
 }
 
 fn formats() -> [(&'static str, u32); 4] {
@@ -70,6 +72,9 @@ impl Identity {
                 .parse::<u64>()
                 .map_err(|error| damaged(format!("{name} {value:?}: {error}")))
         };
+        let small = |name: &str| {
+            u16::try_from(number(name)?).map_err(|error| damaged(format!("{name}: {error}")))
+        };
         for (what, supported) in formats() {
             let found = u32::try_from(number(what)?).unwrap_or(u32::MAX);
             if found != supported {
@@ -84,8 +89,8 @@ impl Identity {
         Ok(Identity {
             cluster_id: field("cluster_id")?.to_owned(),
             node: number("node")?,
-            slot_count: u16::try_from(number("slot_count")?)
-                .map_err(|error| damaged(format!("slot_count: {error}")))?,
+            slot_count: small("slot_count")?,
+            shard_count: small("shard_count")?,
         })
     }
 
@@ -98,8 +103,8 @@ impl Identity {
             text.push_str(&format!("{name} = {number}\n"));
         }
         text.push_str(&format!(
-            "cluster_id = {}\nnode = {}\nslot_count = {}\n",
-            self.cluster_id, self.node, self.slot_count
+            "cluster_id = {}\nnode = {}\nslot_count = {}\nshard_count = {}\n",
+            self.cluster_id, self.node, self.slot_count, self.shard_count
         ));
         let draft = path.with_extension("new");
         let mut file = File::create(&draft).map_err(failed)?;
@@ -125,6 +130,11 @@ impl Identity {
                 self.slot_count.to_string(),
                 wanted.slot_count.to_string(),
             ),
+            (
+                "shard_count",
+                self.shard_count.to_string(),
+                wanted.shard_count.to_string(),
+            ),
         ];
         for (what, found, wanted) in fields {
             if found != wanted {
@@ -149,6 +159,7 @@ mod tests {
             cluster_id: "blue".to_owned(),
             node: 3,
             slot_count: 64,
+            shard_count: 4,
         }
     }
 
@@ -161,17 +172,37 @@ mod tests {
     }
 
     #[test]
-    fn another_node_cluster_or_slot_count_is_refused() {
-        let other = Identity {
+    fn another_slot_or_shard_count_is_refused_with_both_numbers() {
+        let slots = Identity {
             slot_count: 128,
             ..identity()
         };
-        let error = identity()
-            .check(Path::new("/d"), &other)
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains("slot_count 64"), "{error}");
-        assert!(error.contains("128"), "{error}");
+        let shards = Identity {
+            shard_count: 16,
+            ..identity()
+        };
+        for (other, found, wanted) in [
+            (slots, "slot_count 64", "128"),
+            (shards, "shard_count 4", "16"),
+        ] {
+            let error = identity()
+                .check(Path::new("/d"), &other)
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains(found), "{error}");
+            assert!(error.contains(wanted), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_directory_from_before_there_were_many_shards_is_refused_with_the_build_to_use() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = "node_format = 1\nstore_format = 1\nsnapshot_format = 1\npeer_protocol = 1\n\
+                   cluster_id = blue\nnode = 3\nslot_count = 64\n";
+        fs::write(Identity::path(dir.path()), old).unwrap();
+        let error = Identity::read(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("node_format format 1"), "{error}");
+        assert!(error.contains("use a build that reads 1"), "{error}");
     }
 
     #[test]

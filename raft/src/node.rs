@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use mailbox_engine::{ShardId, Store};
 use openraft::storage::RaftLogStorage;
 use parking_lot::Mutex;
@@ -27,8 +28,6 @@ use crate::shard::Shard;
 use crate::snapshot::SnapshotPace;
 use crate::status::PeerStatus;
 
-/// The shard that holds all slots.
-const FIRST_SHARD: ShardId = ShardId(0);
 /// How long a shutdown waits for another node to take a leadership over.
 const HANDOVER_WAIT: Duration = Duration::from_secs(2);
 /// How often a node whose clock is wrong tries to hand its leaderships away.
@@ -199,15 +198,13 @@ impl Node {
     /// What could not be flushed or closed; all is stopped nevertheless.
     pub async fn shutdown(&self) -> Result<(), Error> {
         let shards = std::mem::take(&mut *self.shards.lock());
-        for shard in shards.values() {
-            shard.replica().give_leadership_away(HANDOVER_WAIT).await;
-        }
+        let replicas = || shards.values().map(Shard::replica);
+        // All at once: a shutdown takes as long as its slowest shard, not as all of them.
+        join_all(replicas().map(|replica| replica.give_leadership_away(HANDOVER_WAIT))).await;
         for task in std::mem::take(&mut *self.tasks.lock()) {
             task.abort();
         }
-        for shard in shards.values() {
-            shard.replica().stop().await;
-        }
+        join_all(replicas().map(|replica| replica.stop())).await;
         self.peer_service.remove_all();
         drop(shards);
         // What a fault has touched is not written again.
@@ -239,6 +236,7 @@ fn open(options: &NodeOptions, runtime: &Handle) -> Result<Opened, Error> {
         cluster_id: options.cluster_id.clone(),
         node: options.node,
         slot_count: options.engine.slot_count,
+        shard_count: options.shard_count,
     };
     let found = Identity::read(dir)?;
     let lost = |what| Error::LostData {
@@ -259,8 +257,11 @@ fn open(options: &NodeOptions, runtime: &Handle) -> Result<Opened, Error> {
     let log = SharedLog::open(&log_dir, options.log.clone())
         .map_err(|error| Error::Log(error.to_string()))?;
     if found.is_none() {
-        if store.shards().is_empty() {
-            store.create_shard(FIRST_SHARD, 0..=options.engine.slot_count - 1)?;
+        // A bootstrap that a crash has cut short has made some of them.
+        for (shard, slots) in options.first_shards() {
+            if store.shard(shard).is_none() {
+                store.create_shard(shard, slots)?;
+            }
         }
         wanted.write(dir)?;
     }
@@ -274,7 +275,8 @@ fn open(options: &NodeOptions, runtime: &Handle) -> Result<Opened, Error> {
         cluster_options::compare(&options.cluster_options, &engine)?;
         shards.push((engine, shard_log));
     }
-    if shards.is_empty() {
+    let all = options.first_shards().map(|(shard, _)| shard);
+    if !all.eq(store.shards()) {
         return Err(lost("shards"));
     }
     Ok(Opened { store, log, shards })
@@ -321,9 +323,8 @@ async fn watch_clock(clock: Arc<Clock>, shards: Vec<Shard>) {
     loop {
         tokio::time::sleep(CLOCK_LOOK).await;
         if let Some(ClockFault::Skewed { .. }) = clock.fault() {
-            for shard in &shards {
-                shard.replica().give_leadership_away(Duration::ZERO).await;
-            }
+            let replicas = shards.iter().map(Shard::replica);
+            join_all(replicas.map(|replica| replica.give_leadership_away(Duration::ZERO))).await;
         }
     }
 }

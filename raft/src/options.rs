@@ -1,8 +1,11 @@
 //! What a node is told when it starts.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
+
+use mailbox_engine::ShardId;
 
 use crate::error::Error;
 
@@ -49,7 +52,9 @@ pub struct NodeOptions {
     pub dir: PathBuf,
     /// All nodes, this one included: id → `host:port` of its peer service.
     pub members: BTreeMap<u64, String>,
-    /// Limits and budgets of the store of rows.
+    /// Shards that all slots are split into: a cluster constant, stored at bootstrap. At most one a slot.
+    pub shard_count: u16,
+    /// Limits and budgets of the store of rows; those of a shard hold for each.
     pub engine: mailbox_engine::EngineOptions,
     /// What this node proposes as a new cluster's options when it is the first to lead. A cluster that has
     /// others does not let it in: see `cluster_options.rs`.
@@ -88,6 +93,7 @@ impl NodeOptions {
             cluster_id: cluster_id.into(),
             dir: dir.into(),
             members,
+            shard_count: 1,
             engine: mailbox_engine::EngineOptions::default(),
             cluster_options: mailbox_engine::ClusterOptions::default(),
             log: crate::log::LogOptions::default(),
@@ -100,6 +106,28 @@ impl NodeOptions {
             log_entries_kept: 4096,
             snapshot_bytes_per_s: 100 << 20,
         }
+    }
+
+    /// The shards of a new cluster, each with its slots: shard *k* of *n*, from 1, has the *k*-th of *n* spans.
+    /// Slots move later, so nothing but bootstrap may ask this. Shard 0 is kept for the shard map.
+    pub(crate) fn first_shards(&self) -> impl Iterator<Item = (ShardId, RangeInclusive<u16>)> {
+        let (shards, slots) = (
+            u32::from(self.shard_count),
+            u32::from(self.engine.slot_count),
+        );
+        let begin = move |shard: u32| {
+            u16::try_from((shard - 1) * slots / shards).expect("at most the slot count")
+        };
+        (1..=shards).map(move |shard| (ShardId(shard), begin(shard)..=begin(shard + 1) - 1))
+    }
+
+    /// How many nodes stand for a shard's first election before this one: shards begin at different nodes, so
+    /// that a new cluster's leaders are spread.
+    pub(crate) fn turn(&self, shard: ShardId) -> usize {
+        let nodes = self.members.len();
+        let own = self.members.keys().position(|node| *node == self.node);
+        let first = usize::try_from(shard.0).unwrap_or_default() % nodes;
+        (own.unwrap_or_default() + nodes - first) % nodes
     }
 
     /// Refuses options that cannot work, naming the first.
@@ -141,6 +169,14 @@ impl NodeOptions {
             timing.election_min_ms < timing.election_max_ms,
             "above election_min_ms",
         )?;
+        bound(
+            "shard_count",
+            (1..=self.engine.slot_count).contains(&self.shard_count),
+            &format!(
+                "{} of {} slots: at least one shard, and a slot for each",
+                self.shard_count, self.engine.slot_count
+            ),
+        )?;
         bound("clock_skew_max_ms", self.clock_skew_max_ms > 0, "above 0")?;
         bound("secret", !self.secret.is_empty(), "empty")?;
         bound(
@@ -154,5 +190,67 @@ impl NodeOptions {
             "at least 1 MiB/s",
         )?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(node: u64, shards: u16, slots: u16) -> NodeOptions {
+        let members = (1..=3).map(|node| (node, format!("h:{node}"))).collect();
+        let mut options = NodeOptions::new(node, "test", "/d", members, b"secret".to_vec());
+        options.shard_count = shards;
+        options.engine.slot_count = slots;
+        options
+    }
+
+    #[test]
+    fn every_slot_is_in_one_shard_and_no_shard_is_empty() {
+        for (shards, slots) in [
+            (1, 1),
+            (1, 64),
+            (4, 64),
+            (3, 16),
+            (16, 1024),
+            (7, 16),
+            (16, 16),
+        ] {
+            let options = options(1, shards, slots);
+            options.validate().unwrap();
+            let all: Vec<_> = options.first_shards().collect();
+            assert_eq!(all.len(), usize::from(shards));
+            let ids = all.iter().map(|(shard, _)| shard.0);
+            assert!(ids.eq(1..=u32::from(shards)));
+            let held = all.into_iter().flat_map(|(_, slots)| {
+                assert!(!slots.is_empty());
+                slots
+            });
+            assert!(held.eq(0..slots), "{shards} shards of {slots} slots");
+        }
+    }
+
+    #[test]
+    fn more_shards_than_slots_are_refused_with_both_numbers() {
+        for shards in [0, 17] {
+            let error = options(1, shards, 16).validate().unwrap_err().to_string();
+            assert!(error.contains(&format!("{shards} of 16 slots")), "{error}");
+        }
+    }
+
+    #[test]
+    fn each_shard_begins_at_one_node_and_each_node_begins_as_many() {
+        let mut begun = BTreeMap::new();
+        for shard in (1..=6).map(ShardId) {
+            let turns: Vec<usize> = (1..=3)
+                .map(|node| options(node, 6, 64).turn(shard))
+                .collect();
+            let mut sorted = turns.clone();
+            sorted.sort_unstable();
+            assert_eq!(sorted, [0, 1, 2]);
+            let first = turns.iter().position(|turn| *turn == 0).unwrap();
+            *begun.entry(first).or_insert(0) += 1;
+        }
+        assert_eq!(begun, BTreeMap::from([(0, 2), (1, 2), (2, 2)]));
     }
 }

@@ -321,7 +321,7 @@ impl Replica {
 }
 
 /// Makes the first membership, once per cluster. All nodes write the same first entry, so it does not matter
-/// which of them do; the lowest goes first, so that they do not all stand for election at once.
+/// which of them do; one goes first, so that they do not all stand for election at once.
 async fn begin(
     id: ShardId,
     raft: Raft,
@@ -329,8 +329,7 @@ async fn begin(
     fault: watch::Sender<Option<String>>,
 ) {
     let alone = options.members.len() == 1;
-    let first = options.members.keys().next() == Some(&options.node);
-    if !first {
+    if options.turn(id) > 0 {
         tokio::time::sleep(Duration::from_millis(options.timing.election_max_ms)).await;
     }
     match raft.is_initialized().await {

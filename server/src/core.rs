@@ -63,7 +63,7 @@ impl Core {
     /// The replica of the shard that holds an owner's or a handle's slot. While one shard holds
     /// every slot there is nothing to look up.
     pub(crate) fn only_shard(&self) -> Result<Shard, CallError> {
-        self.shard(0)
+        self.shard(1)
     }
 
     /// Refuses while another node leads, saying which.

@@ -113,14 +113,18 @@ pub(crate) fn raise_open_files() -> Result<u64, Error> {
 /// How the memory budget is shared out, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct MemoryBudget {
-    /// Greatest size of one memtable; one more may be frozen at the same time.
+    /// Shards that share it: what follows *of a shard* is there so many times.
+    pub(crate) shards: u64,
+    /// Greatest size of one memtable of a shard; one more may be frozen at the same time.
     pub(crate) memtable: u64,
     /// RocksDB's block cache.
     pub(crate) block_cache: u64,
-    /// Newest rows of busy timelines.
+    /// Newest rows of busy timelines, of a shard.
     pub(crate) tails: u64,
-    /// Proposals on their way.
+    /// Proposals on their way, of a shard.
     pub(crate) queues: u64,
+    /// Timelines of a shard whose heads are remembered. Not bytes, and beside the budget.
+    pub(crate) heads: u64,
     /// One write buffer of the log; four may exist at once.
     pub(crate) log_buffer: u64,
     /// Entries that the log keeps in memory.
@@ -135,17 +139,30 @@ const LOG_BUFFERS: u64 = 4;
 /// Larger ones save no more writes.
 const LOG_BUFFER_MAX: u64 = 64 << 20;
 const MIB: u64 = 1 << 20;
+/// Heads remembered by a whole node, about 30 bytes each.
+const HEADS: u64 = 1 << 20;
+
+/// What a shard needs to work at all, however many share the budget: then the node uses more than that.
+const MEMTABLE_MIN: u64 = MIB / 4;
+const TAILS_MIN: u64 = MIB / 16;
+/// One entry is at most 1 MiB; the next must not be refused while it is on its way.
+const QUEUES_MIN: u64 = 2 * MIB;
+const HEADS_MIN: u64 = 1024;
 
 impl MemoryBudget {
     /// The shares of `[memory]`.
     pub(crate) fn of(config: &Config) -> Self {
         let memory = &config.memory;
         let share = |percent: u32| memory.budget_bytes.0 / 100 * u64::from(percent);
+        let shards = u64::from(config.cluster.shards.max(1));
+        let of_shard = |percent: u32, min: u64| (share(percent) / shards).max(min);
         Self {
-            memtable: share(memory.memtables_percent) / MEMTABLES,
+            shards,
+            memtable: of_shard(memory.memtables_percent, MEMTABLES * MEMTABLE_MIN) / MEMTABLES,
             block_cache: share(memory.block_cache_percent),
-            tails: share(memory.tails_percent),
-            queues: share(memory.queues_percent),
+            tails: of_shard(memory.tails_percent, TAILS_MIN),
+            queues: of_shard(memory.queues_percent, QUEUES_MIN),
+            heads: (HEADS / shards).max(HEADS_MIN),
             log_buffer: (share(memory.log_percent) / 2 / LOG_BUFFERS).clamp(MIB, LOG_BUFFER_MAX),
             log_cache: (share(memory.log_percent) / 2).max(MIB),
         }
@@ -165,6 +182,7 @@ pub(crate) fn log_budget(files: &FileBudget, limit: u64, memory: Option<&MemoryB
     );
     if let Some(memory) = memory {
         tracing::info!(
+            shards = memory.shards,
             memtable_bytes = memory.memtable,
             memtables = MEMTABLES,
             block_cache_bytes = memory.block_cache,
@@ -211,12 +229,29 @@ mod tests {
 
     #[test]
     fn shares_stay_within_the_memory_budget() {
-        let config = Config::default();
+        for shards in [1, 4, 16, 64] {
+            let mut config = Config::default();
+            config.cluster.shards = shards;
+            let memory = MemoryBudget::of(&config);
+            let log = memory.log_buffer * LOG_BUFFERS + memory.log_cache;
+            let of_shard = memory.memtable * MEMTABLES + memory.tails + memory.queues;
+            let sum = of_shard * memory.shards + memory.block_cache + log;
+            assert!(sum <= config.memory.budget_bytes.0, "{shards} shards");
+            assert!(
+                sum > config.memory.budget_bytes.0 * 9 / 10,
+                "{shards} shards"
+            );
+            assert!(memory.heads * memory.shards <= HEADS);
+        }
+    }
+
+    #[test]
+    fn a_shard_has_what_it_needs_however_many_there_are() {
+        let mut config = Config::default();
+        config.cluster.shards = 1024;
         let memory = MemoryBudget::of(&config);
-        let log = memory.log_buffer * LOG_BUFFERS + memory.log_cache;
-        let caches = memory.block_cache + memory.tails + memory.queues;
-        let sum = memory.memtable * MEMTABLES + caches + log;
-        assert!(sum <= config.memory.budget_bytes.0);
-        assert!(sum > config.memory.budget_bytes.0 * 9 / 10);
+        assert_eq!(memory.memtable, MEMTABLE_MIN);
+        assert_eq!(memory.queues, QUEUES_MIN);
+        assert_eq!(memory.heads, HEADS_MIN);
     }
 }

@@ -277,6 +277,7 @@ fn node_options(
         memtable_age_ms_max: config.storage.flush_age_ms,
         block_cache_bytes: size(memory.block_cache),
         tail_cache_bytes: size(memory.tails),
+        head_cache_entries: size(memory.heads),
         max_open_files: i32::try_from(config.storage.max_open_files).unwrap_or(i32::MAX),
         level0_files_max: u64::from(config.storage.level0_files_max),
         ..EngineOptions::default()
@@ -286,6 +287,7 @@ fn node_options(
         body_bytes_max: u32::try_from(cluster.body_bytes_max.0).unwrap_or(u32::MAX),
         dedup_window_ms: cluster.dedup_window_ms,
     };
+    options.shard_count = cluster.shards;
     options.log = LogOptions {
         memtable_bytes: size(memory.log_buffer),
         cache_bytes: size(memory.log_cache),

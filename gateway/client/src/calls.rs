@@ -15,6 +15,21 @@ impl Client {
     /// Pages of timelines behind a read barrier (unless `stale`). Shards are filled in; timelines of
     /// several shards are asked for shard by shard, each with the whole limit.
     pub async fn sync(&self, request: SyncRequest) -> Result<SyncResponse, CallError> {
+        let mut whole = SyncResponse::default();
+        for part in self.split_sync(request) {
+            let answer = self.call(part.shard, |node| {
+                let part = part.clone();
+                async move { node.mailbox().sync(part).await }
+            });
+            let answer = answer.await?;
+            whole.pages.extend(answer.pages);
+            whole.groups.extend(answer.groups);
+        }
+        Ok(whole)
+    }
+
+    /// The parts of a request, one for each shard.
+    fn split_sync(&self, request: SyncRequest) -> Vec<SyncRequest> {
         let mut by_shard: BTreeMap<u32, SyncRequest> = BTreeMap::new();
         let shell = SyncRequest {
             ranges: Vec::new(),
@@ -34,30 +49,27 @@ impl Client {
                 .ranges
                 .push(range);
         }
-        let mut whole = SyncResponse::default();
-        for (shard, mut part) in by_shard {
-            part.shard = shard;
-            let answer = self.call(shard, |node| {
-                let part = part.clone();
-                async move { node.mailbox().sync(part).await }
-            });
-            let answer = answer.await?;
-            whole.pages.extend(answer.pages);
-            whole.groups.extend(answer.groups);
-        }
-        Ok(whole)
+        let parts = by_shard.into_iter();
+        parts
+            .map(|(shard, part)| SyncRequest { shard, ..part })
+            .collect()
     }
 
-    /// The same on the node at `address` only, without repeats: for tools that compare nodes. The
-    /// request's shard is taken as it is.
+    /// The same on the node at `address` only, without repeats: for tools that compare nodes.
     pub async fn sync_at(
         &self,
         address: &str,
         request: SyncRequest,
     ) -> Result<SyncResponse, CallError> {
         let mut mailbox = self.inner().router.node_at(address)?.mailbox();
-        let answer = self.inner().once(mailbox.sync(request)).await;
-        answer.map_err(|failure| failure.error)
+        let mut whole = SyncResponse::default();
+        for part in self.split_sync(request) {
+            let answer = self.inner().once(mailbox.sync(part)).await;
+            let answer = answer.map_err(|failure| failure.error)?;
+            whole.pages.extend(answer.pages);
+            whole.groups.extend(answer.groups);
+        }
+        Ok(whole)
     }
 
     /// Heads of timelines behind a read barrier (unless `stale`). Shards are filled in.

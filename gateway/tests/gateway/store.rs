@@ -582,7 +582,7 @@ impl Admin for FakeStore {
     ) -> Result<Response<v1::ShardMapResponse>, Status> {
         let slots = vec![v1::SlotSpan { first: 0, last: 63 }];
         let shard = v1::ShardPlacement {
-            shard: 0,
+            shard: 1,
             slots,
             replicas: vec![1],
             leader: 1,

@@ -210,7 +210,7 @@ impl Cluster {
             .context("connect to the cluster")
     }
 
-    /// The position in [`Cluster::nodes`] of the node that leads shard 0: of those that say they do,
+    /// The position in [`Cluster::nodes`] of the node that leads shard 1: of those that say they do,
     /// the one with the greatest term. `None` while there is none among the nodes that run.
     pub async fn leader(&self) -> Option<usize> {
         let client = self.own_client().await.ok()?;
@@ -222,7 +222,7 @@ impl Cluster {
             let Ok(status) = client.status(Some(node.address())).await else {
                 continue;
             };
-            let shard = status.shards.iter().find(|shard| shard.shard == 0);
+            let shard = status.shards.iter().find(|shard| shard.shard == 1);
             if let Some(shard) = shard.filter(|shard| shard.leader == node.id()) {
                 found = found.max(Some((shard.term, i)));
             }
@@ -285,7 +285,7 @@ impl Cluster {
             owner: 0,
         };
         let request = v1::HeadsRequest {
-            shard: 0,
+            shard: 1,
             timelines: vec![timeline],
             stale: false,
         };

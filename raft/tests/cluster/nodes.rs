@@ -79,7 +79,7 @@ impl TestNode {
             .as_ref()
             .unwrap()
             .node
-            .shard(ShardId(0))
+            .shard(ShardId(1))
             .unwrap()
     }
 

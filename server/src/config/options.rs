@@ -145,6 +145,13 @@ pub const OPTIONS: &[OptionFacts] = &[
         "slots",
         "Hash buckets of owner ids. Stored at bootstrap; never changes.",
     ),
+    number(
+        "cluster.shards",
+        (1, 4096),
+        "shards",
+        "Groups of slots that are replicated together, each with a leader of its own. At most one \
+         a slot. Stored at bootstrap; never changes.",
+    ),
     bytes(
         "cluster.body_bytes_max",
         ClusterOptions::BODY_BYTES_MAX,

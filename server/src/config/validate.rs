@@ -46,6 +46,16 @@ impl Config {
                 "must be 1 to 64 of a-z, 0-9, '-'",
             );
         }
+        if cluster.shards > cluster.slot_count {
+            return invalid(
+                "cluster.shards",
+                cluster.shards,
+                &format!(
+                    "at most one a slot: cluster.slot_count = {}",
+                    cluster.slot_count
+                ),
+            );
+        }
         if cluster.nodes.len() != 1 && cluster.nodes.len() != 3 {
             return invalid(
                 "cluster.nodes",

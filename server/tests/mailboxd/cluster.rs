@@ -190,7 +190,7 @@ async fn followers_forward_calls_and_streams_name_the_leader() {
 
     let send = mailbox_api::v1::SubmitCall { tag: 7, send: None };
     let frame = SubmitRequest {
-        shard: 0,
+        shard: 1,
         calls: vec![send],
     };
     let stream = with_secret(tokio_stream::once(frame));

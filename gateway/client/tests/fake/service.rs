@@ -341,7 +341,7 @@ impl Admin for Service {
         let nodes = (1..).zip(&*self.addresses);
         let slots = vec![v1::SlotSpan { first: 0, last: 63 }];
         let placement = v1::ShardPlacement {
-            shard: 0,
+            shard: 1,
             slots,
             replicas: Vec::new(),
             leader: 1,
