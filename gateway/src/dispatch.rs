@@ -23,7 +23,8 @@ use tokio::sync::{OnceCell, mpsc};
 
 use crate::Limits;
 use crate::connection::Connection;
-use crate::convert::{message_from_api, timeline_from_api, timeline_to_api, user_id_to_api};
+use crate::convert::{message_from_api, timeline_from_api, timeline_to_api};
+use crate::memberships;
 use crate::metrics::Metrics;
 use crate::queue::Close;
 
@@ -117,11 +118,8 @@ impl Dispatch {
             timelines: vec![mailbox],
             ..v1::HeadsRequest::default()
         };
-        let groups = v1::SyncRequest {
-            groups_of: Some(user_id_to_api(user)),
-            ..v1::SyncRequest::default()
-        };
-        let (heads, groups) = tokio::try_join!(self.client.heads(heads), self.client.sync(groups))?;
+        let groups = memberships::of_user(&self.client, user, false);
+        let (heads, groups) = tokio::try_join!(self.client.heads(heads), groups)?;
         let head = heads.heads.first().map_or(0, |head| head.head);
 
         let mut state = self.state.lock();
@@ -132,7 +130,7 @@ impl Dispatch {
         if still_online {
             self.upstream.add(mailbox, head + 1)?;
             self.metrics.subscriptions.inc();
-            self.enter_groups(&mut state, user, &groups.groups);
+            self.enter_groups(&mut state, user, &groups);
         }
         Ok(())
     }
@@ -150,14 +148,12 @@ impl Dispatch {
 
     fn enter_groups(&self, state: &mut State, user: u64, memberships: &[v1::GroupMembership]) {
         for membership in memberships {
+            // Without a head nobody knows from where on: whoever looks next will.
             if let Some(span) = membership.spans.last()
                 && span.left_seq == 0
+                && membership.head != 0
             {
-                let from_seq = if membership.head == 0 {
-                    0
-                } else {
-                    membership.head + 1
-                };
+                let from_seq = membership.head + 1;
                 self.enter_group(state, user, membership.group, span.join_seq, from_seq);
             }
         }
@@ -372,13 +368,8 @@ impl Dispatch {
             let users: Vec<u64> = self.state.lock().users.keys().copied().collect();
             let pause = period / u32::try_from(users.len()).unwrap_or(u32::MAX).max(1);
             for user in users {
-                let request = v1::SyncRequest {
-                    groups_of: Some(user_id_to_api(user)),
-                    stale: true,
-                    ..v1::SyncRequest::default()
-                };
-                match self.client.sync(request).await {
-                    Ok(response) => self.update_groups(user, &response.groups),
+                match memberships::of_user(&self.client, user, true).await {
+                    Ok(groups) => self.update_groups(user, &groups),
                     Err(error) => tracing::debug!(user, %error, "look up groups"),
                 }
                 tokio::time::sleep(pause.min(Duration::from_millis(100))).await;

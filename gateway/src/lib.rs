@@ -18,6 +18,7 @@ mod convert;
 mod dispatch;
 mod gateway;
 mod http;
+mod memberships;
 mod metrics;
 mod options;
 mod outlet;

@@ -11,6 +11,7 @@ use mailbox_wire::{Fault, Message, Position, SYNC_KEY_GROUPS_MAX, SyncKey, Synce
 use crate::convert::{
     fault, fault_from_call, message_from_api, timeline_from_api, timeline_to_api, user_id_to_api,
 };
+use crate::memberships::fill_heads;
 
 /// Groups read in one call.
 const RANGES_MAX: usize = 100;
@@ -77,17 +78,23 @@ pub(crate) async fn compose(
         ..v1::SyncRequest::default()
     };
     let response = client.sync(request).await.map_err(fault_from_call)?;
-    let memberships = response.groups;
+    let mut memberships = response.groups;
+    let more = response.pages.iter().any(|page| page.more);
+    if !more {
+        // Which groups have news: their shards are asked for heads, not one group after the other for rows.
+        fill_heads(client, &mut memberships, false)
+            .await
+            .map_err(fault_from_call)?;
+    }
     let mut composer = Composer::new(key, bounds, &memberships);
-    let mut more = false;
     for page in response.pages {
         if timeline_from_api(page.timeline.as_ref()) == Some(mailbox) {
-            more = page.more;
             composer.take_mailbox(user, page)?;
         }
     }
+    let mut more = more;
     if !more {
-        more = composer.read_groups(client).await?;
+        more = composer.read_groups(client, user).await?;
     }
     let synced = composer.finish(user, more);
     Ok(Page {
@@ -179,7 +186,7 @@ impl Composer {
     }
 
     /// Reads groups until all are read or the page is full; returns whether there is more.
-    async fn read_groups(&mut self, client: &Client) -> Result<bool, Fault> {
+    async fn read_groups(&mut self, client: &Client, user: u64) -> Result<bool, Fault> {
         for group in &self.groups {
             let (held, head) = (self.key.group_seq(group.id), group.head.unwrap_or(u64::MAX));
             check_held(Timeline::Group(group.id), held, head, 0)?;
@@ -196,6 +203,8 @@ impl Composer {
                 ranges,
                 limit: self.left.messages_max,
                 limit_bytes: self.left.bytes_max,
+                // The list of groups may not know yet of a leave, the group does.
+                reader: Some(user_id_to_api(user)),
                 ..v1::SyncRequest::default()
             };
             let response = client.sync(request).await.map_err(fault_from_call)?;
@@ -208,12 +217,22 @@ impl Composer {
         Ok(true)
     }
 
+    /// As many groups as may fill the page: each shard answers with as much as the whole page takes.
     fn next_ranges(&self) -> Vec<v1::SyncRange> {
-        let wanted = self.groups.iter().filter_map(|group| {
-            let wanted = group.wanted(self.key.group_seq(group.id))?;
-            Some(range(Timeline::Group(group.id), wanted.after))
-        });
-        wanted.take(RANGES_MAX).collect()
+        let mut room = u64::from(self.left.messages_max);
+        let mut ranges = Vec::new();
+        for group in &self.groups {
+            let Some(wanted) = group.wanted(self.key.group_seq(group.id)) else {
+                continue;
+            };
+            ranges.push(range(Timeline::Group(group.id), wanted.after));
+            let until = wanted.until.min(group.head.unwrap_or(u64::MAX));
+            room = room.saturating_sub(until.saturating_sub(wanted.after));
+            if room == 0 || ranges.len() == RANGES_MAX {
+                break;
+            }
+        }
+        ranges
     }
 
     fn take_group(&mut self, id: u64, page: v1::SyncPage) -> Result<(), Fault> {
@@ -231,7 +250,9 @@ impl Composer {
             self.groups[at].spans.clear();
         }
         for message in page.messages {
-            if message.seq > wanted.until {
+            // What the page has no room for is read again for the next one.
+            let full = self.left.messages_max == 0 || self.left.bytes_max == 0;
+            if full || message.seq > wanted.until {
                 break;
             }
             if !self.key.raise_group(id, message.seq) {

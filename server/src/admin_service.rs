@@ -7,7 +7,7 @@ use mailbox_api::CallError;
 use mailbox_api::v1::admin_server::Admin;
 use mailbox_api::v1::{
     NodeAddress, NodeStatus, ReplicaStatus, ShardMapRequest, ShardMapResponse, ShardPlacement,
-    ShardStatus, SlotSpan, StateHashRequest, StateHashResponse, StatusRequest, StatusResponse,
+    ShardStatus, StateHashRequest, StateHashResponse, StatusRequest, StatusResponse,
 };
 use mailbox_raft::Leadership;
 use tonic::metadata::MetadataMap;
@@ -99,13 +99,10 @@ impl AdminService {
         self.core.authority.authenticate(metadata)?;
         let node = &self.core.node;
         let nodes = &self.core.cluster.nodes;
-        let slot_count = self.core.cluster.slot_count;
+        let map = &self.core.map;
         let shards = node.shards().into_iter().map(|shard| ShardPlacement {
             shard: shard.id().0,
-            slots: vec![SlotSpan {
-                first: 0,
-                last: u32::from(slot_count) - 1,
-            }],
+            slots: map.spans(shard.id()),
             replicas: nodes.keys().copied().collect(),
             leader: match shard.leadership() {
                 Leadership::Leader { .. } => self.core.node_id,
@@ -113,8 +110,8 @@ impl AdminService {
             },
         });
         Ok(ShardMapResponse {
-            epoch: 1,
-            slot_count: u32::from(slot_count),
+            epoch: map.epoch(),
+            slot_count: u32::from(map.slot_count()),
             shards: shards.collect(),
             nodes: nodes
                 .iter()

@@ -12,7 +12,7 @@ use mailbox_api::v1::{ErrorCode, user_ref};
 use mailbox_api::{CallError, metadata as names};
 use mailbox_gateway::token::TokenKeys;
 use subtle::ConstantTimeEq as _;
-use tonic::metadata::MetadataMap;
+use tonic::metadata::{MetadataMap, MetadataValue};
 
 use crate::config::{AuthConfig, is_set};
 use crate::error::Error;
@@ -97,6 +97,22 @@ impl Authority {
             .parse()
             .map_err(|_| unauthenticated("the token's sub is not a user"))?;
         Ok(Caller::User(user_ref::User::Id(id)))
+    }
+
+    /// Proves to another node that a call comes from this cluster.
+    pub(crate) fn prove(&self, metadata: &mut MetadataMap) -> Result<(), CallError> {
+        let secret = STANDARD_NO_PAD.encode(&self.secret);
+        for (name, text) in [
+            (names::CLUSTER_ID, &self.cluster_id),
+            (names::CLUSTER_SECRET, &secret),
+        ] {
+            let value = MetadataValue::try_from(text.as_str());
+            let mut value = value
+                .map_err(|_| CallError::new(ErrorCode::Internal, format!("{name} is no header")))?;
+            value.set_sensitive(true);
+            metadata.insert(name, value);
+        }
+        Ok(())
     }
 
     /// Lets another part of the cluster pass, and no user.

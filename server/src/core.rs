@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use mailbox_api::CallError;
 use mailbox_api::v1::mailbox_client::MailboxClient;
-use mailbox_api::v1::{ErrorCode, UserRef, user_ref};
-use mailbox_engine::{Command, Reply, ShardId, UserId};
+use mailbox_api::v1::{ErrorCode, UserRef};
+use mailbox_engine::{Command, Refusal, Reply, ShardId, TimelineId, UserId};
 use mailbox_raft::{LeaderHint, Leadership, Node, Shard};
 use tokio_util::sync::CancellationToken;
 use tonic::Request;
@@ -17,8 +17,10 @@ use tracing::Instrument as _;
 use crate::auth::{Authority, Caller, forbidden};
 use crate::config::{ClusterConfig, LimitsConfig};
 use crate::convert;
+use crate::directory::HandleCache;
 use crate::metrics::ServerMetrics;
 use crate::peers::Peers;
+use crate::shard_map::ShardMap;
 use crate::status;
 
 /// A caller whose user is known to exist.
@@ -47,6 +49,9 @@ pub(crate) struct Core {
     pub(crate) limits: LimitsConfig,
     pub(crate) metrics: Arc<ServerMetrics>,
     pub(crate) peers: Peers,
+    /// Which shard holds what.
+    pub(crate) map: Arc<ShardMap>,
+    pub(crate) handles: HandleCache,
     pub(crate) started: Instant,
     /// Cancelled when the node stops: streams end, new calls are refused.
     pub(crate) stopping: CancellationToken,
@@ -60,10 +65,54 @@ impl Core {
             .ok_or_else(|| convert::invalid(format!("shard {shard} is not on this node")))
     }
 
-    /// The replica of the shard that holds an owner's or a handle's slot. While one shard holds
-    /// every slot there is nothing to look up.
-    pub(crate) fn only_shard(&self) -> Result<Shard, CallError> {
-        self.shard(1)
+    /// The replica that holds a timeline: where what concerns it is judged.
+    pub(crate) fn shard_of_timeline(&self, timeline: TimelineId) -> Result<Shard, CallError> {
+        self.held(self.map.of_timeline(timeline))
+    }
+
+    /// The replica that holds a user's mailbox.
+    pub(crate) fn shard_of_user(&self, user: UserId) -> Result<Shard, CallError> {
+        self.held(self.map.of_user(user))
+    }
+
+    /// The replica that holds a handle's place in the directory.
+    pub(crate) fn shard_of_handle(&self, handle: &str) -> Result<Shard, CallError> {
+        self.held(self.map.of_handle(handle))
+    }
+
+    fn held(&self, shard: ShardId) -> Result<Shard, CallError> {
+        let held = self.node.shard(shard);
+        // A node that stops has let go of its replicas.
+        held.ok_or_else(|| status::unavailable(format!("shard {shard} is not on this node")))
+    }
+
+    /// Refuses a timeline of another shard.
+    pub(crate) fn check_shard(&self, shard: &Shard, timeline: TimelineId) -> Result<(), CallError> {
+        let holder = self.map.of_timeline(timeline);
+        if holder == shard.id() {
+            return Ok(());
+        }
+        let message = format!(
+            "{timeline} is in shard {holder}, not in shard {}",
+            shard.id()
+        );
+        Err(self.wrong_shard(message))
+    }
+
+    /// `WrongShard`, with the epoch of the map here.
+    fn wrong_shard(&self, message: String) -> CallError {
+        let mut error = CallError::new(ErrorCode::WrongShard, message);
+        error.0.map_epoch = self.map.epoch();
+        error
+    }
+
+    /// A *no* of apply, as the caller gets it.
+    pub(crate) fn refusal(&self, refusal: &Refusal) -> CallError {
+        let mut error = status::refusal(refusal);
+        if error.code() == ErrorCode::WrongShard {
+            error.0.map_epoch = self.map.epoch();
+        }
+        error
     }
 
     /// Refuses while another node leads, saying which.
@@ -114,7 +163,7 @@ impl Core {
             .await
             .map_err(|error| status::propose(shard.id().0, error))?;
         match replies.pop() {
-            Some(Reply::Refused(refusal)) => Err(status::refusal(&refusal)),
+            Some(Reply::Refused(refusal)) => Err(self.refusal(&refusal)),
             Some(reply) => Ok(reply),
             None => Err(CallError::new(ErrorCode::Internal, "apply gave no reply")),
         }
@@ -141,47 +190,17 @@ impl Core {
         }
     }
 
-    /// Looks a user up in what this replica has applied: an id stands for itself. A handle that
-    /// is there is never given to anyone else, so *yes* needs no barrier; *no* does.
-    pub(crate) fn lookup(
-        &self,
-        shard: &Shard,
-        user: &user_ref::User,
-    ) -> Result<Option<UserId>, CallError> {
-        match user {
-            user_ref::User::Id(id) => Ok(Some(UserId(*id))),
-            user_ref::User::Handle(handle) => shard
-                .engine()
-                .resolve_handle(handle)
-                .map_err(|error| status::engine_fault(&error)),
-        }
-    }
-
-    /// The id of a user; an unknown handle is refused behind a read barrier.
-    pub(crate) async fn resolve(
-        &self,
-        shard: &Shard,
-        user: &user_ref::User,
-    ) -> Result<UserId, CallError> {
-        if let Some(id) = self.lookup(shard, user)? {
-            return Ok(id);
-        }
-        self.barrier(shard).await?;
-        self.lookup(shard, user)?.ok_or_else(|| unknown_user(user))
-    }
-
     /// Who may act in this call, with their id.
-    pub(crate) async fn actor(&self, shard: &Shard, caller: Caller) -> Result<Actor, CallError> {
+    pub(crate) async fn actor(&self, caller: Caller) -> Result<Actor, CallError> {
         match caller {
             Caller::Cluster => Ok(Actor::Cluster),
-            Caller::User(user) => Ok(Actor::User(self.resolve(shard, &user).await?)),
+            Caller::User(user) => Ok(Actor::User(self.resolve(&user).await?)),
         }
     }
 
     /// The user that a call acts for: the one it names, or the token's if it names none.
     pub(crate) async fn acting_user(
         &self,
-        shard: &Shard,
         actor: Actor,
         field: &str,
         named: Option<UserRef>,
@@ -191,25 +210,16 @@ impl Core {
             (Actor::User(id), None) => Ok(id),
             (Actor::Cluster, named) => {
                 let user = convert::user(field, named.map(|user| UserRef { user: Some(user) }))?;
-                self.resolve(shard, &user).await
+                self.resolve(&user).await
             }
             (Actor::User(id), Some(user)) => {
-                if self.resolve(shard, &user).await? == id {
+                if self.resolve(&user).await? == id {
                     return Ok(id);
                 }
                 Err(forbidden(format!("the token acts for user {id} only")))
             }
         }
     }
-}
-
-/// An unknown handle or id, in words.
-pub(crate) fn unknown_user(user: &user_ref::User) -> CallError {
-    let message = match user {
-        user_ref::User::Id(id) => format!("there is no user {id}"),
-        user_ref::User::Handle(handle) => format!("there is no user @{handle}"),
-    };
-    CallError::new(ErrorCode::UnknownUser, message)
 }
 
 /// The same call with the same proof of who calls, marked as forwarded.

@@ -1,4 +1,5 @@
-//! `Subscribe`: timelines from a given seq, then live.
+//! `Subscribe`: timelines of one shard from a given seq, then live. The first request names the
+//! shard; the stream is served by its leader and ends with its term.
 //!
 //! ```text
 //!              ┌── behind: pages from the store ──┐
@@ -24,7 +25,7 @@ use mailbox_api::v1::{
     ErrorCode, SubscribeFrom, SubscribeRequest, SubscribeResponse, SubscriptionEnd, Timeline,
     TimelineHead,
 };
-use mailbox_engine::{Seq, TimelineId, TimelineKind};
+use mailbox_engine::{GroupId, Seq, TimelineId, TimelineKind};
 use mailbox_raft::{AppliedTail, Leadership, Shard};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -40,6 +41,8 @@ use subscriptions::{Pending, Subscriptions};
 /// Time between two signs of life; a caller that misses three of its own (1 s each) subscribes
 /// anew.
 const HEARTBEAT: Duration = Duration::from_millis(500);
+/// How long a caller may take to say which shard a stream is for.
+const FIRST_REQUEST_WAIT: Duration = Duration::from_secs(5);
 /// Answers that wait for the caller to read them.
 const ANSWERS_QUEUED_MAX: usize = 8;
 /// Heads in one heartbeat; with more subscriptions they take turns.
@@ -58,13 +61,23 @@ pub(crate) async fn open(
     request: Request<Streaming<SubscribeRequest>>,
 ) -> Result<Response<FeedStream>, Status> {
     let caller = core.authority.authenticate(request.metadata())?;
-    let shard = core.only_shard()?;
+    let mut inbound = request.into_inner();
+    let first = tokio::time::timeout(FIRST_REQUEST_WAIT, inbound.message()).await;
+    let first = match first {
+        Ok(first) => first?.ok_or_else(|| convert::invalid("a stream begins with a request"))?,
+        Err(_) => {
+            let waited = FIRST_REQUEST_WAIT.as_millis();
+            let message = format!("no request came on the stream within {waited} ms");
+            return Err(convert::invalid(message).into());
+        }
+    };
+    let shard = core.shard(first.shard)?;
     // Tails are taken from before the barrier on: what it waits for may be published meanwhile.
     let tails = shard.subscribe_applied();
     let leadership = shard.watch_leadership();
     let term = core.require_leader(&shard)?;
     core.barrier(&shard).await?;
-    let actor = core.actor(&shard, caller).await?;
+    let actor = core.actor(caller).await?;
     let (answers, stream) = mpsc::channel(ANSWERS_QUEUED_MAX);
     let span = tracing::debug_span!("subscribe", shard = shard.id().0, term);
     let feed = Feed {
@@ -79,10 +92,7 @@ pub(crate) async fn open(
         term,
         answers,
     };
-    tokio::spawn(
-        feed.run(request.into_inner(), tails, leadership)
-            .instrument(span),
-    );
+    tokio::spawn(feed.run(first, inbound, tails, leadership).instrument(span));
     Ok(Response::new(ReceiverStream::new(stream)))
 }
 
@@ -114,13 +124,17 @@ struct Feed {
 impl Feed {
     async fn run(
         mut self,
+        first: SubscribeRequest,
         inbound: Streaming<SubscribeRequest>,
         tails: broadcast::Receiver<Arc<AppliedTail>>,
         leadership: watch::Receiver<Leadership>,
     ) {
         let core = Arc::clone(&self.core);
         let _open = core.metrics.feed_streams.guard();
-        let end = self.serve(inbound, tails, leadership).await;
+        let end = match self.change(first).await {
+            Ok(()) => self.serve(inbound, tails, leadership).await,
+            Err(end) => Err(end),
+        };
         core.metrics
             .feed_subscriptions
             .add(-(self.subscriptions.len() as i64));
@@ -229,11 +243,18 @@ impl Feed {
         wanted: Vec<SubscribeFrom>,
     ) -> Result<Vec<(Option<Timeline>, Result<(TimelineId, Seq), CallError>)>, CallError> {
         let actor = self.actor;
+        let core = Arc::clone(&self.core);
+        let shard = self.shard.clone();
         self.core
             .read(&self.shard, move |engine| {
                 let mut places = Vec::with_capacity(wanted.len());
                 for from in wanted {
-                    let place = match convert::timeline(from.timeline.as_ref()) {
+                    let timeline = convert::timeline(from.timeline.as_ref());
+                    let here = timeline.and_then(|timeline| {
+                        core.check_shard(&shard, timeline)?;
+                        Ok(timeline)
+                    });
+                    let place = match here {
                         Ok(timeline) => place(engine, actor, timeline, from.from_seq)?,
                         Err(error) => Err(error),
                     };
@@ -398,10 +419,7 @@ fn place(
                 return Ok(Err(crate::auth::forbidden(message)));
             }
             TimelineKind::Group => {
-                let groups = engine.groups_of(user)?;
-                let group = groups
-                    .into_iter()
-                    .find(|member| member.group.0 == timeline.owner);
+                let group = engine.membership(GroupId(timeline.owner), user)?;
                 let open = group.and_then(|group| group.spans.last().copied());
                 match open.filter(|span| span.is_open()) {
                     Some(span) => first = first.max(span.join),

@@ -22,6 +22,7 @@ use crate::admin_service::AdminService;
 use crate::auth::{Authority, read_secret, read_token_keys};
 use crate::config::{ClusterConfig, Config};
 use crate::core::Core;
+use crate::directory::HandleCache;
 use crate::error::Error;
 use crate::limits::MemoryBudget;
 use crate::listener;
@@ -29,6 +30,7 @@ use crate::mailbox_service::MailboxService;
 use crate::metrics::ServerMetrics;
 use crate::peers::Peers;
 use crate::replica_metrics::ReplicaMetrics;
+use crate::shard_map::ShardMap;
 
 /// HTTP/2 windows that keep a stream of batches flowing over a long round trip.
 const STREAM_WINDOW: u32 = 8 << 20;
@@ -86,6 +88,8 @@ impl RunningNode {
             limits: config.limits.clone(),
             metrics: Arc::clone(&metrics),
             peers: Peers::new(peer_tls, frame_bytes_max),
+            map: ShardMap::of(&node, config.cluster.slot_count)?,
+            handles: HandleCache::default(),
             started: Instant::now(),
             stopping: stopping.clone(),
         });

@@ -1,18 +1,17 @@
 //! `Sync` and `Heads`: pages of timelines behind one read barrier, limited by count and bytes.
 
-use std::collections::HashMap;
-
 use mailbox_api::CallError;
 use mailbox_api::v1::{
     ErrorCode, GroupMembership, HeadsRequest, HeadsResponse, MembershipSpan, SyncPage, SyncRequest,
     SyncResponse, TimelineHead,
 };
-use mailbox_engine::{Error, Membership, Row, Seq, Span, TimelineId, TimelineKind, UserId};
+use mailbox_engine::{Error, GroupId, Row, Seq, Span, TimelineId, TimelineKind, UserId};
 use mailbox_raft::Shard;
 
 use crate::auth::forbidden;
 use crate::convert;
 use crate::core::{Actor, Core};
+use crate::shard_map::ShardMap;
 use crate::status;
 
 /// What one range of a Sync call may return.
@@ -49,25 +48,25 @@ pub(crate) async fn sync(
     request: SyncRequest,
 ) -> Result<SyncResponse, CallError> {
     check_count(core, request.ranges.len())?;
+    let reader = reader_of(core, actor, &request).await?;
+    let groups_of = match request.groups_of.clone() {
+        Some(user) => Some(core.acting_user(actor, "groups_of", Some(user)).await?),
+        None => None,
+    };
+    if let Some(user) = groups_of {
+        core.check_shard(shard, user.mailbox())?;
+    }
+    let mut asked = Vec::with_capacity(request.ranges.len());
+    for range in &request.ranges {
+        let timeline = convert::timeline(range.timeline.as_ref())?;
+        core.check_shard(shard, timeline)?;
+        asked.push((timeline, Seq(range.after_seq)));
+    }
     if !request.stale {
         core.barrier(shard).await?;
     }
-    let reader = reader_of(core, shard, actor, &request).await?;
-    let groups_of = match request.groups_of.clone() {
-        Some(user) => Some(
-            core.acting_user(shard, actor, "groups_of", Some(user))
-                .await?,
-        ),
-        None => None,
-    };
-    let mut asked = Vec::with_capacity(request.ranges.len());
-    for range in &request.ranges {
-        asked.push((
-            convert::timeline(range.timeline.as_ref())?,
-            Seq(range.after_seq),
-        ));
-    }
     let allowance = allowance(core, &request);
+    let map = core.map.clone();
     let outcome = core
         .read(shard, move |engine| {
             let ranges = match rights(engine, reader, asked)? {
@@ -76,7 +75,7 @@ pub(crate) async fn sync(
             };
             let pages = pages(engine, ranges, allowance)?;
             let groups = match groups_of {
-                Some(user) => groups(engine, user)?,
+                Some(user) => groups(engine, &map, user)?,
                 None => Vec::new(),
             };
             Ok(Ok(SyncResponse { pages, groups }))
@@ -101,16 +100,18 @@ pub(crate) async fn heads(
     request: HeadsRequest,
 ) -> Result<HeadsResponse, CallError> {
     check_count(core, request.timelines.len())?;
-    if !request.stale {
-        core.barrier(shard).await?;
-    }
     let reader = match actor {
         Actor::Cluster => None,
         Actor::User(user) => Some(user),
     };
     let mut asked = Vec::with_capacity(request.timelines.len());
     for timeline in &request.timelines {
-        asked.push((convert::timeline(Some(timeline))?, Seq::ZERO));
+        let timeline = convert::timeline(Some(timeline))?;
+        core.check_shard(shard, timeline)?;
+        asked.push((timeline, Seq::ZERO));
+    }
+    if !request.stale {
+        core.barrier(shard).await?;
     }
     core.read(shard, move |engine| {
         let ranges = match rights(engine, reader, asked)? {
@@ -160,20 +161,20 @@ fn allowance(core: &Core, request: &SyncRequest) -> Allowance {
 /// Whose rights bound the answer; `None` = no bound, for a caller with the secret who names no one.
 async fn reader_of(
     core: &Core,
-    shard: &Shard,
     actor: Actor,
     request: &SyncRequest,
 ) -> Result<Option<UserId>, CallError> {
     match (actor, &request.reader) {
         (Actor::Cluster, None) => Ok(None),
         (actor, reader) => core
-            .acting_user(shard, actor, "reader", reader.clone())
+            .acting_user(actor, "reader", reader.clone())
             .await
             .map(Some),
     }
 }
 
-/// What the reader may see of each timeline: the own mailbox, and groups while a member.
+/// What the reader may see of each timeline: the own mailbox, and groups while a member. That is
+/// judged by the group's own row: the reader's list of groups may be in another shard, and behind.
 #[allow(
     clippy::type_complexity,
     reason = "a storage fault and a refusal part ways at once"
@@ -191,8 +192,6 @@ fn rights(
         };
         return Ok(Ok(asked.into_iter().map(whole).collect()));
     };
-    // One look at the list of groups is cheaper than one for each of many.
-    let mut groups: Option<HashMap<u64, Vec<Span>>> = None;
     let mut ranges = Vec::with_capacity(asked.len());
     for (timeline, after) in asked {
         let right = match timeline.kind {
@@ -201,16 +200,10 @@ fn rights(
                 let message = format!("{timeline} is not the mailbox of user {reader}");
                 return Ok(Err(forbidden(message)));
             }
-            TimelineKind::Group => {
-                let groups = match &mut groups {
-                    Some(groups) => groups,
-                    none => none.insert(spans_by_group(engine.groups_of(reader)?)),
-                };
-                match groups.get(&timeline.owner) {
-                    Some(spans) => Right::Spans(spans.clone()),
-                    None => return Ok(Err(not_a_member(reader, timeline))),
-                }
-            }
+            TimelineKind::Group => match engine.membership(GroupId(timeline.owner), reader)? {
+                Some(membership) => Right::Spans(membership.spans),
+                None => return Ok(Err(not_a_member(reader, timeline))),
+            },
         };
         ranges.push(Range {
             timeline,
@@ -219,13 +212,6 @@ fn rights(
         });
     }
     Ok(Ok(ranges))
-}
-
-fn spans_by_group(memberships: Vec<Membership>) -> HashMap<u64, Vec<Span>> {
-    memberships
-        .into_iter()
-        .map(|membership| (membership.group.0, membership.spans))
-        .collect()
 }
 
 /// Reads a group's timeline without having been in it.
@@ -322,10 +308,20 @@ fn span_end(span: Span, head: Seq) -> Seq {
     }
 }
 
-fn groups(engine: &mailbox_engine::Shard, user: UserId) -> Result<Vec<GroupMembership>, Error> {
+/// The user's own list. Heads of groups in other shards are not here: 0.
+fn groups(
+    engine: &mailbox_engine::Shard,
+    map: &ShardMap,
+    user: UserId,
+) -> Result<Vec<GroupMembership>, Error> {
     let mut groups = Vec::new();
     for membership in engine.groups_of(user)? {
-        let head = engine.head(membership.group.timeline())?;
+        let timeline = membership.group.timeline();
+        let head = if map.of_timeline(timeline) == engine.id() {
+            engine.head(timeline)?
+        } else {
+            Seq::ZERO
+        };
         let right = Right::Spans(membership.spans);
         let head = readable_head(head, &right);
         let Right::Spans(spans) = right else { continue };

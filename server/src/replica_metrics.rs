@@ -29,7 +29,7 @@ impl fmt::Debug for ReplicaMetrics {
     }
 }
 
-/// A figure of one shard.
+/// A figure of one shard: a series for each shard, so there are few of these.
 struct Figure {
     name: &'static str,
     help: &'static str,
@@ -118,14 +118,14 @@ const FIGURES: &[Figure] = &[
         |reading| reading.engine.frozen,
     ),
     gauge(
-        "mailbox_engine_level0_files",
-        "Files of the node not yet compacted",
-        |reading| reading.engine.level0_files,
+        "mailbox_engine_outbox_items",
+        "Items that their destination shard is not known to have",
+        |reading| reading.engine.outbox_items,
     ),
     gauge(
-        "mailbox_engine_file_bytes",
-        "Bytes of all table files of the node",
-        |reading| reading.engine.file_bytes,
+        "mailbox_engine_outbox_bytes",
+        "Bytes of these items",
+        |reading| reading.engine.outbox_bytes,
     ),
     gauge(
         "mailbox_engine_tail_cache_bytes",
@@ -178,6 +178,21 @@ impl Collector for ReplicaMetrics {
                 }
             }
         }
+        // Every replica tells the same of the files that they share.
+        let files = readings.first().map(|reading| reading.engine);
+        let files = files.unwrap_or_default();
+        node_gauge(
+            &mut encoder,
+            "mailbox_engine_level0_files",
+            "Files of the node not yet compacted",
+            i64::try_from(files.level0_files).unwrap_or(i64::MAX),
+        )?;
+        node_gauge(
+            &mut encoder,
+            "mailbox_engine_file_bytes",
+            "Bytes of all table files of the node",
+            i64::try_from(files.file_bytes).unwrap_or(i64::MAX),
+        )?;
         encode_log(&mut encoder, &self.node.log_metrics())?;
         node_gauge(
             &mut encoder,

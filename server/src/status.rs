@@ -58,6 +58,7 @@ pub(crate) fn not_leader(shard: u32, leader: Option<LeaderHint>) -> CallError {
         retry_after_ms: if node == 0 { RETRY_AFTER_MS } else { 0 },
         leader_node: node,
         leader_address: address,
+        ..Error::default()
     })
 }
 

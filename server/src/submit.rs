@@ -4,10 +4,12 @@
 //!  frame ──▶ check fields ──▶ look handles up ──▶ one propose() ──▶ one answer frame
 //! ```
 //!
-//! One task for each stream, none for a message. A frame's sends go to the proposer together and in
-//! order. While `submit_frames_in_flight_max` frames are unanswered, the next one stays in the
+//! One task for each stream, none for a message. A frame is for one shard, and its sends go to that
+//! shard's proposer together and in order; who names handles that this node has to ask others for
+//! makes the whole frame wait. While `submit_frames_in_flight_max` frames are unanswered, the next one stays in the
 //! socket; a caller that does not read its answers is held back the same way.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use futures_util::stream::FuturesUnordered;
@@ -23,7 +25,8 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument as _;
 
 use crate::convert::{self, CheckedSend, Destination};
-use crate::core::{Actor, Core, unknown_user};
+use crate::core::{Actor, Core};
+use crate::directory::unknown_user;
 use crate::status;
 
 /// Answer frames that wait for the caller to read them.
@@ -37,7 +40,7 @@ pub(crate) async fn open(
     request: Request<Streaming<SubmitRequest>>,
 ) -> Result<Response<SubmitStream>, Status> {
     let caller = core.authority.authenticate(request.metadata())?;
-    let actor = core.actor(&core.only_shard()?, caller).await?;
+    let actor = core.actor(caller).await?;
     let (answers, stream) = mpsc::channel(ANSWERS_QUEUED_MAX);
     let inbound = request.into_inner();
     let span = tracing::debug_span!("submit");
@@ -115,26 +118,26 @@ async fn answer(core: &Core, actor: Actor, frame: SubmitRequest) -> Vec<SubmitRe
     let mut results = Vec::with_capacity(frame.calls.len());
     let mut sends = Vec::with_capacity(frame.calls.len());
     for call in frame.calls {
-        match check(core, &shard, actor, call.send) {
+        match check(core, actor, call.send) {
             Ok(send) => sends.push((call.tag, send)),
             Err(error) => results.push(refused(call.tag, error)),
         }
     }
+    let users = core.resolve_all(unknown_handles(core, &sends)).await;
+    let frame = Frame {
+        core,
+        shard: &shard,
+        actor,
+        users,
+    };
     let mut batch = Batch::default();
-    let unknown = batch.resolve(core, &shard, sends, &mut results, false);
-    if !unknown.is_empty() {
-        // *No such handle* is a read like any other: it needs the barrier.
-        match core.barrier(&shard).await {
-            Ok(()) => {
-                batch.resolve(core, &shard, unknown, &mut results, true);
+    for (tag, send) in sends {
+        match frame.command(send) {
+            Ok(command) => {
+                batch.tags.push(tag);
+                batch.commands.push(command);
             }
-            Err(error) => {
-                results.extend(
-                    unknown
-                        .into_iter()
-                        .map(|(tag, _)| refused(tag, error.clone())),
-                );
-            }
+            Err(error) => results.push(refused(tag, error)),
         }
     }
     tracing::debug!(
@@ -142,30 +145,83 @@ async fn answer(core: &Core, actor: Actor, frame: SubmitRequest) -> Vec<SubmitRe
         refused = results.len(),
         "checked"
     );
-    batch.propose(&shard, &mut results).await;
+    batch.propose(core, &shard, &mut results).await;
     core.metrics.count_results(&results);
     results
 }
 
 fn check(
     core: &Core,
-    shard: &Shard,
     actor: Actor,
     send: Option<mailbox_api::v1::SendRequest>,
 ) -> Result<CheckedSend, CallError> {
     let send = send.ok_or_else(|| convert::invalid("send is missing"))?;
     let sender = match (actor, send.sender.clone().and_then(|user| user.user)) {
         (Actor::User(id), None) => user_ref::User::Id(id.0),
-        (Actor::User(id), Some(user)) => {
-            if core.lookup(shard, &user)? != Some(id) {
-                let message = format!("the token acts for user {id} only");
-                return Err(crate::auth::forbidden(message));
-            }
-            user_ref::User::Id(id.0)
-        }
+        (Actor::User(_), Some(user)) => user,
         (Actor::Cluster, _) => convert::user("sender", send.sender.clone())?,
     };
     CheckedSend::of(send, sender, core.cluster.body_bytes_max.as_usize())
+}
+
+/// The handles of a frame that this node does not know, each once.
+fn unknown_handles(core: &Core, sends: &[(u64, CheckedSend)]) -> HashSet<String> {
+    let mut unknown = HashSet::new();
+    let users = sends.iter().flat_map(|(_, send)| {
+        let recipient = match &send.destination {
+            Destination::User(user) => Some(user),
+            Destination::Group(_) => None,
+        };
+        std::iter::once(&send.sender).chain(recipient)
+    });
+    for user in users {
+        // What cannot be read here is asked of others, or refused when it is needed.
+        if let user_ref::User::Handle(handle) = user
+            && !unknown.contains(handle)
+            && !matches!(core.known(handle), Ok(Some(_)))
+        {
+            unknown.insert(handle.clone());
+        }
+    }
+    unknown
+}
+
+/// What the sends of a frame have in common.
+struct Frame<'a> {
+    core: &'a Core,
+    shard: &'a Shard,
+    actor: Actor,
+    /// The handles that were asked of others.
+    users: HashMap<String, Result<UserId, CallError>>,
+}
+
+impl Frame<'_> {
+    /// A send's command, if its sender may send and its home timeline is in this shard.
+    fn command(&self, send: CheckedSend) -> Result<Command, CallError> {
+        let sender = self.user(&send.sender)?;
+        if let Actor::User(own) = self.actor
+            && own != sender
+        {
+            let message = format!("the token acts for user {own} only");
+            return Err(crate::auth::forbidden(message));
+        }
+        let (home, recipient) = match &send.destination {
+            Destination::Group(group) => (group.timeline(), UserId(0)),
+            Destination::User(user) => (sender.mailbox(), self.user(user)?),
+        };
+        self.core.check_shard(self.shard, home)?;
+        Ok(send.command(sender, recipient))
+    }
+
+    fn user(&self, user: &user_ref::User) -> Result<UserId, CallError> {
+        match user {
+            user_ref::User::Id(id) => Ok(UserId(*id)),
+            user_ref::User::Handle(handle) => match self.users.get(handle) {
+                Some(asked) => asked.clone(),
+                None => self.core.known(handle)?.ok_or_else(|| unknown_user(user)),
+            },
+        }
+    }
 }
 
 /// The commands of one frame and the tags they answer to, in the frame's order.
@@ -176,32 +232,7 @@ struct Batch {
 }
 
 impl Batch {
-    /// Takes in the sends whose users are known and returns the others; with `last`, those are
-    /// refused instead.
-    fn resolve(
-        &mut self,
-        core: &Core,
-        shard: &Shard,
-        sends: Vec<(u64, CheckedSend)>,
-        results: &mut Vec<SubmitResult>,
-        last: bool,
-    ) -> Vec<(u64, CheckedSend)> {
-        let mut unknown = Vec::new();
-        for (tag, send) in sends {
-            match users_of(core, shard, &send) {
-                Ok(Ok((sender, recipient))) => {
-                    self.tags.push(tag);
-                    self.commands.push(send.command(sender, recipient));
-                }
-                Ok(Err(error)) if last => results.push(refused(tag, error)),
-                Ok(Err(_)) => unknown.push((tag, send)),
-                Err(error) => results.push(refused(tag, error)),
-            }
-        }
-        unknown
-    }
-
-    async fn propose(self, shard: &Shard, results: &mut Vec<SubmitResult>) {
+    async fn propose(self, core: &Core, shard: &Shard, results: &mut Vec<SubmitResult>) {
         if self.commands.is_empty() {
             return;
         }
@@ -209,7 +240,7 @@ impl Batch {
             Ok(replies) => {
                 debug_assert_eq!(replies.len(), self.tags.len());
                 let answered = self.tags.into_iter().zip(replies);
-                results.extend(answered.map(|(tag, reply)| result_of(tag, reply)));
+                results.extend(answered.map(|(tag, reply)| result_of(core, tag, reply)));
             }
             Err(error) => {
                 let error = status::propose(shard.id().0, error);
@@ -219,30 +250,7 @@ impl Batch {
     }
 }
 
-/// Sender and recipient (0 for a group); the inner error is a handle that nobody has.
-#[allow(
-    clippy::type_complexity,
-    reason = "a fault and an unknown handle part ways at once"
-)]
-fn users_of(
-    core: &Core,
-    shard: &Shard,
-    send: &CheckedSend,
-) -> Result<Result<(UserId, UserId), CallError>, CallError> {
-    let Some(sender) = core.lookup(shard, &send.sender)? else {
-        return Ok(Err(unknown_user(&send.sender)));
-    };
-    let recipient = match &send.destination {
-        Destination::Group(_) => UserId(0),
-        Destination::User(user) => match core.lookup(shard, user)? {
-            Some(id) => id,
-            None => return Ok(Err(unknown_user(user))),
-        },
-    };
-    Ok(Ok((sender, recipient)))
-}
-
-fn result_of(tag: u64, reply: Reply) -> SubmitResult {
+fn result_of(core: &Core, tag: u64, reply: Reply) -> SubmitResult {
     match reply {
         Reply::Sent {
             timeline,
@@ -256,7 +264,7 @@ fn result_of(tag: u64, reply: Reply) -> SubmitResult {
                 message_id: message_id.0,
             })),
         },
-        Reply::Refused(refusal) => refused(tag, status::refusal(&refusal)),
+        Reply::Refused(refusal) => refused(tag, core.refusal(&refusal)),
         other => refused(tag, status::wrong_reply(&other)),
     }
 }

@@ -1,6 +1,22 @@
 //! Unary calls: one path for all of them, and in `unary/` what each does at the leader.
 //!
-//! A call that reaches a follower is forwarded to the leader, once.
+//! A call goes to the shard in which it is judged, whichever node it was sent to, and to that shard's leader:
+//!
+//! ```text
+//!  who calls ──▶ whom it names ──▶ the shard ──▶ led here: done
+//!                (directory.rs)                 └▶ forwarded to its leader, once
+//! ```
+//!
+//! | call | shard |
+//! |---|---|
+//! | `send` to a user, `mark_read` of a peer, `create_group` | the acting user's |
+//! | `send` to a group, `join_group`, `leave_group`, `mark_read` of a group | the group's |
+//! | `ack_cursor` | the timeline's |
+//! | `register_user`, `resolve_user` by handle | the handle's place in the directory |
+//! | `resolve_user` by id | the user's |
+//! | `sync`, `heads` | the one named |
+//!
+//! What such a call makes in another shard travels there; a reply that promises it waits until it is there.
 
 mod groups;
 mod timelines;
@@ -9,7 +25,7 @@ mod users;
 use mailbox_api::CallError;
 use mailbox_api::v1::UserRef;
 use mailbox_api::v1::mailbox_client::MailboxClient;
-use mailbox_engine::UserId;
+use mailbox_engine::{GroupId, UserId};
 use mailbox_raft::Shard;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
@@ -23,11 +39,15 @@ pub(crate) trait UnaryCall: Send + Sized {
     const NAME: &'static str;
     /// What the caller gets.
     type Answer: Send;
+    /// For whom the call is done: what finding its shard has found out.
+    type Acting: Send;
 
-    /// The shard that answers: while one holds every slot, a call need not name it.
-    fn shard(&self, core: &Core) -> Result<Shard, CallError> {
-        core.only_shard()
-    }
+    /// The shard that answers, and for whom.
+    fn place(
+        &self,
+        core: &Core,
+        caller: Caller,
+    ) -> impl Future<Output = Result<(Shard, Self::Acting), CallError>> + Send;
 
     /// Whether the caller wants what this replica has, whoever leads.
     fn is_stale(&self) -> bool {
@@ -39,7 +59,7 @@ pub(crate) trait UnaryCall: Send + Sized {
         self,
         core: &Core,
         shard: &Shard,
-        caller: Caller,
+        acting: Self::Acting,
     ) -> impl Future<Output = Result<Self::Answer, CallError>> + Send;
 }
 
@@ -58,13 +78,13 @@ where
     let done = async {
         // Checked by a follower too: a call is not passed on for someone who may not call.
         let caller = core.authority.authenticate(&metadata)?;
-        let shard = call.shard(core)?;
+        let (shard, acting) = call.place(core, caller).await?;
         if !call.is_stale()
             && let Route::There(leader) = core.route(&metadata, &shard)?
         {
             return forward(leader, forwarded(&metadata, call)).await;
         }
-        Ok(Response::new(call.answer(core, &shard, caller).await?))
+        Ok(Response::new(call.answer(core, &shard, acting).await?))
     };
     let done = done.await;
     core.metrics.count_call(C::NAME, done.as_ref().err());
@@ -74,11 +94,15 @@ where
 /// The user that a call acts for, named in its field `field` or by the token.
 async fn acting_user(
     core: &Core,
-    shard: &Shard,
     caller: Caller,
     field: &str,
-    named: Option<UserRef>,
+    named: Option<&UserRef>,
 ) -> Result<UserId, CallError> {
-    let actor = core.actor(shard, caller).await?;
-    core.acting_user(shard, actor, field, named).await
+    let actor = core.actor(caller).await?;
+    core.acting_user(actor, field, named.cloned()).await
+}
+
+/// The replica that holds a group.
+fn shard_of_group(core: &Core, group: u64) -> Result<Shard, CallError> {
+    core.shard_of_timeline(GroupId(group).timeline())
 }

@@ -3,56 +3,80 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use mailbox_api::CallError;
 use mailbox_api::v1::{
     self, ErrorCode, HeadsRequest, HeadsResponse, SyncRequest, SyncResponse, Timeline,
-    mark_read_request,
+    mark_read_request, user_ref,
 };
 
 use crate::client::Client;
+use crate::map::ShardMap;
+
+/// Shards that one call asks at a time.
+const SHARDS_AT_ONCE: usize = 8;
 
 impl Client {
     /// Pages of timelines behind a read barrier (unless `stale`). Shards are filled in; timelines of
-    /// several shards are asked for shard by shard, each with the whole limit.
+    /// several shards are asked for shard by shard, some at a time, each with the whole limit.
     pub async fn sync(&self, request: SyncRequest) -> Result<SyncResponse, CallError> {
+        let request = self.with_ids(request).await?;
+        let parts = self.split_sync(request).into_iter();
+        let parts = parts.map(|(owner, part)| async move {
+            let call = self.call(
+                |map| map.shard_of_owner(owner),
+                |node, shard| {
+                    let part = SyncRequest {
+                        shard,
+                        ..part.clone()
+                    };
+                    async move { node.mailbox().sync(part).await }
+                },
+            );
+            call.await
+        });
+        let mut answers = futures_util::stream::iter(parts).buffered(SHARDS_AT_ONCE);
         let mut whole = SyncResponse::default();
-        for part in self.split_sync(request) {
-            let answer = self.call(part.shard, |node| {
-                let part = part.clone();
-                async move { node.mailbox().sync(part).await }
-            });
-            let answer = answer.await?;
+        while let Some(answer) = answers.next().await {
+            let answer = answer?;
             whole.pages.extend(answer.pages);
             whole.groups.extend(answer.groups);
         }
         Ok(whole)
     }
 
-    /// The parts of a request, one for each shard.
-    fn split_sync(&self, request: SyncRequest) -> Vec<SyncRequest> {
-        let mut by_shard: BTreeMap<u32, SyncRequest> = BTreeMap::new();
+    /// Users by id: their shards follow from it.
+    async fn with_ids(&self, mut request: SyncRequest) -> Result<SyncRequest, CallError> {
+        if let Some(user) = request.groups_of {
+            request.groups_of = Some(self.by_id(user).await?);
+        }
+        Ok(request)
+    }
+
+    /// The parts of a request, one for each shard, each with an owner of that shard.
+    fn split_sync(&self, request: SyncRequest) -> Vec<(u64, SyncRequest)> {
         let shell = SyncRequest {
             ranges: Vec::new(),
             groups_of: None,
             ..request.clone()
         };
+        let mut by_shard: BTreeMap<u32, (u64, SyncRequest)> = BTreeMap::new();
         if let Some(user) = request.groups_of {
-            let shard = self.shard_of_user(Some(&user));
-            let part = by_shard.entry(shard).or_insert_with(|| shell.clone());
-            part.groups_of = Some(user);
+            let owner = match user.user {
+                Some(user_ref::User::Id(id)) => id,
+                Some(user_ref::User::Handle(_)) | None => 0,
+            };
+            let part = by_shard.entry(self.shard_of_owner(owner));
+            let part = part.or_insert_with(|| (owner, shell.clone()));
+            part.1.groups_of = Some(user);
         }
         for range in request.ranges {
-            let shard = self.shard_of_timeline(range.timeline.as_ref());
-            by_shard
-                .entry(shard)
-                .or_insert_with(|| shell.clone())
-                .ranges
-                .push(range);
+            let owner = range.timeline.map_or(0, |timeline| timeline.owner);
+            let part = by_shard.entry(self.shard_of_owner(owner));
+            let part = part.or_insert_with(|| (owner, shell.clone()));
+            part.1.ranges.push(range);
         }
-        let parts = by_shard.into_iter();
-        parts
-            .map(|(shard, part)| SyncRequest { shard, ..part })
-            .collect()
+        by_shard.into_values().collect()
     }
 
     /// The same on the node at `address` only, without repeats: for tools that compare nodes.
@@ -63,7 +87,10 @@ impl Client {
     ) -> Result<SyncResponse, CallError> {
         let mut mailbox = self.inner().router.node_at(address)?.mailbox();
         let mut whole = SyncResponse::default();
-        for part in self.split_sync(request) {
+        let request = self.with_ids(request).await?;
+        for (owner, part) in self.split_sync(request) {
+            let shard = self.shard_of_owner(owner);
+            let part = SyncRequest { shard, ..part };
             let answer = self.inner().once(mailbox.sync(part)).await;
             let answer = answer.map_err(|failure| failure.error)?;
             whole.pages.extend(answer.pages);
@@ -72,25 +99,34 @@ impl Client {
         Ok(whole)
     }
 
-    /// Heads of timelines behind a read barrier (unless `stale`). Shards are filled in.
+    /// Heads of timelines behind a read barrier (unless `stale`). Shards are filled in, and asked some at a
+    /// time.
     pub async fn heads(&self, request: HeadsRequest) -> Result<HeadsResponse, CallError> {
         let mut by_shard: BTreeMap<u32, Vec<Timeline>> = BTreeMap::new();
         for timeline in request.timelines {
-            let shard = self.shard_of_timeline(Some(&timeline));
+            let shard = self.shard_of_owner(timeline.owner);
             by_shard.entry(shard).or_default().push(timeline);
         }
+        let stale = request.stale;
+        let parts = by_shard.into_values().map(|timelines| async move {
+            let owner = timelines.first().map_or(0, |timeline| timeline.owner);
+            let call = self.call(
+                |map| map.shard_of_owner(owner),
+                |node, shard| {
+                    let part = HeadsRequest {
+                        shard,
+                        timelines: timelines.clone(),
+                        stale,
+                    };
+                    async move { node.mailbox().heads(part).await }
+                },
+            );
+            call.await
+        });
+        let mut answers = futures_util::stream::iter(parts).buffered(SHARDS_AT_ONCE);
         let mut whole = HeadsResponse::default();
-        for (shard, timelines) in by_shard {
-            let part = HeadsRequest {
-                shard,
-                timelines,
-                stale: request.stale,
-            };
-            let answer = self.call(shard, |node| {
-                let part = part.clone();
-                async move { node.mailbox().heads(part).await }
-            });
-            whole.heads.extend(answer.await?.heads);
+        while let Some(answer) = answers.next().await {
+            whole.heads.extend(answer?.heads);
         }
         Ok(whole)
     }
@@ -101,11 +137,8 @@ impl Client {
         mut request: v1::RegisterUserRequest,
     ) -> Result<v1::RegisterUserResponse, CallError> {
         self.fill_id(&mut request.request_id);
-        let shard = self
-            .inner()
-            .router
-            .with_map(|map| map.shard_of_handle(&request.handle));
-        let call = self.call(shard, |node| {
+        let place = |map: &ShardMap| map.shard_of_handle(&request.handle);
+        let call = self.call(place, |node, _| {
             let request = request.clone();
             async move { node.mailbox().register_user(request).await }
         });
@@ -117,8 +150,8 @@ impl Client {
         &self,
         request: v1::ResolveUserRequest,
     ) -> Result<v1::ResolveUserResponse, CallError> {
-        let shard = self.shard_of_user(request.user.as_ref());
-        let call = self.call(shard, |node| {
+        let place = |map: &ShardMap| map.shard_of_user(request.user.as_ref());
+        let call = self.call(place, |node, _| {
             let request = request.clone();
             async move { node.mailbox().resolve_user(request).await }
         });
@@ -131,8 +164,8 @@ impl Client {
         mut request: v1::CreateGroupRequest,
     ) -> Result<v1::CreateGroupResponse, CallError> {
         self.fill_id(&mut request.request_id);
-        let shard = self.shard_of_user(request.creator.as_ref());
-        let call = self.call(shard, |node| {
+        let place = |map: &ShardMap| map.shard_of_user(request.creator.as_ref());
+        let call = self.call(place, |node, _| {
             let request = request.clone();
             async move { node.mailbox().create_group(request).await }
         });
@@ -145,8 +178,8 @@ impl Client {
         mut request: v1::JoinGroupRequest,
     ) -> Result<v1::JoinGroupResponse, CallError> {
         self.fill_id(&mut request.request_id);
-        let shard = self.shard_of_owner(request.group);
-        let call = self.call(shard, |node| {
+        let place = |map: &ShardMap| map.shard_of_owner(request.group);
+        let call = self.call(place, |node, _| {
             let request = request.clone();
             async move { node.mailbox().join_group(request).await }
         });
@@ -159,8 +192,8 @@ impl Client {
         mut request: v1::LeaveGroupRequest,
     ) -> Result<v1::LeaveGroupResponse, CallError> {
         self.fill_id(&mut request.request_id);
-        let shard = self.shard_of_owner(request.group);
-        let call = self.call(shard, |node| {
+        let place = |map: &ShardMap| map.shard_of_owner(request.group);
+        let call = self.call(place, |node, _| {
             let request = request.clone();
             async move { node.mailbox().leave_group(request).await }
         });
@@ -173,13 +206,13 @@ impl Client {
         mut request: v1::MarkReadRequest,
     ) -> Result<v1::MarkReadResponse, CallError> {
         self.fill_id(&mut request.request_id);
-        let shard = match request.conversation {
-            Some(mark_read_request::Conversation::Group(group)) => self.shard_of_owner(group),
+        let place = |map: &ShardMap| match request.conversation {
+            Some(mark_read_request::Conversation::Group(group)) => map.shard_of_owner(group),
             Some(mark_read_request::Conversation::Peer(_)) | None => {
-                self.shard_of_user(request.user.as_ref())
+                map.shard_of_user(request.user.as_ref())
             }
         };
-        let call = self.call(shard, |node| {
+        let call = self.call(place, |node, _| {
             let request = request.clone();
             async move { node.mailbox().mark_read(request).await }
         });
@@ -192,8 +225,10 @@ impl Client {
         mut request: v1::AckCursorRequest,
     ) -> Result<v1::AckCursorResponse, CallError> {
         self.fill_id(&mut request.request_id);
-        let shard = self.shard_of_user(request.user.as_ref());
-        let call = self.call(shard, |node| {
+        let place = |map: &ShardMap| {
+            map.shard_of_owner(request.timeline.map_or(0, |timeline| timeline.owner))
+        };
+        let call = self.call(place, |node, _| {
             let request = request.clone();
             async move { node.mailbox().ack_cursor(request).await }
         });
@@ -249,17 +284,10 @@ impl Client {
         }
     }
 
-    fn shard_of_owner(&self, owner: u64) -> u32 {
+    /// The shard of an owner's timeline (a user's or a group's id), by the map as it is known now.
+    pub fn shard_of_owner(&self, owner: u64) -> u32 {
         self.inner()
             .router
             .with_map(|map| map.shard_of_owner(owner))
-    }
-
-    fn shard_of_user(&self, user: Option<&v1::UserRef>) -> u32 {
-        self.inner().router.with_map(|map| map.shard_of_user(user))
-    }
-
-    fn shard_of_timeline(&self, timeline: Option<&Timeline>) -> u32 {
-        self.shard_of_owner(timeline.map_or(0, |timeline| timeline.owner))
     }
 }

@@ -1,19 +1,22 @@
 //! The client: connecting, sending, and the rules by which any call is repeated.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use mailbox_api::CallError;
 use mailbox_api::v1::{
-    ErrorCode, SendRequest, SendResponse, ShardMapRequest, ShardMapResponse, UserRef, send_request,
-    user_ref,
+    ErrorCode, ResolveUserRequest, SendRequest, SendResponse, ShardMapRequest, ShardMapResponse,
+    UserRef, send_request, user_ref,
 };
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 use tonic::{Response, Status};
 use uuid::Uuid;
 
 use crate::clock::ServerClock;
+use crate::map::ShardMap;
 use crate::node::Node;
 use crate::options::ClientOptions;
 use crate::pending::Failure;
@@ -37,13 +40,29 @@ pub(crate) struct Inner {
     clock: ServerClock,
     in_flight: Semaphore,
     in_flight_bytes: Semaphore,
+    /// Whose handles are known: they never change hands.
+    handles: Mutex<HashMap<String, u64>>,
+    /// Held by who reads the map because of a `WrongShard`; the others wait and see what came.
+    learning: tokio::sync::Mutex<()>,
 }
 
 /// Held while a send is on its way.
 type InFlight<'a> = (SemaphorePermit<'a>, SemaphorePermit<'a>);
 
+/// Handles that are remembered; when full they are forgotten.
+const HANDLES_MAX: usize = 65_536;
+
+/// The way of a send.
+enum Placed {
+    /// In a frame for its shard.
+    Submit(SendRequest),
+    /// By itself, through any node.
+    Unary(SendRequest),
+}
+
 /// One attempt over a Submit stream.
 struct Attempt {
+    shard: u32,
     node: Arc<Node>,
     answer: oneshot::Receiver<Result<SendResponse, Failure>>,
 }
@@ -59,6 +78,8 @@ impl Client {
         let inner = Arc::new(Inner {
             router: Router::new(&options)?,
             clock: ServerClock::new(),
+            handles: Mutex::default(),
+            learning: tokio::sync::Mutex::default(),
             in_flight: Semaphore::new(options.limits.in_flight_max.min(Semaphore::MAX_PERMITS)),
             in_flight_bytes: Semaphore::new(
                 options.limits.in_flight_bytes_max.min(u32::MAX as usize),
@@ -86,10 +107,12 @@ impl Client {
     pub async fn send(&self, request: SendRequest) -> Result<SendResponse, CallError> {
         let deadline = self.deadline();
         let _in_flight = self.admit(1, request.body.len(), deadline).await?;
-        let shard = self.shard_of_send(&request);
-        let (waiting, attempt) = self.attempt(shard, request.clone(), deadline);
-        attempt.node.submit().push(shard, [waiting]);
-        self.finish(shard, request, deadline, attempt).await
+        let request = match self.placed(request).await? {
+            Placed::Submit(request) => request,
+            Placed::Unary(request) => return self.send_unary(request).await,
+        };
+        let attempt = self.attempt(request.clone(), deadline);
+        self.finish(request, deadline, attempt).await
     }
 
     /// Sends many messages, handed over in order before the first answer is awaited; one result per
@@ -107,14 +130,20 @@ impl Client {
         };
         let mut attempts = Vec::with_capacity(requests.len());
         for request in requests {
-            let shard = self.shard_of_send(&request);
-            let (waiting, attempt) = self.attempt(shard, request.clone(), deadline);
-            attempt.node.submit().push(shard, [waiting]);
-            attempts.push((shard, request, attempt));
+            attempts.push(match self.placed(request).await {
+                Ok(Placed::Submit(request)) => {
+                    Ok((self.attempt(request.clone(), deadline), request))
+                }
+                Ok(Placed::Unary(request)) => Err(self.send_unary(request).await),
+                Err(error) => Err(Err(error)),
+            });
         }
         let mut results = Vec::with_capacity(attempts.len());
-        for (shard, request, attempt) in attempts {
-            results.push(self.finish(shard, request, deadline, attempt).await);
+        for attempt in attempts {
+            results.push(match attempt {
+                Ok((attempt, request)) => self.finish(request, deadline, attempt).await,
+                Err(done) => done,
+            });
         }
         results
     }
@@ -191,20 +220,63 @@ impl Client {
             })
     }
 
-    fn attempt(&self, shard: u32, request: SendRequest, deadline: Instant) -> (Waiting, Attempt) {
+    /// How a send gets to its shard. A frame is for one shard, so a 1:1 send's sender must be known by id; who
+    /// is not named at all is known to the nodes only, which pass unary calls on.
+    async fn placed(&self, mut request: SendRequest) -> Result<Placed, CallError> {
+        if let Some(send_request::Destination::Group(_)) = &request.destination {
+            return Ok(Placed::Submit(request));
+        }
+        let Some(sender) = request.sender.take() else {
+            return Ok(Placed::Unary(request));
+        };
+        request.sender = Some(self.by_id(sender).await?);
+        Ok(Placed::Submit(request))
+    }
+
+    /// The same user by id; handles are looked up, once each.
+    pub(crate) async fn by_id(&self, user: UserRef) -> Result<UserRef, CallError> {
+        let Some(user_ref::User::Handle(handle)) = &user.user else {
+            return Ok(user);
+        };
+        if let Some(id) = self.inner.handles.lock().get(handle) {
+            return Ok(user_id(*id));
+        }
+        let handle = handle.clone();
+        let user = Some(user);
+        let id = self.resolve_user(ResolveUserRequest { user }).await?.user;
+        let mut handles = self.inner.handles.lock();
+        if handles.len() >= HANDLES_MAX {
+            handles.clear();
+        }
+        handles.insert(handle, id);
+        Ok(user_id(id))
+    }
+
+    async fn send_unary(&self, request: SendRequest) -> Result<SendResponse, CallError> {
+        let place = |map: &ShardMap| map.shard_of_user(request.sender.as_ref());
+        let call = self.call(place, |node, _| {
+            let request = request.clone();
+            async move { node.mailbox().send(request).await }
+        });
+        call.await
+    }
+
+    /// Hands a send over to the node that probably leads its shard.
+    fn attempt(&self, request: SendRequest, deadline: Instant) -> Attempt {
+        let shard = self.shard_of_send(&request);
         let node = self.inner.router.leader(shard);
         let (answer, waits) = oneshot::channel();
-        (
-            Waiting {
-                request,
-                deadline,
-                answer,
-            },
-            Attempt {
-                node,
-                answer: waits,
-            },
-        )
+        let waiting = Waiting {
+            request,
+            deadline,
+            answer,
+        };
+        node.submit().push(shard, [waiting]);
+        Attempt {
+            shard,
+            node,
+            answer: waits,
+        }
     }
 
     /// Waits for the attempt's answer, and repeats it elsewhere as long as that makes sense. An
@@ -212,14 +284,17 @@ impl Client {
     /// deadline passes.
     async fn finish(
         &self,
-        shard: u32,
         request: SendRequest,
         deadline: Instant,
         mut attempt: Attempt,
     ) -> Result<SendResponse, CallError> {
         let mut backoff = Backoff::new(&self.inner.options.timeouts, deadline);
         loop {
-            let Attempt { node, answer } = attempt;
+            let Attempt {
+                shard,
+                node,
+                answer,
+            } = attempt;
             let failure = match answer.await {
                 Ok(Ok(sent)) => return Ok(sent),
                 Ok(Err(failure)) => failure,
@@ -230,25 +305,28 @@ impl Client {
                 return Err(failure.error);
             }
             tracing::debug!(shard, failed = node.address(), error = %failure.error, "send again");
-            let (waiting, next) = self.attempt(shard, request.clone(), deadline);
-            next.node.submit().push(shard, [waiting]);
-            attempt = next;
+            if advice == Advice::OtherShard {
+                self.inner.learn_map(&node, &failure.error).await;
+            }
+            attempt = self.attempt(request.clone(), deadline);
         }
     }
 
-    /// A unary call to the shard's leader, repeated like a send. `attempt` must be safe to repeat.
+    /// A unary call to the leader of the shard that the map names, repeated like a send. `attempt`, which is
+    /// told the shard, must be safe to repeat.
     pub(crate) async fn call<T, F>(
         &self,
-        shard: u32,
-        attempt: impl Fn(Arc<Node>) -> F,
+        place: impl Fn(&ShardMap) -> u32,
+        attempt: impl Fn(Arc<Node>, u32) -> F,
     ) -> Result<T, CallError>
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
         let mut backoff = Backoff::new(&self.inner.options.timeouts, self.deadline());
         loop {
+            let shard = self.inner.router.with_map(&place);
             let node = self.inner.router.leader(shard);
-            let failure = match self.inner.once(attempt(Arc::clone(&node))).await {
+            let failure = match self.inner.once(attempt(Arc::clone(&node), shard)).await {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
             };
@@ -257,11 +335,26 @@ impl Client {
                 return Err(failure.error);
             }
             tracing::debug!(shard, failed = node.address(), error = %failure.error, "call again");
+            if advice == Advice::OtherShard {
+                self.inner.learn_map(&node, &failure.error).await;
+            }
         }
     }
 }
 
 impl Inner {
+    /// Reads the map of a node that has said `WrongShard`, unless a map as new as that node's is here already.
+    pub(crate) async fn learn_map(&self, node: &Node, wrong: &CallError) {
+        let _one = self.learning.lock().await;
+        let held = self.router.with_map(ShardMap::epoch);
+        if held >= wrong.0.map_epoch {
+            return;
+        }
+        if let Err(error) = self.shard_map_of(node).await {
+            tracing::debug!(node = node.address(), %error, "the shard map was not read");
+        }
+    }
+
     /// One attempt of a unary call.
     pub(crate) async fn once<T>(
         &self,

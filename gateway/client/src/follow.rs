@@ -1,12 +1,12 @@
 //! Follows one shard's leader for a subscription, from stream to stream.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
 use futures_util::Stream;
 use mailbox_api::CallError;
-use mailbox_api::v1::{ErrorCode, SubscribeRequest, SubscribeResponse};
+use mailbox_api::v1::{ErrorCode, SubscribeRequest, SubscribeResponse, Timeline};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tonic::Streaming;
@@ -15,7 +15,7 @@ use crate::client::Inner;
 use crate::node::Node;
 use crate::pending::Failure;
 use crate::retry::{Advice, Backoff, advice};
-use crate::subscribe::SubscribeEvent;
+use crate::subscribe::{SubscribeEvent, Subscription};
 use crate::wanted::Wanted;
 
 /// Missed heartbeats after which a stream is given up.
@@ -25,13 +25,18 @@ const HEARTBEATS_MISSED_MAX: u32 = 3;
 struct Requests {
     wanted: Arc<Wanted>,
     stream: u64,
+    shard: u32,
 }
 
 impl Stream for Requests {
     type Item = SubscribeRequest;
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.wanted.poll_request(self.stream, context)
+        let request = std::task::ready!(self.wanted.poll_request(self.stream, context));
+        Poll::Ready(request.map(|request| SubscribeRequest {
+            shard: self.shard,
+            ..request
+        }))
     }
 }
 
@@ -40,6 +45,8 @@ pub(crate) struct Follower {
     pub(crate) client: Arc<Inner>,
     pub(crate) shard: u32,
     pub(crate) wanted: Arc<Wanted>,
+    /// The other shards of the subscription.
+    pub(crate) subscription: Weak<Subscription>,
     pub(crate) events: mpsc::Sender<SubscribeEvent>,
     /// Greatest term seen: a stream with a smaller one comes from a leader that has been replaced.
     pub(crate) term: u64,
@@ -115,7 +122,7 @@ impl Follower {
                 biased;
                 response = responses.message() => {
                     match response {
-                        Ok(Some(response)) => self.take(response).await?,
+                        Ok(Some(response)) => self.take(node, response).await?,
                         Ok(None) if self.wanted.is_closed() => return Err(End::Closed),
                         Ok(None) => return Err(broken("the node ended the stream")),
                         Err(status) => return Err(Failure::from_status(&status).into()),
@@ -140,6 +147,7 @@ impl Follower {
         let requests = Requests {
             wanted: Arc::clone(&self.wanted),
             stream,
+            shard: self.shard,
         };
         let mut mailbox = node.mailbox();
         let opened = mailbox.subscribe(requests);
@@ -150,7 +158,7 @@ impl Follower {
         }
     }
 
-    async fn take(&mut self, response: SubscribeResponse) -> Result<(), End> {
+    async fn take(&mut self, node: &Node, response: SubscribeResponse) -> Result<(), End> {
         if response.term < self.term {
             let message = format!("a leader of term {}, before {}", response.term, self.term);
             return Err(Failure::from(CallError::new(ErrorCode::NotLeader, message)).into());
@@ -167,12 +175,34 @@ impl Follower {
         .await?;
         for ended in response.ended {
             let error = CallError(ended.error.unwrap_or_default());
+            if error.code() == ErrorCode::WrongShard
+                && let Some(timeline) = ended.timeline
+            {
+                self.move_on(node, timeline, error).await?;
+                continue;
+            }
             if advice(error.code()) != Advice::GiveUp {
                 return Err(Failure::from(error).into());
             }
             if let Some(timeline) = ended.timeline {
                 self.hand_over(self.wanted.end(timeline, error)).await?;
             }
+        }
+        Ok(())
+    }
+
+    /// Goes on with a timeline in the shard that the map names by now.
+    async fn move_on(&self, node: &Node, timeline: Timeline, error: CallError) -> Result<(), End> {
+        self.client.learn_map(node, &error).await;
+        let map = &self.client.router;
+        if map.with_map(|map| map.shard_of_owner(timeline.owner)) == self.shard {
+            // The map of here is older than the node's, or newer: the next stream asks again.
+            return Err(Failure::from(error).into());
+        }
+        if let Some(next_seq) = self.wanted.take(&timeline)
+            && let Some(subscription) = self.subscription.upgrade()
+        {
+            subscription.wanted(&timeline).add(timeline, next_seq);
         }
         Ok(())
     }

@@ -10,6 +10,8 @@ pub(crate) struct ShardMap {
     shards: Vec<u32>,
     /// Where calls go whose slot is unknown: the first shard.
     fallback: u32,
+    /// Rises with every change of the map.
+    epoch: u64,
 }
 
 impl ShardMap {
@@ -29,7 +31,15 @@ impl ShardMap {
                 }
             }
         }
-        Self { shards, fallback }
+        Self {
+            shards,
+            fallback,
+            epoch: response.epoch,
+        }
+    }
+
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
     }
 
     pub(crate) fn shard_of_owner(&self, owner: u64) -> u32 {
@@ -41,7 +51,7 @@ impl ShardMap {
         self.shard_of_bytes(handle.as_bytes())
     }
 
-    /// Whoever is not named (a token's user) is known to every node.
+    /// Any shard for whoever is not named (a token's user): the node asked passes the call on.
     pub(crate) fn shard_of_user(&self, user: Option<&UserRef>) -> u32 {
         match user.and_then(|user| user.user.as_ref()) {
             Some(user_ref::User::Id(id)) => self.shard_of_owner(*id),

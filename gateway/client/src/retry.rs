@@ -17,15 +17,15 @@ pub(crate) enum Advice {
     SameNode,
     /// Whoever leads the shard by now.
     OtherNode,
+    /// The shard that the map names by now.
+    OtherShard,
 }
 
 /// Waiting cannot mend a full disk within a call's life, so that is the caller's to decide.
 pub(crate) fn advice(code: ErrorCode) -> Advice {
     match code {
-        ErrorCode::Unavailable
-        | ErrorCode::NotLeader
-        | ErrorCode::ClockSkew
-        | ErrorCode::WrongShard => Advice::OtherNode,
+        ErrorCode::Unavailable | ErrorCode::NotLeader | ErrorCode::ClockSkew => Advice::OtherNode,
+        ErrorCode::WrongShard => Advice::OtherShard,
         ErrorCode::Retry | ErrorCode::Busy => Advice::SameNode,
         ErrorCode::DiskFull
         | ErrorCode::Unspecified

@@ -77,9 +77,12 @@ impl Router {
         Node::new(address, &self.credentials, &self.options).map(Arc::new)
     }
 
-    /// Takes over a new map; connections to nodes that stay are kept.
+    /// Takes over a map that is not older than the one held; connections to nodes that stay are kept.
     pub(crate) fn replace_map(&self, response: &ShardMapResponse) {
         let mut state = self.state.write();
+        if response.epoch < state.map.epoch() {
+            return;
+        }
         let mut nodes = Vec::with_capacity(response.nodes.len());
         for named in &response.nodes {
             let made = match find(&state.nodes, &named.address) {
@@ -271,5 +274,24 @@ mod tests {
         assert_eq!(router.leader(0).address(), "h:2");
         assert_eq!(router.leader(1).address(), "h:4");
         assert!(router.nodes().iter().any(|node| Arc::ptr_eq(node, &kept)));
+    }
+
+    #[tokio::test]
+    async fn an_older_map_is_not_taken_over() {
+        let router = router();
+        let map = |epoch, shard| ShardMapResponse {
+            epoch,
+            slot_count: 1,
+            shards: vec![ShardPlacement {
+                shard,
+                slots: vec![SlotSpan { first: 0, last: 0 }],
+                ..ShardPlacement::default()
+            }],
+            ..ShardMapResponse::default()
+        };
+        for (epoch, shard, now) in [(2, 5, 5), (1, 4, 5), (3, 6, 6)] {
+            router.replace_map(&map(epoch, shard));
+            assert_eq!(router.with_map(|map| map.shard_of_owner(9)), now);
+        }
     }
 }

@@ -38,10 +38,11 @@ pub enum SubscribeEvent {
 /// Adds and removes the timelines of one subscription; dropping the last clone ends it.
 #[derive(Clone)]
 pub struct SubscribeHandle {
-    shared: Arc<Shared>,
+    shared: Arc<Subscription>,
 }
 
-struct Shared {
+/// What the handles of a subscription share.
+pub(crate) struct Subscription {
     client: Arc<Inner>,
     runtime: Handle,
     events: mpsc::Sender<SubscribeEvent>,
@@ -51,7 +52,7 @@ struct Shared {
 /// A subscription without timelines.
 pub(crate) fn start(client: Arc<Inner>) -> (SubscribeHandle, mpsc::Receiver<SubscribeEvent>) {
     let (events, receiver) = mpsc::channel(client.options.limits.subscribe_queue_max.max(1));
-    let shared = Shared {
+    let shared = Subscription {
         client,
         runtime: Handle::current(),
         events,
@@ -84,40 +85,49 @@ impl SubscribeHandle {
             let message = format!("{held} timelines are subscribed to, the limit is {max}");
             return Err(CallError::new(ErrorCode::LimitExceeded, message));
         }
-        self.wanted(&timeline).add(timeline, from_seq);
+        let here = self.shared.wanted(&timeline);
+        // One that its shard has not let go of yet must not come twice.
+        for other in self.shared.shards.lock().values() {
+            if !Arc::ptr_eq(other, &here) {
+                other.remove(&timeline);
+            }
+        }
+        here.add(timeline, from_seq);
         Ok(())
     }
 
     /// Ends a timeline's subscription; events already queued may still arrive.
     pub fn remove(&self, timeline: Timeline) {
-        self.wanted(&timeline).remove(&timeline);
+        for wanted in self.shared.shards.lock().values() {
+            wanted.remove(&timeline);
+        }
     }
+}
 
+impl Subscription {
     /// What is wanted of the timeline's shard; the first time, its follower is started.
-    fn wanted(&self, timeline: &Timeline) -> Arc<Wanted> {
-        let shared = &self.shared;
-        let shard = shared
-            .client
-            .router
-            .with_map(|map| map.shard_of_owner(timeline.owner));
-        let mut shards = shared.shards.lock();
+    pub(crate) fn wanted(self: &Arc<Self>, timeline: &Timeline) -> Arc<Wanted> {
+        let map = &self.client.router;
+        let shard = map.with_map(|map| map.shard_of_owner(timeline.owner));
+        let mut shards = self.shards.lock();
         let wanted = shards.entry(shard).or_insert_with(|| {
             let wanted = Arc::new(Wanted::default());
             let follower = Follower {
-                client: Arc::clone(&shared.client),
+                client: Arc::clone(&self.client),
                 shard,
                 wanted: Arc::clone(&wanted),
-                events: shared.events.clone(),
+                subscription: Arc::downgrade(self),
+                events: self.events.clone(),
                 term: 0,
             };
-            shared.runtime.spawn(follower.run());
+            self.runtime.spawn(follower.run());
             wanted
         });
         Arc::clone(wanted)
     }
 }
 
-impl Drop for Shared {
+impl Drop for Subscription {
     fn drop(&mut self) {
         for wanted in self.shards.lock().values() {
             wanted.close();

@@ -80,6 +80,14 @@ impl Wanted {
         true
     }
 
+    /// Takes out a timeline that the stream has ended; the first seq not yet handed over.
+    pub(crate) fn take(&self, timeline: &Timeline) -> Option<u64> {
+        let mut state = self.state.lock();
+        state.to_subscribe.remove(timeline);
+        let before = state.timelines.remove(timeline)?;
+        Some(before.next_seq)
+    }
+
     /// Takes out all timelines.
     pub(crate) fn remove_all(&self) -> Vec<Timeline> {
         let mut state = self.state.lock();
@@ -151,7 +159,7 @@ impl Wanted {
         if !unsubscribe.is_empty() {
             return Poll::Ready(Some(SubscribeRequest {
                 unsubscribe,
-                subscribe: Vec::new(),
+                ..SubscribeRequest::default()
             }));
         }
         let mut subscribe = Vec::new();
@@ -168,7 +176,7 @@ impl Wanted {
         if !subscribe.is_empty() {
             return Poll::Ready(Some(SubscribeRequest {
                 subscribe,
-                unsubscribe: Vec::new(),
+                ..SubscribeRequest::default()
             }));
         }
         state.waker = Some(context.waker().clone());

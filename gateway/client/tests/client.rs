@@ -280,3 +280,99 @@ async fn a_node_is_asked_by_its_address() {
     };
     assert_eq!(client.heads(request).await.unwrap().heads[0].head, 0);
 }
+
+/// Groups of both shards, once slots are split at `first`.
+fn groups_of_both(cluster: &Cluster) -> Vec<u64> {
+    let groups: Vec<u64> = (1..=40).collect();
+    let store = cluster.store.lock();
+    let shards: BTreeSet<u32> = groups.iter().map(|group| store.shard_of(*group)).collect();
+    assert_eq!(shards, BTreeSet::from([1, 2]));
+    groups
+}
+
+fn message_to(client: &Client, group: u64) -> SendRequest {
+    SendRequest {
+        destination: Some(send_request::Destination::Group(group)),
+        ..message(client)
+    }
+}
+
+fn timeline_of(group: u64) -> Timeline {
+    Timeline {
+        owner: group,
+        ..self::group()
+    }
+}
+
+#[tokio::test]
+async fn slots_that_moved_are_found_by_a_new_map_and_nothing_is_doubled() {
+    let cluster = Cluster::start(2);
+    let mut options = cluster.options();
+    // Only an answer can tell of the new map.
+    options.timeouts.map_refresh = Duration::from_secs(3600);
+    let client = Client::connect(options).await.unwrap();
+    cluster.split_at(20);
+    let groups = groups_of_both(&cluster);
+    let requests = groups.iter().map(|group| message_to(&client, *group));
+    for sent in client.send_batch(requests.collect()).await {
+        assert_eq!(sent.unwrap().seq, 1);
+    }
+    let heads = || {
+        let timelines = groups.iter().map(|group| timeline_of(*group)).collect();
+        client.heads(v1::HeadsRequest {
+            timelines,
+            ..v1::HeadsRequest::default()
+        })
+    };
+    let of_each = |heads: v1::HeadsResponse| -> Vec<u64> {
+        assert_eq!(heads.heads.len(), groups.len());
+        heads.heads.into_iter().map(|head| head.head).collect()
+    };
+    assert_eq!(of_each(heads().await.unwrap()), vec![1; groups.len()]);
+    // And back, while several calls for the moved slots are made.
+    cluster.split_at(40);
+    let answers = tokio::join!(heads(), heads(), heads());
+    for answer in [answers.0, answers.1, answers.2] {
+        assert_eq!(of_each(answer.unwrap()), vec![1; groups.len()]);
+    }
+}
+
+#[tokio::test]
+async fn a_subscription_follows_its_timelines_to_other_shards() {
+    let cluster = Cluster::start(1);
+    let mut options = cluster.options();
+    options.timeouts.map_refresh = Duration::from_secs(3600);
+    let client = Client::connect(options).await.unwrap();
+    let (subscription, mut events) = client.subscribe();
+    let mut wanted = std::collections::BTreeMap::new();
+    for group in 1..=40 {
+        subscription.add(timeline_of(group), 1).unwrap();
+        wanted.insert(group, 1);
+    }
+    for round in 0..3 {
+        let requests = wanted.keys().map(|group| message_to(&client, *group));
+        for sent in client.send_batch(requests.collect()).await {
+            sent.unwrap();
+        }
+        while wanted.values().any(|next| *next <= round + 1) {
+            let event = tokio::time::timeout(Duration::from_secs(50), events.recv());
+            match event
+                .await
+                .expect("in time")
+                .expect("the subscription goes on")
+            {
+                SubscribeEvent::Batch { timeline, messages } => {
+                    let next = wanted.get_mut(&timeline.owner).unwrap();
+                    for message in messages {
+                        assert_eq!(message.seq, *next, "group {}", timeline.owner);
+                        *next += 1;
+                    }
+                }
+                SubscribeEvent::Heads(_) => {}
+                SubscribeEvent::Ended { error, .. } => panic!("ended: {error}"),
+            }
+        }
+        cluster.split_at(10 + 20 * u32::try_from(round).unwrap());
+        groups_of_both(&cluster);
+    }
+}

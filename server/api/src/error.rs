@@ -191,6 +191,7 @@ mod tests {
             retry_after_ms: 5,
             leader_node: 2,
             leader_address: "127.0.0.1:7002".into(),
+            map_epoch: 3,
         });
         assert_eq!(CallError::from_status(&error.to_status()), error);
     }

@@ -5,10 +5,12 @@ use mailbox_api::v1::{
     CreateGroupRequest, CreateGroupResponse, JoinGroupRequest, JoinGroupResponse,
     LeaveGroupRequest, LeaveGroupResponse,
 };
-use mailbox_engine::{Command, CreateGroup, GroupId, JoinGroup, LeaveGroup, MessageId, Reply};
+use mailbox_engine::{
+    Command, CreateGroup, GroupId, JoinGroup, LeaveGroup, MessageId, Reply, Seq, UserId,
+};
 use mailbox_raft::Shard;
 
-use super::{UnaryCall, acting_user};
+use super::{UnaryCall, acting_user, shard_of_group};
 use crate::auth::Caller;
 use crate::core::Core;
 use crate::{convert, status};
@@ -16,41 +18,61 @@ use crate::{convert, status};
 impl UnaryCall for CreateGroupRequest {
     const NAME: &'static str = "create_group";
     type Answer = CreateGroupResponse;
+    type Acting = UserId;
+
+    async fn place(&self, core: &Core, caller: Caller) -> Result<(Shard, UserId), CallError> {
+        let creator = acting_user(core, caller, "creator", self.creator.as_ref()).await?;
+        Ok((core.shard_of_user(creator)?, creator))
+    }
 
     async fn answer(
         self,
         core: &Core,
         shard: &Shard,
-        caller: Caller,
+        creator: UserId,
     ) -> Result<CreateGroupResponse, CallError> {
-        let creator = acting_user(core, shard, caller, "creator", self.creator).await?;
         let command = Command::CreateGroup(CreateGroup {
             request_id: convert::uuid_v7("request_id", &self.request_id)?,
             creator,
             name: self.name,
             message_id: MessageId::ZERO,
         });
-        match core.propose(shard, command).await? {
-            Reply::GroupCreated { group, seq } => Ok(CreateGroupResponse {
-                group: group.0,
-                seq: seq.0,
-            }),
-            other => Err(status::wrong_reply(&other)),
-        }
+        let (group, seq) = match core.propose(shard, command).await? {
+            Reply::GroupCreated { group, seq } => (group, seq),
+            other => return Err(status::wrong_reply(&other)),
+        };
+        let home = core.shard_of_timeline(group.timeline())?;
+        let is_there = |engine: &mailbox_engine::Shard| {
+            let membership = engine.membership(group, creator)?;
+            Ok(membership.is_some())
+        };
+        core.arrived(&home, &group.timeline().to_string(), is_there)
+            .await?;
+        Ok(CreateGroupResponse {
+            group: group.0,
+            seq: seq.0,
+        })
     }
 }
 
 impl UnaryCall for JoinGroupRequest {
     const NAME: &'static str = "join_group";
     type Answer = JoinGroupResponse;
+    type Acting = UserId;
+
+    async fn place(&self, core: &Core, caller: Caller) -> Result<(Shard, UserId), CallError> {
+        let user = acting_user(core, caller, "user", self.user.as_ref()).await?;
+        Ok((shard_of_group(core, self.group)?, user))
+    }
 
     async fn answer(
         self,
         core: &Core,
         shard: &Shard,
-        caller: Caller,
+        user: UserId,
     ) -> Result<JoinGroupResponse, CallError> {
-        let user = acting_user(core, shard, caller, "user", self.user).await?;
+        // The group's shard cannot tell: the user's row may be in another one.
+        core.require_user(user).await?;
         let command = Command::JoinGroup(JoinGroup {
             request_id: convert::uuid_v7("request_id", &self.request_id)?,
             group: GroupId(self.group),
@@ -58,9 +80,12 @@ impl UnaryCall for JoinGroupRequest {
             message_id: MessageId::ZERO,
         });
         match core.propose(shard, command).await? {
-            Reply::Joined { join_seq } => Ok(JoinGroupResponse {
-                join_seq: join_seq.0,
-            }),
+            Reply::Joined { join_seq } => {
+                listed(core, user, GroupId(self.group), join_seq).await?;
+                Ok(JoinGroupResponse {
+                    join_seq: join_seq.0,
+                })
+            }
             other => Err(status::wrong_reply(&other)),
         }
     }
@@ -69,14 +94,19 @@ impl UnaryCall for JoinGroupRequest {
 impl UnaryCall for LeaveGroupRequest {
     const NAME: &'static str = "leave_group";
     type Answer = LeaveGroupResponse;
+    type Acting = UserId;
+
+    async fn place(&self, core: &Core, caller: Caller) -> Result<(Shard, UserId), CallError> {
+        let user = acting_user(core, caller, "user", self.user.as_ref()).await?;
+        Ok((shard_of_group(core, self.group)?, user))
+    }
 
     async fn answer(
         self,
         core: &Core,
         shard: &Shard,
-        caller: Caller,
+        user: UserId,
     ) -> Result<LeaveGroupResponse, CallError> {
-        let user = acting_user(core, shard, caller, "user", self.user).await?;
         let command = Command::LeaveGroup(LeaveGroup {
             request_id: convert::uuid_v7("request_id", &self.request_id)?,
             group: GroupId(self.group),
@@ -84,10 +114,27 @@ impl UnaryCall for LeaveGroupRequest {
             message_id: MessageId::ZERO,
         });
         match core.propose(shard, command).await? {
-            Reply::Left { left_seq } => Ok(LeaveGroupResponse {
-                left_seq: left_seq.0,
-            }),
+            Reply::Left { left_seq } => {
+                listed(core, user, GroupId(self.group), left_seq).await?;
+                Ok(LeaveGroupResponse {
+                    left_seq: left_seq.0,
+                })
+            }
             other => Err(status::wrong_reply(&other)),
         }
     }
+}
+
+/// Waits until the user's own list of groups knows of a join or leave at `seq`: who looks at the list
+/// after the reply must not take a former member for one.
+async fn listed(core: &Core, user: UserId, group: GroupId, seq: Seq) -> Result<(), CallError> {
+    let home = core.shard_of_user(user)?;
+    let is_there = |engine: &mailbox_engine::Shard| {
+        let groups = engine.groups_of(user)?;
+        let listed = groups.iter().find(|listed| listed.group == group);
+        let newest = listed.and_then(|listed| listed.spans.last());
+        Ok(newest.is_some_and(|span| span.join.max(span.left) >= seq))
+    };
+    let what = format!("the change of {} for user {user}", group.timeline());
+    core.arrived(&home, &what, is_there).await
 }

@@ -4,34 +4,43 @@ use mailbox_api::CallError;
 use mailbox_api::v1::{
     AckCursorRequest, AckCursorResponse, HeadsRequest, HeadsResponse, MarkReadRequest,
     MarkReadResponse, SendRequest, SendResponse, SyncRequest, SyncResponse, mark_read_request,
-    user_ref,
+    send_request, user_ref,
 };
 use mailbox_engine::{
     AckCursor, Command, Conversation, DeviceId, GroupId, MarkRead, Reply, Seq, UserId,
 };
 use mailbox_raft::Shard;
 
-use super::{UnaryCall, acting_user};
+use super::{UnaryCall, acting_user, shard_of_group};
 use crate::auth::Caller;
 use crate::convert::{self, CheckedSend, Destination};
-use crate::core::Core;
+use crate::core::{Actor, Core};
 use crate::{read, status};
 
 impl UnaryCall for SendRequest {
     const NAME: &'static str = "send";
     type Answer = SendResponse;
+    type Acting = UserId;
+
+    async fn place(&self, core: &Core, caller: Caller) -> Result<(Shard, UserId), CallError> {
+        let sender = acting_user(core, caller, "sender", self.sender.as_ref()).await?;
+        let shard = match self.destination {
+            Some(send_request::Destination::Group(group)) => shard_of_group(core, group)?,
+            Some(send_request::Destination::User(_)) | None => core.shard_of_user(sender)?,
+        };
+        Ok((shard, sender))
+    }
 
     async fn answer(
         self,
         core: &Core,
         shard: &Shard,
-        caller: Caller,
+        sender: UserId,
     ) -> Result<SendResponse, CallError> {
-        let sender = acting_user(core, shard, caller, "sender", self.sender.clone()).await?;
         let body_bytes_max = core.cluster.body_bytes_max.as_usize();
         let send = CheckedSend::of(self, user_ref::User::Id(sender.0), body_bytes_max)?;
         let recipient = match &send.destination {
-            Destination::User(user) => core.resolve(shard, user).await?,
+            Destination::User(user) => core.resolve(user).await?,
             Destination::Group(_) => UserId(0),
         };
         match core.propose(shard, send.command(sender, recipient)).await? {
@@ -52,9 +61,10 @@ impl UnaryCall for SendRequest {
 impl UnaryCall for SyncRequest {
     const NAME: &'static str = "sync";
     type Answer = SyncResponse;
+    type Acting = Actor;
 
-    fn shard(&self, core: &Core) -> Result<Shard, CallError> {
-        core.shard(self.shard)
+    async fn place(&self, core: &Core, caller: Caller) -> Result<(Shard, Actor), CallError> {
+        Ok((core.shard(self.shard)?, core.actor(caller).await?))
     }
 
     fn is_stale(&self) -> bool {
@@ -65,9 +75,8 @@ impl UnaryCall for SyncRequest {
         self,
         core: &Core,
         shard: &Shard,
-        caller: Caller,
+        actor: Actor,
     ) -> Result<SyncResponse, CallError> {
-        let actor = core.actor(shard, caller).await?;
         read::sync(core, shard, actor, self).await
     }
 }
@@ -75,9 +84,10 @@ impl UnaryCall for SyncRequest {
 impl UnaryCall for HeadsRequest {
     const NAME: &'static str = "heads";
     type Answer = HeadsResponse;
+    type Acting = Actor;
 
-    fn shard(&self, core: &Core) -> Result<Shard, CallError> {
-        core.shard(self.shard)
+    async fn place(&self, core: &Core, caller: Caller) -> Result<(Shard, Actor), CallError> {
+        Ok((core.shard(self.shard)?, core.actor(caller).await?))
     }
 
     fn is_stale(&self) -> bool {
@@ -88,9 +98,8 @@ impl UnaryCall for HeadsRequest {
         self,
         core: &Core,
         shard: &Shard,
-        caller: Caller,
+        actor: Actor,
     ) -> Result<HeadsResponse, CallError> {
-        let actor = core.actor(shard, caller).await?;
         read::heads(core, shard, actor, self).await
     }
 }
@@ -98,18 +107,27 @@ impl UnaryCall for HeadsRequest {
 impl UnaryCall for MarkReadRequest {
     const NAME: &'static str = "mark_read";
     type Answer = MarkReadResponse;
+    type Acting = UserId;
+
+    async fn place(&self, core: &Core, caller: Caller) -> Result<(Shard, UserId), CallError> {
+        let user = acting_user(core, caller, "user", self.user.as_ref()).await?;
+        let shard = match self.conversation {
+            Some(mark_read_request::Conversation::Group(group)) => shard_of_group(core, group)?,
+            Some(mark_read_request::Conversation::Peer(_)) | None => core.shard_of_user(user)?,
+        };
+        Ok((shard, user))
+    }
 
     async fn answer(
         self,
         core: &Core,
         shard: &Shard,
-        caller: Caller,
+        user: UserId,
     ) -> Result<MarkReadResponse, CallError> {
-        let user = acting_user(core, shard, caller, "user", self.user).await?;
         let conversation = match self.conversation {
             Some(mark_read_request::Conversation::Peer(peer)) => {
                 let peer = convert::user("peer", Some(peer))?;
-                Conversation::Peer(core.resolve(shard, &peer).await?)
+                Conversation::Peer(core.resolve(&peer).await?)
             }
             Some(mark_read_request::Conversation::Group(group)) => {
                 Conversation::Group(GroupId(group))
@@ -132,14 +150,20 @@ impl UnaryCall for MarkReadRequest {
 impl UnaryCall for AckCursorRequest {
     const NAME: &'static str = "ack_cursor";
     type Answer = AckCursorResponse;
+    type Acting = UserId;
+
+    async fn place(&self, core: &Core, caller: Caller) -> Result<(Shard, UserId), CallError> {
+        let user = acting_user(core, caller, "user", self.user.as_ref()).await?;
+        let timeline = convert::timeline(self.timeline.as_ref())?;
+        Ok((core.shard_of_timeline(timeline)?, user))
+    }
 
     async fn answer(
         self,
         core: &Core,
         shard: &Shard,
-        caller: Caller,
+        user: UserId,
     ) -> Result<AckCursorResponse, CallError> {
-        let user = acting_user(core, shard, caller, "user", self.user).await?;
         let device =
             DeviceId::new(&self.device).map_err(|error| convert::invalid(error.to_string()))?;
         let timeline = convert::timeline(self.timeline.as_ref())?;

@@ -32,7 +32,11 @@ pub(crate) struct Trio {
 
 impl Trio {
     pub(crate) fn start(dir: &Path) -> Self {
-        let mut trio = Self::configure(dir);
+        Self::start_with(dir, 16, 1)
+    }
+
+    pub(crate) fn start_with(dir: &Path, slots: u16, shards: u16) -> Self {
+        let mut trio = Self::configure_with(dir, slots, shards);
         for index in 0..3 {
             let process = trio.node(dir, index);
             trio.nodes.push(Some(process));
@@ -42,6 +46,10 @@ impl Trio {
 
     /// Writes the configuration; starts nothing.
     pub(crate) fn configure(dir: &Path) -> Self {
+        Self::configure_with(dir, 16, 1)
+    }
+
+    fn configure_with(dir: &Path, slots: u16, shards: u16) -> Self {
         std::fs::write(dir.join("secret"), SECRET).unwrap();
         std::fs::write(dir.join("key"), KEY).unwrap();
         // Held together, so that the three differ; free again when the nodes bind them.
@@ -55,7 +63,7 @@ impl Trio {
         drop(held);
         let path = dir.display();
         let text = format!(
-            "[cluster]\nid = \"trio\"\nsecret_file = \"{path}/secret\"\nslot_count = 16\n\
+            "[cluster]\nid = \"trio\"\nsecret_file = \"{path}/secret\"\nslot_count = {slots}\nshards = {shards}\n\
              heartbeat_ms = 100\nelection_min_ms = 400\nelection_max_ms = 800\n\
              [cluster.nodes]\n1 = \"{}\"\n2 = \"{}\"\n3 = \"{}\"\n\
              [node]\nmetrics_listen = \"\"\nconnections_max = 64\ndisk_free_min_percent = 0\n\
@@ -96,6 +104,15 @@ impl Trio {
         let process = Process::start(&args);
         assert_eq!(process.says()["ready"]["role"], "server");
         process
+    }
+
+    pub(crate) fn addresses(&self) -> &[String] {
+        &self.addresses
+    }
+
+    /// A call with the proof that its caller may act for any user.
+    pub(crate) fn with_secret<T>(&self, call: T) -> tonic::Request<T> {
+        with_secret(call)
     }
 
     /// With the cluster's secret.
@@ -181,7 +198,11 @@ async fn followers_forward_calls_and_streams_name_the_leader() {
     assert_eq!(error.code(), ErrorCode::NotLeader, "{error}");
     assert_eq!(error.0.leader_address, trio.addresses[leader]);
 
-    let stream = with_secret(tokio_stream::pending::<SubscribeRequest>());
+    let first = SubscribeRequest {
+        shard: 1,
+        ..SubscribeRequest::default()
+    };
+    let stream = with_secret(tokio_stream::once(first));
     let error = mailbox
         .subscribe(stream)
         .await

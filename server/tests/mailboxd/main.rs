@@ -16,5 +16,6 @@ mod http;
 mod metrics;
 mod operate;
 mod process;
+mod shards;
 mod slow_subscriber;
 mod ws;

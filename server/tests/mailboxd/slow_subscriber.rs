@@ -38,15 +38,16 @@ async fn a_slow_subscriber_falls_back_to_the_store_and_misses_nothing() {
         tokio_stream::wrappers::ReceiverStream::new(outbound),
         secret.trim_ascii_end(),
     );
-    let mut answers = slow.subscribe(stream).await.expect("open").into_inner();
     let subscribe = SubscribeRequest {
         subscribe: vec![SubscribeFrom {
             timeline: Some(mailbox(bob)),
             from_seq: 1,
         }],
+        shard: 1,
         ..SubscribeRequest::default()
     };
     requests.send(subscribe).await.unwrap();
+    let mut answers = slow.subscribe(stream).await.expect("open").into_inner();
     // A first message on its way over the stream: the subscription is live.
     cluster
         .send(text_to(&cluster, alice, bob, "first"))

@@ -42,6 +42,38 @@ pub(crate) struct Store {
     pub(crate) refusal: Option<ErrorCode>,
     /// A live subscription leaves this seq out, once.
     pub(crate) leave_out: Option<u64>,
+    /// Times that slots have moved between shards.
+    pub(crate) moves: u64,
+    /// First slot that is in shard 2; all are in shard 1 if there is none.
+    pub(crate) split: Option<u32>,
+}
+
+pub(crate) const SLOTS: u32 = 64;
+
+impl Store {
+    pub(crate) fn epoch(&self) -> u64 {
+        self.moves + 1
+    }
+
+    pub(crate) fn shard_of(&self, owner: u64) -> u32 {
+        let slot = xxhash_rust::xxh3::xxh3_64(&owner.to_be_bytes()) % u64::from(SLOTS);
+        let second = self.split.is_some_and(|first| slot >= u64::from(first));
+        if second { 2 } else { 1 }
+    }
+
+    /// Refuses what is in another shard.
+    pub(crate) fn check_shard(&self, shard: u32, owner: u64) -> Result<(), v1::Error> {
+        let holder = self.shard_of(owner);
+        if holder == shard {
+            return Ok(());
+        }
+        Err(v1::Error {
+            code: ErrorCode::WrongShard as i32,
+            message: format!("{owner} is in shard {holder}, not in shard {shard}"),
+            map_epoch: self.epoch(),
+            ..v1::Error::default()
+        })
+    }
 }
 
 pub(crate) struct Cluster {
@@ -120,6 +152,13 @@ impl Cluster {
         let mut store = self.store.lock();
         store.leader = number;
         store.term += 1;
+    }
+
+    /// Slots from `first` on are in shard 2 from now on.
+    pub(crate) fn split_at(&self, first: u32) {
+        let mut store = self.store.lock();
+        store.split = Some(first);
+        store.moves += 1;
     }
 
     pub(crate) fn options(&self) -> ClientOptions {

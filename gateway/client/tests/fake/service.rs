@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{HEARTBEAT, Store};
+use super::{HEARTBEAT, SLOTS, Store};
 
 /// `secret` in base64.
 const SECRET: &str = "c2VjcmV0";
@@ -76,7 +76,10 @@ impl Service {
                 (Ok(()), Some(code)) => {
                     submit_result::Result::Error(CallError::new(code, "refused").0)
                 }
-                (Ok(()), None) => submit_result::Result::Sent(store.accept(send)),
+                (Ok(()), None) => match store.check_shard(frame.shard, home(&send).owner) {
+                    Ok(()) => submit_result::Result::Sent(store.accept(send)),
+                    Err(error) => submit_result::Result::Error(error),
+                },
             };
             results.push(SubmitResult {
                 tag: call.tag,
@@ -91,12 +94,23 @@ impl Service {
     }
 
     /// What is new for the subscriptions, as (timeline, next seq).
-    fn news(&self, wanted: &mut [(Timeline, u64)]) -> SubscribeResponse {
+    fn news(&self, shard: u32, wanted: &mut Vec<(Timeline, u64)>) -> SubscribeResponse {
         let mut store = self.store.lock();
         let mut response = SubscribeResponse {
             term: store.term,
             ..SubscribeResponse::default()
         };
+        wanted.retain(|(timeline, _)| {
+            let held = store.check_shard(shard, timeline.owner);
+            if let Err(error) = held {
+                response.ended.push(v1::SubscriptionEnd {
+                    timeline: Some(*timeline),
+                    error: Some(error),
+                });
+                return false;
+            }
+            true
+        });
         for (timeline, next) in wanted {
             let rows = store.rows.get(timeline).cloned().unwrap_or_default();
             let head = rows.len() as u64;
@@ -118,23 +132,29 @@ impl Service {
     }
 }
 
+/// Where a send's ack says that it is.
+fn home(send: &v1::SendRequest) -> Timeline {
+    let sender = send.sender.as_ref().and_then(|sender| sender.user.as_ref());
+    match (&send.destination, sender) {
+        (Some(send_request::Destination::Group(group)), _) => Timeline {
+            kind: TimelineKind::Group as i32,
+            owner: *group,
+        },
+        (_, Some(user_ref::User::Id(user))) => Timeline {
+            kind: TimelineKind::Mailbox as i32,
+            owner: *user,
+        },
+        (_, Some(user_ref::User::Handle(_)) | None) => panic!("no sender's id"),
+    }
+}
+
 impl Store {
     /// Once per id, as the store does.
     fn accept(&mut self, send: v1::SendRequest) -> v1::SendResponse {
         if let Some(first) = self.acked.get(&send.client_msg_id) {
             return *first;
         }
-        let timeline = match (send.destination, send.sender.and_then(|sender| sender.user)) {
-            (Some(send_request::Destination::Group(group)), _) => Timeline {
-                kind: TimelineKind::Group as i32,
-                owner: group,
-            },
-            (_, Some(user_ref::User::Id(user))) => Timeline {
-                kind: TimelineKind::Mailbox as i32,
-                owner: user,
-            },
-            (_, Some(user_ref::User::Handle(_)) | None) => panic!("no sender's id"),
-        };
+        let timeline = home(&send);
         let rows = self.rows.entry(timeline).or_default();
         let seq = rows.len() as u64 + 1;
         rows.push(v1::Message {
@@ -191,18 +211,20 @@ impl Mailbox for Service {
         let service = self.clone();
         tokio::spawn(async move {
             let mut wanted: Vec<(Timeline, u64)> = Vec::new();
+            let mut shard = 0;
             let mut heartbeat = tokio::time::interval(HEARTBEAT / 4);
             loop {
                 tokio::select! {
                     request = requests.message() => {
                         let Ok(Some(request)) = request else { return };
+                        shard = request.shard;
                         wanted.retain(|(timeline, _)| !request.unsubscribe.contains(timeline));
                         let from = request.subscribe.into_iter();
                         wanted.extend(from.map(|from| (from.timeline.unwrap(), from.from_seq)));
                     }
                     _ = heartbeat.tick() => {
                         let news = match service.lead().await {
-                            Ok(()) => Ok(service.news(&mut wanted)),
+                            Ok(()) => Ok(service.news(shard, &mut wanted)),
                             Err(error) => Err(CallError(error).to_status()),
                         };
                         if answers.send(news).await.is_err() {
@@ -238,7 +260,12 @@ impl Mailbox for Service {
             .await
             .map_err(|error| CallError(error).to_status())?;
         let store = self.store.lock();
-        let timelines = request.into_inner().timelines.into_iter();
+        let request = request.into_inner();
+        for timeline in &request.timelines {
+            let held = store.check_shard(request.shard, timeline.owner);
+            held.map_err(|error| CallError(error).to_status())?;
+        }
+        let timelines = request.timelines.into_iter();
         let heads = timelines.map(|timeline| TimelineHead {
             timeline: Some(timeline),
             head: store
@@ -339,17 +366,25 @@ impl Admin for Service {
             std::future::pending::<()>().await;
         }
         let nodes = (1..).zip(&*self.addresses);
-        let slots = vec![v1::SlotSpan { first: 0, last: 63 }];
-        let placement = v1::ShardPlacement {
-            shard: 1,
-            slots,
+        let (epoch, split) = {
+            let store = self.store.lock();
+            (store.epoch(), store.split.unwrap_or(SLOTS))
+        };
+        let shards = [(1, 0, split), (2, split, SLOTS)].into_iter();
+        let shards = shards.filter(|(_, first, end)| first < end);
+        let shards = shards.map(|(shard, first, end)| v1::ShardPlacement {
+            shard,
+            slots: vec![v1::SlotSpan {
+                first,
+                last: end - 1,
+            }],
             replicas: Vec::new(),
             leader: 1,
-        };
+        });
         Ok(Response::new(v1::ShardMapResponse {
-            epoch: 1,
-            slot_count: 64,
-            shards: vec![placement],
+            epoch,
+            slot_count: SLOTS,
+            shards: shards.collect(),
             nodes: nodes
                 .map(|(node, address)| v1::NodeAddress {
                     node,
