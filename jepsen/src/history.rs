@@ -164,6 +164,9 @@ pub struct Fault {
 pub struct StateHash {
     /// Whose.
     pub node: u64,
+    /// Of which shard.
+    #[serde(default)]
+    pub shard: u32,
     /// At which index.
     pub index: u64,
     /// The hash, in hexadecimal.
@@ -410,6 +413,7 @@ mod tests {
         };
         let hash = StateHash {
             node: 1,
+            shard: 1,
             index: 8,
             hash: "ff".into(),
         };

@@ -37,6 +37,9 @@ struct Smoke {
     /// Nodes of the cluster: 1 or 3.
     #[arg(long, default_value_t = 3)]
     nodes: usize,
+    /// Shards of the cluster.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    shards: u16,
     /// How long faults are installed.
     #[arg(long, default_value_t = 20)]
     seconds: u64,
@@ -65,6 +68,7 @@ impl Smoke {
             seed: self
                 .seed
                 .unwrap_or_else(|| u64::from(rand::random::<u32>())),
+            shards: self.shards,
             binary: self.mailboxd.clone(),
             store: self.store.clone(),
         }

@@ -44,6 +44,8 @@ pub struct SmokeOptions {
     pub seconds: u64,
     /// What the faults and the messages follow from.
     pub seed: u64,
+    /// Shards of the cluster.
+    pub shards: u16,
     /// The `mailboxd` to run; see [`ClusterOptions::binary`].
     pub binary: Option<PathBuf>,
     /// Where history and nodes' files go; made anew below it.
@@ -63,6 +65,8 @@ pub struct Summary {
     pub seconds: u64,
     /// As asked for.
     pub seed: u64,
+    /// As asked for.
+    pub shards: u16,
     /// How much there was to judge.
     pub counts: Counts,
     /// The promises broken, in words.
@@ -83,6 +87,7 @@ pub async fn run(options: &SmokeOptions) -> anyhow::Result<Summary> {
     let dir = fresh_dir(options)?;
     let cluster = Cluster::start(ClusterOptions {
         nodes: options.nodes,
+        shards: options.shards,
         dir: Some(dir.join("cluster")),
         binary: options.binary.clone(),
         ..ClusterOptions::default()
@@ -121,6 +126,7 @@ fn summary(options: &SmokeOptions, report: Report, history: PathBuf) -> Summary 
         nodes,
         seconds,
         seed,
+        shards,
         ..
     } = *options;
     Summary {
@@ -129,12 +135,13 @@ fn summary(options: &SmokeOptions, report: Report, history: PathBuf) -> Summary 
         nodes,
         seconds,
         seed,
+        shards,
         counts: report.counts,
         violations: report.violations.iter().map(ToString::to_string).collect(),
         doubts: report.doubts,
         history,
         reproduce: format!(
-            "mailbox-jepsen smoke --nodes {nodes} --seconds {seconds} --seed {seed}"
+            "mailbox-jepsen smoke --nodes {nodes} --seconds {seconds} --seed {seed} --shards {shards}"
         ),
     }
 }
@@ -224,6 +231,11 @@ impl<'a> Run<'a> {
         if self.recorder.len() == before {
             doubts.push("nothing was done after the faults had been healed".to_owned());
         }
+        // Only what has arrived can be judged: acks do not wait for lanes.
+        self.cluster
+            .wait_lanes_drained(HEALED_WITHIN)
+            .await
+            .context("wait for what is on its way between shards")?;
         doubts.extend(self.read_all().await);
         doubts.extend(self.hash_all().await);
         Ok((self.recorder.take(), doubts))
@@ -294,22 +306,37 @@ impl<'a> Run<'a> {
         read_whole(&self.patient, &self.recorder, process, timeline, at).await
     }
 
-    /// Every replica's state hash at one cut.
+    /// Every replica's state hash, of each shard at one cut.
     async fn hash_all(&self) -> Vec<String> {
+        let map = match self.patient.shard_map().await {
+            Ok(map) => map,
+            Err(error) => return vec![format!("there is no shard map: {error}")],
+        };
+        let mut doubts = Vec::new();
+        for shard in map.shards {
+            doubts.extend(self.hash_shard(shard.shard).await);
+        }
+        doubts
+    }
+
+    async fn hash_shard(&self, shard: u32) -> Vec<String> {
         let client = &self.patient;
         let mut request = v1::StateHashRequest {
-            shard: 1,
+            shard,
             cut_index: 0,
         };
         match client.state_hash(None, request).await {
             Ok(cut) => request.cut_index = cut.applied_index,
-            Err(error) => return vec![format!("the leader made no cut: {error}")],
+            Err(error) => {
+                return vec![format!("the leader of shard {shard} made no cut: {error}")];
+            }
         }
         let mut doubts = Vec::new();
         for node in self.cluster.nodes() {
             match client.state_hash(Some(node.address()), request).await {
                 Ok(answer) => self.recorder.record(Op::StateHash(StateHash {
                     node: node.id(),
+                    shard,
                     index: answer.applied_index,
                     hash: answer
                         .hash
@@ -317,7 +344,10 @@ impl<'a> Run<'a> {
                         .map(|byte| format!("{byte:02x}"))
                         .collect(),
                 })),
-                Err(error) => doubts.push(format!("node {} has no hash: {error}", node.id())),
+                Err(error) => doubts.push(format!(
+                    "node {} has no hash of shard {shard}: {error}",
+                    node.id()
+                )),
             }
         }
         doubts

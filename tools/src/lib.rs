@@ -9,7 +9,6 @@ mod chaos;
 mod ctl;
 mod device;
 mod duration;
-mod metrics;
 mod node;
 mod output;
 mod process;

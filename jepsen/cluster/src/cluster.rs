@@ -1,5 +1,6 @@
 //! Nodes that make one cluster.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,9 @@ use crate::usage::IoBytes;
 use crate::{binary, config};
 
 const READY_POLL: Duration = Duration::from_millis(50);
+/// So many ids fall into all of 64 slots.
+const OWNERS_LOOKED_AT: u64 = 2000;
+const OUTBOX_ITEMS: &str = "mailbox_engine_outbox_items";
 
 /// What [`Cluster::start`] makes.
 #[derive(Debug, Clone)]
@@ -29,6 +33,8 @@ pub struct ClusterOptions {
     pub dir: Option<PathBuf>,
     /// The `mailboxd` to run. `None`: `$MAILBOXD`, else the file beside the running executable.
     pub binary: Option<PathBuf>,
+    /// Shards that the cluster's slots are split into, 1 to 64.
+    pub shards: u16,
     /// Whether each node has a gateway beside it.
     pub gateway: bool,
     /// TOML merged over the config that is written for each node.
@@ -43,6 +49,7 @@ impl Default for ClusterOptions {
             nodes: 3,
             dir: None,
             binary: None,
+            shards: 1,
             gateway: false,
             extra_config: String::new(),
             ready_within: Duration::from_secs(60),
@@ -126,7 +133,7 @@ impl Cluster {
                 auth_key: &auth_key_file,
                 dir: &data_dir(&node_dir),
             };
-            let text = config::document(&layout, i, &files, &options.extra_config)?;
+            let text = config::document(&layout, i, options.shards, &files, &options.extra_config)?;
             let path = node_dir.join("mailbox.toml");
             std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
             let places = Places {
@@ -210,9 +217,14 @@ impl Cluster {
             .context("connect to the cluster")
     }
 
-    /// The position in [`Cluster::nodes`] of the node that leads shard 1: of those that say they do,
-    /// the one with the greatest term. `None` while there is none among the nodes that run.
+    /// The position in [`Cluster::nodes`] of the node that leads the first shard.
     pub async fn leader(&self) -> Option<usize> {
+        self.leader_of(1).await
+    }
+
+    /// The position in [`Cluster::nodes`] of the node that leads a shard: of those that say they do,
+    /// the one with the greatest term. `None` while there is none among the nodes that run.
+    pub async fn leader_of(&self, shard: u32) -> Option<usize> {
         let client = self.own_client().await.ok()?;
         let mut found: Option<(u64, usize)> = None;
         for (i, node) in self.nodes.iter().enumerate() {
@@ -222,9 +234,9 @@ impl Cluster {
             let Ok(status) = client.status(Some(node.address())).await else {
                 continue;
             };
-            let shard = status.shards.iter().find(|shard| shard.shard == 1);
-            if let Some(shard) = shard.filter(|shard| shard.leader == node.id()) {
-                found = found.max(Some((shard.term, i)));
+            let status = status.shards.iter().find(|status| status.shard == shard);
+            if let Some(status) = status.filter(|status| status.leader == node.id()) {
+                found = found.max(Some((status.term, i)));
             }
         }
         found.map(|(_, i)| i)
@@ -279,21 +291,48 @@ impl Cluster {
                     .with_context(|| format!("ask the gateway of node {}", node.id()))?;
             }
         }
-        // Behind a read barrier: answered by a leader that has a majority.
-        let timeline = v1::Timeline {
-            kind: v1::TimelineKind::Mailbox as i32,
-            owner: 0,
-        };
+        // Behind a read barrier: answered by leaders that have a majority.
         let request = v1::HeadsRequest {
-            shard: 1,
-            timelines: vec![timeline],
-            stale: false,
+            timelines: one_of_each_shard(client),
+            ..v1::HeadsRequest::default()
         };
         client
             .heads(request)
             .await
-            .context("read through the leader")?;
+            .context("read through the leaders")?;
         Ok(())
+    }
+
+    /// Waits until no node holds an item that is on its way to another shard: what was acked is then
+    /// delivered, or its refusal is.
+    ///
+    /// # Errors
+    /// When it takes longer, with what is still on its way.
+    pub async fn wait_lanes_drained(&self, within: Duration) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        loop {
+            let items = self.outbox_items().await?;
+            if items == 0 {
+                return Ok(());
+            }
+            if begun.elapsed() >= within {
+                bail!("{items} items are still on their way after {within:?}");
+            }
+            tokio::time::sleep(READY_POLL).await;
+        }
+    }
+
+    /// Items in outboxes that their destinations are not known to have: on the node that holds most of them.
+    ///
+    /// # Errors
+    /// When a running node does not serve its metrics.
+    pub async fn outbox_items(&self) -> anyhow::Result<u64> {
+        let mut most = 0;
+        let running = self.nodes.iter().filter(|node| node.pid().is_some());
+        for node in running.filter(|node| !node.is_paused()) {
+            most = most.max(node.metric(OUTBOX_ITEMS).await?.unwrap_or(0));
+        }
+        Ok(most)
     }
 
     async fn own_client(&self) -> Result<&Client, CallError> {
@@ -332,6 +371,17 @@ impl Drop for Cluster {
         }
         self.nodes.clear();
     }
+}
+
+/// Timelines, one in each shard that the client's map names.
+fn one_of_each_shard(client: &Client) -> Vec<v1::Timeline> {
+    let owners = (0..OWNERS_LOOKED_AT).map(|owner| (client.shard_of_owner(owner), owner));
+    let owners: BTreeMap<u32, u64> = owners.collect();
+    let kind = v1::TimelineKind::Mailbox as i32;
+    let timelines = owners.into_values();
+    timelines
+        .map(|owner| v1::Timeline { kind, owner })
+        .collect()
 }
 
 /// `GET /readyz` must say 200.

@@ -22,6 +22,7 @@ pub(crate) struct Files<'a> {
 pub(crate) fn document(
     layout: &Layout,
     i: usize,
+    shards: u16,
     files: &Files<'_>,
     extra: &str,
 ) -> anyhow::Result<String> {
@@ -41,6 +42,7 @@ pub(crate) fn document(
             ("id", Value::from(layout.cluster_id.clone())),
             ("secret_file", path(files.secret)),
             ("slot_count", Value::from(SLOT_COUNT)),
+            ("shards", Value::from(i64::from(shards))),
             ("nodes", Value::from(nodes)),
         ],
     );
@@ -111,7 +113,7 @@ mod tests {
             auth_key: Path::new("/k"),
             dir: Path::new("/d"),
         };
-        Ok(document(&layout, 1, &files, extra)?.parse()?)
+        Ok(document(&layout, 1, 4, &files, extra)?.parse()?)
     }
 
     #[test]
@@ -121,6 +123,7 @@ mod tests {
         assert_eq!(config["cluster"]["id"], Value::from("x"));
         assert_eq!(config["cluster"]["nodes"]["3"], Value::from("127.0.0.1:1"));
         assert_eq!(config["node"]["id"], Value::from(2));
+        assert_eq!(config["cluster"]["shards"], Value::from(4));
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod binary;
 mod cluster;
 mod config;
 mod layout;
+mod metrics;
 mod node;
 mod process;
 mod usage;

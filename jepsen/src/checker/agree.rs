@@ -1,8 +1,10 @@
 //! At the end, every replica shows the same rows and has the same state hash.
 
+use std::collections::BTreeMap;
+
 use super::index::Index;
 use super::violation::Violation;
-use crate::history::{History, Timeline, View};
+use crate::history::{History, StateHash, Timeline, View};
 
 pub(super) fn check(index: &Index<'_>, history: &History, violations: &mut Vec<Violation>) {
     for (timeline, views) in &index.finals {
@@ -22,11 +24,16 @@ pub(super) fn check(index: &Index<'_>, history: &History, violations: &mut Vec<V
             }
         }
     }
-    let mut hashes = history.state_hashes();
-    if let Some(first) = hashes.next() {
-        for other in hashes.filter(|other| other.index == first.index && other.hash != first.hash) {
-            let (index, node, other) = (first.index, first.node, other.node);
-            violations.push(Violation::HashesDiffer { index, node, other });
+    let mut cuts: BTreeMap<(u32, u64), &StateHash> = BTreeMap::new();
+    for hash in history.state_hashes() {
+        let first = *cuts.entry((hash.shard, hash.index)).or_insert(hash);
+        if first.hash != hash.hash {
+            violations.push(Violation::HashesDiffer {
+                shard: hash.shard,
+                index: hash.index,
+                node: first.node,
+                other: hash.node,
+            });
         }
     }
 }
@@ -49,7 +56,7 @@ fn difference(a: &View, b: &View) -> Option<u64> {
 mod tests {
     use super::super::sample::Sample;
     use super::*;
-    use crate::history::{Op, StateHash};
+    use crate::history::Op;
 
     #[test]
     fn a_replica_with_another_row_is_found_out() {
@@ -71,9 +78,15 @@ mod tests {
     #[test]
     fn different_hashes_at_one_index_are_found_out() {
         let mut sample = Sample::good();
-        for (node, index, hash) in [(1, 9, "aa"), (2, 9, "aa"), (3, 8, "bb")] {
+        for (node, shard, index, hash) in [
+            (1, 1, 9, "aa"),
+            (2, 1, 9, "aa"),
+            (3, 1, 8, "bb"),
+            (3, 2, 9, "cc"),
+        ] {
             let hash = StateHash {
                 node,
+                shard,
                 index,
                 hash: hash.into(),
             };
@@ -82,10 +95,11 @@ mod tests {
         assert_eq!(
             sample.violations(),
             [],
-            "hashes of different indexes are not compared"
+            "hashes of different cuts are not compared"
         );
         let hash = StateHash {
             node: 3,
+            shard: 1,
             index: 9,
             hash: "bb".into(),
         };

@@ -189,9 +189,13 @@ pub enum Violation {
         /// The first difference.
         seq: u64,
     },
-    /// C3: two replicas have different state hashes at one index.
-    #[error("C3: at index {index}, the state of node {node} differs from that of node {other}")]
+    /// C3: two replicas of a shard have different state hashes at one index.
+    #[error(
+        "C3: at index {index} of shard {shard}, the state of node {node} differs from that of node {other}"
+    )]
     HashesDiffer {
+        /// The shard.
+        shard: u32,
         /// The index.
         index: u64,
         /// One.

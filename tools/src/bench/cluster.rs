@@ -17,6 +17,8 @@ use crate::node::parse_nodes;
 
 /// Registrations on the way at a time.
 const REGISTRATIONS: usize = 512;
+/// Syncs of a node's log so far.
+const LOG_FSYNCS: &str = "mailbox_log_fsyncs_total";
 /// How long the disk is probed.
 const PROBE: Duration = Duration::from_secs(2);
 
@@ -29,6 +31,9 @@ pub(super) struct SpawnArgs {
     /// Where a spawned cluster keeps its data; a new directory in it is made and removed again
     #[arg(long, value_name = "DIR", default_value = "./target/bench")]
     pub(super) dir: PathBuf,
+    /// Shards of a spawned cluster
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(super) shards: u16,
     /// Take a DIR in memory, where an fsync costs and proves nothing
     #[arg(long)]
     pub(super) allow_tmpfs: bool,
@@ -76,6 +81,7 @@ impl Spawned {
             dir: Some(dir.path().to_owned()),
             binary: args.mailboxd.clone(),
             gateway,
+            shards: args.shards,
             ..ClusterOptions::default()
         })
         .await
@@ -92,7 +98,7 @@ impl Spawned {
     pub(super) async fn usage(&self) -> anyhow::Result<Usage> {
         let mut fsyncs = Some(0);
         for node in self.cluster.nodes() {
-            let of_node = crate::metrics::log_fsyncs(node).await?;
+            let of_node = node.metric(LOG_FSYNCS).await?;
             fsyncs = fsyncs.zip(of_node).map(|(sum, of_node)| sum + of_node);
         }
         let cpu_us = self.cluster.cpu_time().as_micros().try_into()?;

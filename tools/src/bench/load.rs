@@ -84,6 +84,12 @@ impl Clock {
         tokio::time::sleep_until(self.end.into()).await;
     }
 
+    /// Whether a send that is handed over now counts.
+    pub(super) fn is_measured(&self) -> bool {
+        let now = Instant::now();
+        now >= self.warm && !self.is_over(now)
+    }
+
     fn is_over(&self, now: Instant) -> bool {
         now >= self.end || self.over.load(Ordering::Relaxed)
     }
@@ -134,7 +140,7 @@ where
 }
 
 /// An empty histogram of latencies in microseconds.
-fn histogram() -> Histogram<u64> {
+pub(super) fn histogram() -> Histogram<u64> {
     Histogram::new_with_max(LATENCY_US_MAX, 3).expect("the bounds are constants that fit")
 }
 

@@ -1,6 +1,7 @@
 //! `mailbox-bench`: the subcommands and their dispatch.
 
 mod cluster;
+mod delivery;
 mod disk;
 mod gateway;
 mod load;

@@ -10,6 +10,8 @@ use crate::output::grouped;
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Report {
     pub(super) nodes: u64,
+    /// Of the cluster, spawned or not.
+    pub(super) shards: u64,
     pub(super) users: u64,
     /// Sends on the way at any time; `None` in an open loop.
     pub(super) in_flight: Option<u64>,
@@ -34,6 +36,10 @@ pub(super) struct Report {
     pub(super) disk_fdatasync_per_s: Option<f64>,
     pub(super) bytes_per_send: Option<f64>,
     pub(super) stored_bytes_per_send: Option<f64>,
+    /// Of the sends to the sampled recipients; `None` when nobody was asked for.
+    pub(super) undelivered: Option<u64>,
+    pub(super) delivery_p50_ms: Option<f64>,
+    pub(super) delivery_p99_ms: Option<f64>,
 }
 
 impl Report {
@@ -50,8 +56,9 @@ impl Report {
         };
         let lines = [
             format!(
-                "{} node(s), {} users, {} loop, {pressure}, {}-byte bodies",
+                "{} node(s), {} shard(s), {} users, {} loop, {pressure}, {}-byte bodies",
                 self.nodes,
+                self.shards,
                 grouped(self.users),
                 self.shape,
                 self.body_bytes
@@ -87,7 +94,15 @@ impl Report {
                 or_unknown(self.stored_bytes_per_send, "bytes/send, all nodes")
             ),
         ];
-        lines.join("\n")
+        let mut text = lines.join("\n");
+        if let (Some(p50), Some(p99), Some(undelivered)) =
+            (self.delivery_p50_ms, self.delivery_p99_ms, self.undelivered)
+        {
+            text.push_str(&format!(
+                "\ndelivery   p50 {p50:.2} ms, p99 {p99:.2} ms, {undelivered} undelivered"
+            ));
+        }
+        text
     }
 }
 
@@ -121,6 +136,7 @@ pub(super) mod tests {
     pub(in crate::bench) fn report() -> Report {
         Report {
             nodes: 3,
+            shards: 16,
             users: 100_000,
             in_flight: Some(256),
             rate: None,
@@ -141,6 +157,9 @@ pub(super) mod tests {
             disk_fdatasync_per_s: None,
             bytes_per_send: Some(1500.0),
             stored_bytes_per_send: Some(700.0),
+            undelivered: Some(0),
+            delivery_p50_ms: Some(7.5),
+            delivery_p99_ms: Some(31.25),
         }
     }
 
@@ -149,7 +168,8 @@ pub(super) mod tests {
         let json = serde_json::to_value(report()).unwrap();
         let promised = "nodes users in_flight body_bytes loop warmup_s fs fsync sends_per_s errors \
             p50_ms p95_ms p99_ms p999_ms server_cpu_us_per_send client_cpu_us_per_send \
-            fsyncs_per_s disk_fdatasync_per_s bytes_per_send stored_bytes_per_send";
+            fsyncs_per_s disk_fdatasync_per_s bytes_per_send stored_bytes_per_send \
+            shards undelivered delivery_p50_ms delivery_p99_ms";
         for key in promised.split_whitespace() {
             assert!(json.get(key).is_some(), "{key} is missing");
         }
@@ -159,7 +179,8 @@ pub(super) mod tests {
     fn the_words_name_every_figure() {
         let text = report().human();
         for part in [
-            "3 node(s)",
+            "3 node(s), 16 shard(s)",
+            "p99 31.25 ms, 0 undelivered",
             "100,000 users",
             "9000/s",
             "p99 60.50 ms",

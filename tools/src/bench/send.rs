@@ -1,16 +1,19 @@
 //! `mailbox-bench send`: 1:1 sends over gRPC, as a gateway makes them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::bail;
 use bytes::Bytes;
 use hdrhistogram::Histogram;
-use mailbox_client::v1::{MessageType, SendRequest, UserRef, send_request, user_ref};
-use mailbox_client::{Client, content_crc};
+use mailbox_client::v1::{MessageType, SendRequest, send_request};
+use mailbox_client::{Client, content_crc, user_id};
 use rand::RngExt as _;
 use rand::rngs::SmallRng;
 
 use super::cluster::{SpawnArgs, Spawned, Usage, register};
+use super::delivery::Delivery;
 use super::load::{Clock, Runners, Shape};
 use super::profile::Profile;
 use super::report::{Report, per_send, percentile_ms, round};
@@ -19,7 +22,8 @@ use crate::process;
 
 /// 1:1 sends over gRPC, as a gateway makes them.
 ///
-/// Users are registered before the clock starts. Sender and recipient are drawn uniformly, bodies
+/// Users are registered before the clock starts. Sender and recipient are drawn uniformly (from two
+/// shards with --cross-shard, from one with --same-shard), bodies
 /// are random bytes, every send has a fresh id. The default is a closed loop with --in-flight sends
 /// on the way; --rate begins sends at a fixed rate instead and counts the wait of those that came
 /// late. A warm-up is left out of all figures.
@@ -34,8 +38,24 @@ pub(super) struct Args {
     /// The secret of the cluster at --target
     #[arg(long, value_name = "FILE", env = "MAILBOX_SECRET_FILE")]
     secret_file: Option<std::path::PathBuf>,
+    /// Draw every recipient from another shard than the sender's, and measure deliveries
+    #[arg(long, conflicts_with = "same_shard")]
+    cross_shard: bool,
+    /// Draw every recipient from the sender's shard, and measure deliveries
+    #[arg(long)]
+    same_shard: bool,
     #[command(flatten)]
     load: LoadArgs,
+}
+
+impl Args {
+    fn pairs(&self) -> Pairs {
+        match (self.cross_shard, self.same_shard) {
+            (true, _) => Pairs::CrossShard,
+            (_, true) => Pairs::SameShard,
+            (false, false) => Pairs::Any,
+        }
+    }
 }
 
 /// The flags of the load, the same over gRPC and through gateways.
@@ -109,14 +129,39 @@ pub(super) async fn run(args: Args) -> anyhow::Result<Report> {
         }
     };
     let users = register(&client, args.load.users).await?;
+    let shards = client.shard_map().await?.shards.len();
+    let pairs = args.pairs();
+    if pairs == Pairs::CrossShard && shards < 2 {
+        bail!("--cross-shard needs a cluster of several shards: say --shards");
+    }
+    let users = Arc::new(Users::new(&client, users));
+    let delivery = match pairs {
+        Pairs::Any => None,
+        Pairs::SameShard | Pairs::CrossShard => Some(Delivery::start(&client, users.all()).await?),
+    };
     let clock = args.load.clock();
     let runners = Runners::start(&clock, args.load.shape(), |_| {
-        let mut source = Source::new(client.clone(), Arc::clone(&users), args.load.body_bytes);
+        let mut source = Source {
+            client: client.clone(),
+            users: Arc::clone(&users),
+            pairs,
+            body_bytes: args.load.body_bytes,
+            delivery: delivery.clone(),
+            clock: Arc::clone(&clock),
+            rng: rand::make_rng(),
+        };
         move || source.send()
     });
     let measured = Measured::take(&clock, spawned.as_ref(), &args.load, &args.spawn).await?;
     let latencies = runners.finish().await?;
-    let report = measured.report(&args.load, nodes, &clock, &latencies, spawned.as_ref());
+    let mut report = measured.report(&args.load, nodes, &clock, &latencies, spawned.as_ref());
+    report.shards = shards as u64;
+    if let Some(delivery) = delivery {
+        let delivered = delivery.finish().await;
+        report.undelivered = Some(delivered.undelivered);
+        report.delivery_p50_ms = Some(percentile_ms(&delivered.latencies_us, 50.0));
+        report.delivery_p99_ms = Some(percentile_ms(&delivered.latencies_us, 99.0));
+    }
     if let Some(spawned) = spawned {
         spawned.stop().await?;
     }
@@ -126,27 +171,27 @@ pub(super) async fn run(args: Args) -> anyhow::Result<Report> {
 /// Makes the sends of one runner.
 struct Source {
     client: Client,
-    users: Arc<[u64]>,
+    users: Arc<Users>,
+    pairs: Pairs,
     body_bytes: usize,
+    delivery: Option<Arc<Delivery>>,
+    clock: Arc<Clock>,
     rng: SmallRng,
 }
 
 impl Source {
-    fn new(client: Client, users: Arc<[u64]>, body_bytes: usize) -> Self {
-        Self {
-            client,
-            users,
-            body_bytes,
-            rng: rand::make_rng(),
-        }
-    }
-
     /// Hands one send over; resolves to whether it was acked.
     fn send(&mut self) -> impl Future<Output = bool> + use<> {
         let request = self.request();
         let client = self.client.clone();
+        let watched = self.delivery.as_ref().filter(|_| self.clock.is_measured());
+        let watched = watched.and_then(|delivery| delivery.watch(&request));
         async move {
-            match client.send(request).await {
+            let sent = client.send(request).await;
+            if let Some(watched) = watched {
+                watched.answered(sent.is_ok());
+            }
+            match sent {
                 Ok(_) => true,
                 Err(error) => {
                     tracing::error!(%error, "send");
@@ -157,14 +202,13 @@ impl Source {
     }
 
     fn request(&mut self) -> SendRequest {
-        let sender = self.draw();
-        let recipient = self.draw();
+        let (sender, recipient) = self.users.pair(self.pairs, &mut self.rng);
         let mut body = vec![0; self.body_bytes];
         self.rng.fill(body.as_mut_slice());
         let id = self.client.new_message_id().into_bytes();
         SendRequest {
-            sender: Some(sender),
-            destination: Some(send_request::Destination::User(recipient)),
+            sender: Some(user_id(sender)),
+            destination: Some(send_request::Destination::User(user_id(recipient))),
             content_crc: content_crc(&id, MessageType::Opaque, &body),
             client_msg_id: Bytes::copy_from_slice(&id),
             r#type: MessageType::Opaque as i32,
@@ -172,12 +216,69 @@ impl Source {
             shown_message_id: 0,
         }
     }
+}
 
-    fn draw(&mut self) -> UserRef {
-        let user = self.users[self.rng.random_range(0..self.users.len())];
-        UserRef {
-            user: Some(user_ref::User::Id(user)),
+/// Which shards sender and recipient are drawn from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pairs {
+    Any,
+    SameShard,
+    CrossShard,
+}
+
+/// The users by shard; a shard without users is left out.
+struct Users {
+    by_shard: Vec<Vec<u64>>,
+    count: usize,
+}
+
+impl Users {
+    fn new(client: &Client, users: Arc<[u64]>) -> Self {
+        Self::by(users, |user| client.shard_of_owner(user))
+    }
+
+    fn by(users: Arc<[u64]>, shard_of: impl Fn(u64) -> u32) -> Self {
+        let mut by_shard: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
+        for user in users.iter() {
+            by_shard.entry(shard_of(*user)).or_default().push(*user);
         }
+        Self {
+            by_shard: by_shard.into_values().collect(),
+            count: users.len(),
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = u64> {
+        self.by_shard.iter().flatten().copied()
+    }
+
+    /// A sender and a recipient, each uniformly among those that fit.
+    fn pair(&self, pairs: Pairs, rng: &mut SmallRng) -> (u64, u64) {
+        let (home, sender) = self.nth(rng.random_range(0..self.count));
+        let own = &self.by_shard[home];
+        let recipient = match pairs {
+            Pairs::Any => self.nth(rng.random_range(0..self.count)).1,
+            Pairs::SameShard => own[rng.random_range(0..own.len())],
+            // All users of one shard: there is no other recipient.
+            Pairs::CrossShard if own.len() == self.count => sender,
+            Pairs::CrossShard => loop {
+                let (shard, user) = self.nth(rng.random_range(0..self.count));
+                if shard != home {
+                    break user;
+                }
+            },
+        };
+        (sender, recipient)
+    }
+
+    fn nth(&self, mut number: usize) -> (usize, u64) {
+        for (shard, users) in self.by_shard.iter().enumerate() {
+            if let Some(user) = users.get(number) {
+                return (shard, *user);
+            }
+            number -= users.len();
+        }
+        unreachable!("a number below the count of users")
     }
 }
 
@@ -253,6 +354,7 @@ impl Measured {
         let percentile = |percent| percentile_ms(latencies_us, percent);
         Report {
             nodes: nodes as u64,
+            shards: 1,
             users: load.users as u64,
             in_flight,
             rate,
@@ -275,6 +377,33 @@ impl Measured {
             disk_fdatasync_per_s: spawned.map(|spawned| round(spawned.fdatasync_per_s, 1)),
             bytes_per_send: used(|usage| usage.written_bytes),
             stored_bytes_per_send: used(|usage| usage.stored_bytes),
+            undelivered: None,
+            delivery_p50_ms: None,
+            delivery_p99_ms: None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng as _;
+
+    use super::*;
+
+    #[test]
+    fn pairs_are_drawn_from_the_shards_asked_for() {
+        let shard_of = |user: u64| u32::try_from(user % 3).unwrap_or(0);
+        let users = Users::by((1..=100).collect(), shard_of);
+        let mut rng = SmallRng::seed_from_u64(1);
+        let mut crossed = 0;
+        for _ in 0..1000 {
+            let (a, b) = users.pair(Pairs::CrossShard, &mut rng);
+            assert_ne!(shard_of(a), shard_of(b));
+            let (a, b) = users.pair(Pairs::SameShard, &mut rng);
+            assert_eq!(shard_of(a), shard_of(b));
+            let (a, b) = users.pair(Pairs::Any, &mut rng);
+            crossed += usize::from(shard_of(a) != shard_of(b));
+        }
+        assert!((500..900).contains(&crossed), "{crossed} of 1000");
     }
 }

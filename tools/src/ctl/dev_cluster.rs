@@ -29,6 +29,9 @@ pub(crate) struct Args {
     /// How many nodes: 1 or 3
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = parse_nodes)]
     nodes: usize,
+    /// Shards of the cluster
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    shards: u16,
     /// Keep the data here; without it they are removed at the end
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
@@ -70,6 +73,7 @@ pub(super) async fn run(args: Args, output: OutputArgs) -> anyhow::Result<bool> 
     let kept = args.dir.is_some();
     let mut cluster = Cluster::start(ClusterOptions {
         nodes: args.nodes,
+        shards: args.shards,
         dir: args.dir,
         binary: args.mailboxd,
         gateway: true,

@@ -234,42 +234,9 @@ fn human(view: &ClusterView) -> String {
             view.cluster_id
         ),
     };
-    let mut table = Table::new();
-    table.load_style(comfy_table::presets::NOTHING);
-    table.set_header([
-        "node",
-        "address",
-        "shard",
-        "role",
-        "term",
-        "last",
-        "committed",
-        "applied",
-        "flushed",
-        "disk free",
-        "clock",
-    ]);
-    for node in &view.nodes {
-        if let Some(error) = &node.error {
-            table.add_row([node.node.to_string(), node.address.clone(), error.clone()]);
-        }
-        for shard in &node.shards {
-            table.add_row([
-                node.node.to_string(),
-                node.address.clone(),
-                shard.shard.to_string(),
-                shard.role.clone(),
-                shard.term.to_string(),
-                grouped(shard.last_index),
-                grouped(shard.committed_index),
-                grouped(shard.applied_index),
-                grouped(shard.flushed_index),
-                format!("{} MiB", grouped(node.disk_free_bytes >> 20)),
-                clock(node),
-            ]);
-        }
-    }
-    text.push_str(&table.trim_fmt());
+    text.push_str(&nodes_table(view).trim_fmt());
+    text.push_str("\n\n");
+    text.push_str(&shards_table(view).trim_fmt());
     for hash in &view.state_hashes {
         let verdict = if hash.equal { "equal" } else { "DIFFERENT" };
         text.push_str(&format!(
@@ -285,6 +252,76 @@ fn human(view: &ClusterView) -> String {
         }
     }
     text
+}
+
+fn plain_table<const N: usize>(header: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table.set_header(header);
+    table
+}
+
+fn nodes_table(view: &ClusterView) -> Table {
+    let mut table = plain_table(["node", "address", "leads", "disk free", "clock"]);
+    for node in &view.nodes {
+        if let Some(error) = &node.error {
+            table.add_row([node.node.to_string(), node.address.clone(), error.clone()]);
+            continue;
+        }
+        let leads = node.shards.iter().filter(|shard| shard.role == "leader");
+        table.add_row([
+            node.node.to_string(),
+            node.address.clone(),
+            format!("{} of {} shards", leads.count(), node.shards.len()),
+            format!("{} MiB", grouped(node.disk_free_bytes >> 20)),
+            clock(node),
+        ]);
+    }
+    table
+}
+
+/// One line a shard, told by its leader if it answers, with how far each replica has got.
+fn shards_table(view: &ClusterView) -> Table {
+    let mut replicas: BTreeMap<u32, Vec<(u64, &ShardView)>> = BTreeMap::new();
+    for node in &view.nodes {
+        for shard in &node.shards {
+            let of_shard = replicas.entry(shard.shard).or_default();
+            of_shard.push((node.node, shard));
+        }
+    }
+    let header = [
+        "shard",
+        "leader",
+        "term",
+        "last",
+        "committed",
+        "applied",
+        "flushed",
+    ];
+    let mut table = plain_table(header);
+    for (shard, replicas) in &replicas {
+        let leads = |(_, view): &&(u64, &ShardView)| view.role == "leader";
+        let newest = |(_, view): &&(u64, &ShardView)| view.term;
+        let leader = replicas.iter().filter(leads).max_by_key(newest);
+        let told_by = leader.or_else(|| replicas.iter().max_by_key(newest));
+        let Some((_, told)) = told_by else { continue };
+        let each = |of: fn(&ShardView) -> u64| {
+            let each = replicas
+                .iter()
+                .map(|(node, view)| format!("{node}:{}", grouped(of(view))));
+            each.collect::<Vec<_>>().join(" ")
+        };
+        table.add_row([
+            shard.to_string(),
+            leader.map_or_else(|| "none".to_owned(), |(node, _)| format!("node {node}")),
+            told.term.to_string(),
+            grouped(told.last_index),
+            grouped(told.committed_index),
+            each(|view| view.applied_index),
+            each(|view| view.flushed_index),
+        ]);
+    }
+    table
 }
 
 fn clock(node: &NodeView) -> String {
@@ -330,6 +367,8 @@ mod tests {
             state_hashes: Vec::new(),
         };
         let text = human(&view);
+        assert!(text.contains("1 of 1 shards"), "{text}");
+        assert!(text.contains("node 1"), "{text}");
         assert!(text.contains("losing one more node stops it"), "{text}");
         assert!(text.contains("connection refused"), "{text}");
         let json = serde_json::to_value(&view).unwrap();

@@ -65,6 +65,9 @@ pub(crate) struct IrcArgs {
     /// Start a cluster of so many nodes (1 or 3) on this machine and stop it at the end
     #[arg(long, value_name = "N", value_parser = parse_nodes)]
     spawn: Option<usize>,
+    /// Shards of a spawned cluster
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    shards: u16,
     /// Use these gateways, as ws://host:port, and nothing else of the cluster; with --secret-file
     /// (and --address) the group is also read from each node's own replica
     #[arg(long, value_name = "URL", value_delimiter = ',', requires = "auth_key")]

@@ -79,10 +79,12 @@ impl Stage {
 
     /// Waits until every node of a spawned cluster serves again.
     pub(super) async fn wait_ready(&self) -> anyhow::Result<()> {
-        match &self.cluster {
-            Some(cluster) => cluster.wait_ready(READY_WITHIN).await,
-            None => Ok(()),
-        }
+        let Some(cluster) = &self.cluster else {
+            return Ok(());
+        };
+        cluster.wait_ready(READY_WITHIN).await?;
+        // What is acked may still be on its way to a recipient in another shard.
+        cluster.wait_lanes_drained(READY_WITHIN).await
     }
 
     /// Stops a spawned cluster as an operator would.
@@ -117,6 +119,7 @@ impl Stage {
 async fn spawn(args: &IrcArgs, nodes: usize, nicks: usize) -> anyhow::Result<Cluster> {
     let mut cluster = Cluster::start(ClusterOptions {
         nodes,
+        shards: args.shards,
         dir: args.dir.clone(),
         binary: args.mailboxd.clone(),
         gateway: true,

@@ -3,28 +3,32 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use mailbox_cluster::Node;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-/// Syncs of the log's files so far.
-const LOG_FSYNCS: &str = "mailbox_log_fsyncs_total";
+use crate::node::Node;
+
 /// Greatest page that is read, in bytes.
 const PAGE_BYTES_MAX: u64 = 4 << 20;
 /// How long a page may take.
 const PAGE_WITHIN: Duration = Duration::from_secs(5);
 
-/// How often `node` has synced its log; `None` if it has no metrics page.
-pub(crate) async fn log_fsyncs(node: &Node) -> anyhow::Result<Option<u64>> {
-    let Some(address) = node.metrics_address() else {
-        return Ok(None);
-    };
-    let page = tokio::time::timeout(PAGE_WITHIN, page(address))
-        .await
-        .map_err(anyhow::Error::from)
-        .flatten()
-        .with_context(|| format!("read the metrics of node {} at {address}", node.id()))?;
-    Ok(counter(&page, LOG_FSYNCS))
+impl Node {
+    /// The sum of a metric over its labels; `None` if the node has no such metric.
+    ///
+    /// # Errors
+    /// When its metrics page is not served.
+    pub async fn metric(&self, name: &str) -> anyhow::Result<Option<u64>> {
+        let Some(address) = self.metrics_address() else {
+            return Ok(None);
+        };
+        let page = tokio::time::timeout(PAGE_WITHIN, page(address))
+            .await
+            .map_err(anyhow::Error::from)
+            .flatten()
+            .with_context(|| format!("read the metrics of node {} at {address}", self.id()))?;
+        Ok(sum(&page, name))
+    }
 }
 
 async fn page(address: &str) -> anyhow::Result<String> {
@@ -45,8 +49,8 @@ async fn page(address: &str) -> anyhow::Result<String> {
     Ok(body.to_owned())
 }
 
-/// The sum of a counter over all its labels; `None` if the page does not have it.
-fn counter(page: &str, name: &str) -> Option<u64> {
+/// The sum of a metric over all its labels; `None` if the page does not have it.
+fn sum(page: &str, name: &str) -> Option<u64> {
     let values = page.lines().filter_map(|line| {
         let rest = line.strip_prefix(name)?;
         let value = match rest.strip_prefix('{') {
@@ -63,12 +67,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_counter_is_summed_over_its_labels() {
+    fn a_metric_is_summed_over_its_labels() {
         let page = "# TYPE mailbox_log_fsyncs counter\nmailbox_log_fsyncs_total 41\n\
             mailbox_x_total{shard=\"0\"} 3\nmailbox_x_total{shard=\"1\"} 4\n\
             mailbox_x_total_other 9\n";
-        assert_eq!(counter(page, LOG_FSYNCS), Some(41));
-        assert_eq!(counter(page, "mailbox_x_total"), Some(7));
-        assert_eq!(counter(page, "mailbox_y_total"), None);
+        assert_eq!(sum(page, "mailbox_log_fsyncs_total"), Some(41));
+        assert_eq!(sum(page, "mailbox_x_total"), Some(7));
+        assert_eq!(sum(page, "mailbox_y_total"), None);
     }
 }
