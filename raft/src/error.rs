@@ -156,6 +156,16 @@ pub enum ProposeError {
         /// The limit `queue_bytes_max`.
         limit: u64,
     },
+    /// Too much is on its way to other slots already.
+    #[error(
+        "{bytes} bytes in the shard's outboxes wait for other shards, outbox_bytes_max is {limit}"
+    )]
+    OutboxFull {
+        /// Bytes of the items that their destinations are not known to have.
+        bytes: u64,
+        /// The limit `outbox_bytes_max`.
+        limit: u64,
+    },
     /// Too little room on the disk.
     #[error("{} has {free} bytes free, {needed} needed", path.display())]
     DiskFull {

@@ -10,8 +10,10 @@ mod log;
 mod network;
 mod node;
 mod options;
+mod outbox;
 mod peer_link;
 mod peer_service;
+mod pending_acks;
 mod proposer;
 mod read_barrier;
 mod replica;
@@ -31,6 +33,7 @@ pub use log::{
 };
 pub use node::Node;
 pub use options::{ClientTls, NodeOptions, Timing};
+pub use outbox::{Outbox, Waiting};
 pub use peer_service::PeerService;
 pub use shard::Shard;
 pub use status::{AppliedTail, Leadership, PeerStatus, ReplicaStatus, ShardStatus};

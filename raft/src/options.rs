@@ -73,6 +73,8 @@ pub struct NodeOptions {
     pub disk_free_min_bytes: u64,
     /// Bytes of commands of one shard that may be proposed and not yet applied.
     pub queue_bytes_max: u64,
+    /// Bytes of items in the outboxes of one shard above which what may add to them is refused.
+    pub outbox_bytes_max: u64,
     /// Entries kept in the log behind the last flush, for followers that lag.
     pub log_entries_kept: u64,
     /// Snapshot bytes sent to one peer per second.
@@ -103,6 +105,7 @@ impl NodeOptions {
             peer_tls: None,
             disk_free_min_bytes: 1 << 30,
             queue_bytes_max: 64 << 20,
+            outbox_bytes_max: 64 << 20,
             log_entries_kept: 4096,
             snapshot_bytes_per_s: 100 << 20,
         }

@@ -6,23 +6,30 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use mailbox_engine::{ClusterOptions, Command, EntryBuilder, Hlc, Reply, SetClusterOptions};
+use mailbox_engine::{
+    AckLanes, ClusterOptions, Command, EntryBuilder, Hlc, LaneId, Reply, SetClusterOptions,
+};
 use openraft::error::ClientWriteError;
 use openraft::raft::ClientWriteResult;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use crate::clock::Clock;
 use crate::disk::DiskRoom;
 use crate::error::ProposeError;
+use crate::outbox::OutboxFeed;
+use crate::pending_acks::PendingAcks;
 use crate::replica::{Raft, Road};
 use crate::status::Leadership;
 use crate::types::{Cmd, LeaderId, OnComplete, TypeConfig};
 
 /// A call that is larger is refused.
 pub(crate) const ENTRY_BYTES_MAX: u64 = 1 << 20;
+/// The same of a call of lanes: an item is a few bytes longer than the call that made it, and must not be stuck.
+pub(crate) const LANES_BYTES_MAX: u64 = 2 << 20;
 /// An entry takes no further call once it has so many bytes or commands. What waits meanwhile makes the next.
 const ENTRY_BYTES_FULL: u64 = 256 << 10;
 const ENTRY_COMMANDS_FULL: usize = 4096;
@@ -32,7 +39,8 @@ const ENTRIES_IN_FLIGHT_MAX: usize = 8;
 /// How long a leader of a new cluster waits before it tries again to propose the cluster's options.
 const OPTIONS_PAUSE: Duration = Duration::from_millis(50);
 
-const _: () = assert!(ENTRY_BYTES_FULL + ENTRY_BYTES_MAX < 16 << 20);
+const _: () = assert!(ENTRY_BYTES_MAX < LANES_BYTES_MAX);
+const _: () = assert!(ENTRY_BYTES_FULL + LANES_BYTES_MAX < 16 << 20);
 
 const STOPPED: &str = "the replica has stopped";
 
@@ -41,6 +49,8 @@ type Answer = oneshot::Sender<Result<Vec<Reply>, ProposeError>>;
 struct Call {
     commands: Vec<Command>,
     bytes: u64,
+    /// Of a relay: not refused for space.
+    lanes: bool,
     answer: Answer,
 }
 
@@ -54,11 +64,15 @@ pub(crate) struct Guards {
     pub(crate) queue_bytes_max: u64,
     /// What a new cluster gets.
     pub(crate) cluster_options: ClusterOptions,
+    /// Bytes of unacked items above which calls that may add to them are refused.
+    pub(crate) outbox_bytes_max: u64,
+    pub(crate) outbox: Arc<OutboxFeed>,
 }
 
 #[derive(Default)]
 struct Queue {
     calls: VecDeque<Call>,
+    acks: PendingAcks,
     /// The replica has stopped: nobody takes calls any more.
     closed: bool,
 }
@@ -125,6 +139,13 @@ impl Proposer {
                 limit: ENTRY_BYTES_MAX,
             });
         }
+        let (outbox_bytes, limit) = (self.guards.outbox.bytes(), self.guards.outbox_bytes_max);
+        if outbox_bytes > limit && commands.iter().any(may_ride_a_lane) {
+            return Err(ProposeError::OutboxFull {
+                bytes: outbox_bytes,
+                limit,
+            });
+        }
         let limit = self.guards.queue_bytes_max;
         let queued_bytes = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         if queued_bytes > limit {
@@ -134,6 +155,50 @@ impl Proposer {
                 limit,
             });
         }
+        self.queue(commands, bytes, false).await
+    }
+
+    /// As `propose`, for a relay: bounded by what relays have in flight, not by what waits here.
+    pub(crate) async fn propose_lanes(
+        &self,
+        commands: Vec<Command>,
+    ) -> Result<Vec<Reply>, ProposeError> {
+        if let Some(elsewhere) = self.guards.road.of(&self.leadership.borrow()) {
+            return Err(elsewhere);
+        }
+        if commands.is_empty() {
+            return Ok(Vec::new());
+        }
+        let bytes = commands.iter().map(len_bytes).sum();
+        if bytes > LANES_BYTES_MAX {
+            return Err(ProposeError::EntryTooLarge {
+                bytes,
+                limit: LANES_BYTES_MAX,
+            });
+        }
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.queue(commands, bytes, true).await
+    }
+
+    /// Keeps acks for the next entry.
+    pub(crate) fn ack_lanes(&self, acks: impl IntoIterator<Item = (LaneId, u64)>) {
+        let first = {
+            let mut queue = self.queue.lock();
+            let before = queue.acks.is_due_at();
+            queue.acks.extend(acks, Instant::now());
+            before != queue.acks.is_due_at()
+        };
+        if first {
+            self.wake.notify_one();
+        }
+    }
+
+    async fn queue(
+        &self,
+        commands: Vec<Command>,
+        bytes: u64,
+        lanes: bool,
+    ) -> Result<Vec<Reply>, ProposeError> {
         let (answer, answered) = oneshot::channel();
         {
             let mut queue = self.queue.lock();
@@ -144,6 +209,7 @@ impl Proposer {
             queue.calls.push_back(Call {
                 commands,
                 bytes,
+                lanes,
                 answer,
             });
         }
@@ -164,7 +230,27 @@ impl Proposer {
     }
 
     fn refuse_all(&self, error: &ProposeError) {
-        let calls = std::mem::take(&mut self.queue.lock().calls);
+        let calls = {
+            let mut queue = self.queue.lock();
+            queue.acks = PendingAcks::default();
+            std::mem::take(&mut queue.calls)
+        };
+        self.refuse(calls, error);
+    }
+
+    /// Refuses what is not a relay's.
+    fn refuse_clients(&self, error: &ProposeError) {
+        let calls = {
+            let mut queue = self.queue.lock();
+            let all = std::mem::take(&mut queue.calls);
+            let (lanes, clients) = all.into_iter().partition(|call| call.lanes);
+            queue.calls = lanes;
+            clients
+        };
+        self.refuse(calls, error);
+    }
+
+    fn refuse(&self, calls: VecDeque<Call>, error: &ProposeError) {
         for call in calls {
             self.bytes.fetch_sub(call.bytes, Ordering::Relaxed);
             // A caller that has gone needs no answer.
@@ -184,8 +270,17 @@ impl Proposer {
         }
     }
 
-    /// What fits into one entry, at least one call.
-    fn take_entry(&self) -> Vec<Call> {
+    /// When there is something to propose: at once, or when acks have waited long enough; `None`: not yet known.
+    fn due(&self) -> Option<Instant> {
+        let queue = self.queue.lock();
+        if queue.calls.is_empty() {
+            return queue.acks.is_due_at();
+        }
+        Some(Instant::now())
+    }
+
+    /// What fits into one entry, at least one call if one waits; and all acks.
+    fn take_entry(&self) -> (Vec<Call>, Vec<(LaneId, u64)>) {
         let mut queue = self.queue.lock();
         let (mut bytes, mut commands, mut calls) = (0, 0, 0);
         for call in &queue.calls {
@@ -196,7 +291,8 @@ impl Proposer {
             commands += call.commands.len();
             calls += 1;
         }
-        queue.calls.drain(..calls).collect()
+        let acks = queue.acks.take();
+        (queue.calls.drain(..calls).collect(), acks)
     }
 }
 
@@ -214,6 +310,24 @@ async fn give_up_with_leadership(proposer: Arc<Proposer>) {
             proposer.refuse_all(&elsewhere);
             proposer.give_up_flights();
         }
+    }
+}
+
+/// Whether a client's command may put an item into an outbox.
+fn may_ride_a_lane(command: &Command) -> bool {
+    match command {
+        Command::Send(_)
+        | Command::RegisterUser(_)
+        | Command::CreateGroup(_)
+        | Command::JoinGroup(_)
+        | Command::LeaveGroup(_) => true,
+        Command::SendGroup(_)
+        | Command::MarkRead(_)
+        | Command::AckCursor(_)
+        | Command::Deliver(_)
+        | Command::AckLanes(_)
+        | Command::SetClusterOptions(_)
+        | Command::Cut => false,
     }
 }
 
@@ -236,6 +350,13 @@ fn len_bytes(command: &Command) -> u64 {
     96 + variable as u64
 }
 
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
+
 struct Run {
     proposer: Arc<Proposer>,
     raft: Raft,
@@ -252,11 +373,16 @@ struct Run {
 impl Run {
     async fn run(mut self) {
         loop {
-            while self.proposer.queue.lock().calls.is_empty() && !self.must_set_options() {
+            while !self.must_set_options() {
+                let due = self.proposer.due();
+                if due.is_some_and(|due| due <= Instant::now()) {
+                    break;
+                }
                 tokio::select! {
                     () = self.proposer.wake.notified() => {}
                     // The replica has stopped.
                     changed = self.leadership.changed() => if changed.is_err() { return },
+                    () = sleep_until(due) => {}
                 }
             }
             let Ok(permit) = self.in_flight.clone().acquire_owned().await else {
@@ -299,11 +425,11 @@ impl Run {
         if self.must_set_options() {
             return self.set_options(term, clock_ms, permit).await;
         }
-        let calls = self.proposer.take_entry();
-        if calls.is_empty() {
+        let (calls, acks) = self.proposer.take_entry();
+        if calls.is_empty() && acks.is_empty() {
             return true;
         }
-        let (entry, flight) = self.build(calls, term, clock_ms, permit);
+        let (entry, flight) = self.build(calls, acks, term, clock_ms, permit);
         self.write(entry, term, flight).await
     }
 
@@ -361,13 +487,16 @@ impl Run {
     }
 
     fn admit(&self) -> Result<u64, ProposeError> {
-        self.proposer.guards.disk.check()?;
+        if let Err(full) = self.proposer.guards.disk.check() {
+            self.proposer.refuse_clients(&full);
+        }
         Ok(self.proposer.guards.clock.now_ms()?)
     }
 
     fn build(
         &mut self,
         calls: Vec<Call>,
+        acks: Vec<(LaneId, u64)>,
         term: u64,
         clock_ms: u64,
         permit: OwnedSemaphorePermit,
@@ -396,6 +525,9 @@ impl Run {
             bytes = flight.bytes,
             "propose an entry"
         );
+        if !acks.is_empty() {
+            builder.push(&Command::AckLanes(AckLanes { acks }));
+        }
         self.proposer.flights.lock().insert(flight.number, callers);
         (builder.finish(), flight)
     }
@@ -434,6 +566,9 @@ impl Flight {
             };
             // A caller that has gone will ask again with the same ids.
             let _ = answer.send(answered);
+        }
+        if let Some(Reply::Refused(refusal)) = replies.next() {
+            tracing::error!(%refusal, "acks of lanes were refused");
         }
     }
 

@@ -21,6 +21,7 @@ use crate::error::{Error, LeaderHint, ProposeError};
 use crate::log::ShardLog;
 use crate::network::Network;
 use crate::options::NodeOptions;
+use crate::outbox::OutboxFeed;
 use crate::peer_link::Peers;
 use crate::proposer::{Guards, Proposer};
 use crate::read_barrier::ReadBarrier;
@@ -103,6 +104,7 @@ pub(crate) struct Replica {
     pub(crate) leadership: watch::Sender<Leadership>,
     pub(crate) flushed: watch::Sender<Option<mailbox_engine::LogId>>,
     pub(crate) tails: broadcast::Sender<Arc<AppliedTail>>,
+    pub(crate) outbox: Arc<OutboxFeed>,
     pub(crate) proposer: Arc<Proposer>,
     pub(crate) barrier: ReadBarrier,
     pub(crate) road: Road,
@@ -140,7 +142,7 @@ fn config(options: &NodeOptions) -> Result<Arc<Config>, Error> {
         })
 }
 
-fn guards(shared: &Shared, road: &Road) -> Guards {
+fn guards(shared: &Shared, road: &Road, outbox: &Arc<OutboxFeed>) -> Guards {
     let options = &shared.options;
     Guards {
         clock: shared.clock.clone(),
@@ -148,6 +150,8 @@ fn guards(shared: &Shared, road: &Road) -> Guards {
         road: road.clone(),
         skew_max_ms: options.clock_skew_max_ms,
         queue_bytes_max: options.queue_bytes_max,
+        outbox_bytes_max: options.outbox_bytes_max,
+        outbox: outbox.clone(),
         cluster_options: options.cluster_options,
     }
 }
@@ -182,6 +186,8 @@ impl Replica {
         let applied = watch::Sender::new(applied);
         let flushed = watch::Sender::new(engine.flushed());
         let tails = broadcast::Sender::new(TAILS_KEPT);
+        let outbox = Arc::new(OutboxFeed::default());
+        outbox.replaced(engine.outbox_bytes());
         shared.base.add(FlushedShard {
             engine: engine.clone(),
             log: log.clone(),
@@ -193,6 +199,7 @@ impl Replica {
             base: shared.base.clone(),
             applied: applied.clone(),
             tails: tails.clone(),
+            outbox: outbox.clone(),
             fault: shared.fault.clone(),
         }));
         let raft = start_raft(shared, id, log, machine).await?;
@@ -202,7 +209,7 @@ impl Replica {
             raft.clone(),
             engine.clone(),
             leadership.subscribe(),
-            guards(shared, &road),
+            guards(shared, &road, &outbox),
         );
         let timeout = Duration::from_millis(options.timing.election_max_ms);
         let (barrier, reading) =
@@ -237,6 +244,7 @@ impl Replica {
             leadership,
             flushed,
             tails,
+            outbox,
             proposer,
             barrier,
             road,

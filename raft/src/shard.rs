@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mailbox_engine::{Command, Reply, ShardId, StateHash};
-use tokio::sync::{broadcast, watch};
+use mailbox_engine::{Command, LaneId, Reply, ShardId, StateHash};
+use tokio::sync::{Notify, broadcast, watch};
 
 use crate::base_thread::{BaseThread, error_chain};
 use crate::error::ProposeError;
+use crate::outbox::Outbox;
 use crate::replica::Replica;
 use crate::status::{AppliedTail, Leadership, ShardStatus};
 
@@ -57,6 +58,27 @@ impl Shard {
     /// See [`ProposeError`]. After any of them the same commands may be proposed again, here or elsewhere.
     pub async fn propose(&self, commands: Vec<Command>) -> Result<Vec<Reply>, ProposeError> {
         self.replica.proposer.propose(commands).await
+    }
+
+    /// Proposes what lanes need, `Deliver` and `AckLanes`: as [`Shard::propose`], but never refused for space. Whoever
+    /// calls this bounds what it has in flight.
+    ///
+    /// # Errors
+    /// As [`Shard::propose`], without `Busy`, `OutboxFull` and `DiskFull`.
+    pub async fn propose_lanes(&self, commands: Vec<Command>) -> Result<Vec<Reply>, ProposeError> {
+        self.replica.proposer.propose_lanes(commands).await
+    }
+
+    /// Acks lanes that begin here, when it costs least: with the next entry, or in one of its own after 100 ms or
+    /// once 4,096 wait. An ack that is lost with the leadership is no loss: the next leader gets the mark again.
+    pub fn ack_lanes(&self, acks: impl IntoIterator<Item = (LaneId, u64)>) {
+        self.replica.proposer.ack_lanes(acks);
+    }
+
+    /// What is put into outboxes from now on, for the relay of a leader; `wake` is told when something waits. What
+    /// was there before is in `engine().unacked()`, to be read after this call.
+    pub fn outbox(&self, wake: Arc<Notify>) -> Outbox {
+        Outbox::open(&self.replica.outbox, wake)
     }
 
     /// Bytes of commands proposed and not yet applied.
@@ -117,6 +139,12 @@ impl Shard {
     /// State of this replica.
     pub fn status(&self) -> ShardStatus {
         self.replica.status()
+    }
+
+    /// Hands leadership to the follower that is furthest, if this node leads and another can take over. For a
+    /// replica whose own rows are damaged.
+    pub async fn give_leadership_away(&self) {
+        self.replica.give_leadership_away(Duration::ZERO).await;
     }
 
     /// Asks this leader to hand its leadership to `to`. Returns once asked, not once done.

@@ -15,6 +15,7 @@ use tokio::sync::{broadcast, watch};
 
 use crate::base_thread::{BaseThread, error_chain, report};
 use crate::log::ShardLog;
+use crate::outbox::OutboxFeed;
 use crate::snapshot::{Snapshot, SnapshotData, raft_meta};
 use crate::status::AppliedTail;
 use crate::types::{
@@ -36,6 +37,7 @@ pub(crate) struct Applier {
     /// The last entry that readers see.
     pub(crate) applied: watch::Sender<Option<LogId>>,
     pub(crate) tails: broadcast::Sender<Arc<AppliedTail>>,
+    pub(crate) outbox: Arc<OutboxFeed>,
     pub(crate) fault: watch::Sender<Option<String>>,
 }
 
@@ -101,8 +103,7 @@ impl Applier {
         let Applied {
             replies,
             appended,
-            // One shard delivers to itself: nothing rides a lane yet.
-            outbox: _,
+            outbox,
         } = applied;
         let replies = replies.into_iter().map(Replies);
         for (responder, replies) in batch.responders.drain(..).zip(replies) {
@@ -110,6 +111,7 @@ impl Applier {
                 responder.send(replies);
             }
         }
+        self.outbox.applied(outbox, self.engine.outbox_bytes());
         if !appended.is_empty() && self.tails.receiver_count() > 0 {
             let tail = AppliedTail {
                 index: last.index,
@@ -244,6 +246,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         self.0
             .applied
             .send_replace(id.map(|id| log_id(id.term, id.index)));
+        self.0.outbox.replaced(self.0.engine.outbox_bytes());
         tracing::info!(
             shard = shard.0,
             index = id.map(|id| id.index),

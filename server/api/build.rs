@@ -3,7 +3,11 @@
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     use prost::Message as _;
 
-    let files = ["mailbox/v1/mailbox.proto", "mailbox/v1/peer.proto"];
+    let files = [
+        "mailbox/v1/mailbox.proto",
+        "mailbox/v1/peer.proto",
+        "mailbox/v1/lanes.proto",
+    ];
     for file in files {
         println!("cargo:rerun-if-changed=proto/{file}");
     }

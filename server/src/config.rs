@@ -205,6 +205,7 @@ pub struct LimitsConfig {
     pub timelines_per_call_max: u32,
     pub subscriptions_per_stream_max: u32,
     pub frame_bytes_max: ByteSize,
+    pub outbox_bytes_max: ByteSize,
 }
 
 /// `[logging]`.
@@ -312,6 +313,7 @@ impl Default for LimitsConfig {
             timelines_per_call_max: 20_000,
             subscriptions_per_stream_max: 200_000,
             frame_bytes_max: ByteSize::mib(16),
+            outbox_bytes_max: ByteSize::mib(64),
         }
     }
 }

@@ -26,6 +26,7 @@ mod metrics;
 mod node_role;
 mod peers;
 mod read;
+mod relay;
 mod replica_metrics;
 mod run;
 mod shard_map;

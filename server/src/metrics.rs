@@ -3,7 +3,8 @@
 //! Counters of the hot path are plain atomics that are counted once a frame. What the engine and
 //! the replicas count themselves is read when somebody asks, see `replica_metrics.rs`.
 
-use std::sync::atomic::AtomicI64;
+use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::time::Duration;
 
 use mailbox_api::CallError;
 use mailbox_api::v1::SubmitResult;
@@ -88,11 +89,53 @@ pub(crate) struct ServerMetrics {
     pub(crate) feed_rows: Counter,
     pub(crate) feed_rereads: Counter,
     pub(crate) sync_rows: Counter,
+    pub(crate) lanes: LaneMetrics,
+}
+
+/// What the relay counts. Clones count together.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LaneMetrics {
+    pub(crate) items_shipped: Counter,
+    pub(crate) items_acked: Counter,
+    pub(crate) gaps: Counter,
+    oldest_unacked: Gauge<f64, AtomicU64>,
+}
+
+impl LaneMetrics {
+    /// How long the item has waited that waits longest.
+    pub(crate) fn set_oldest(&self, age: Duration) {
+        self.oldest_unacked.set(age.as_secs_f64());
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        let lanes = registry.sub_registry_with_prefix("mailbox_lane");
+        lanes.register(
+            "items_shipped",
+            "Lane items sent to their destinations, those sent again included",
+            self.items_shipped.clone(),
+        );
+        lanes.register(
+            "items_acked",
+            "Lane items that their destinations have taken in",
+            self.items_acked.clone(),
+        );
+        lanes.register(
+            "gaps",
+            "Runs of lane items of which the ones before were lost on the way",
+            self.gaps.clone(),
+        );
+        lanes.register(
+            "oldest_unacked_seconds",
+            "Age of the oldest lane item that waits here for its destination, as of the last second",
+            self.oldest_unacked.clone(),
+        );
+    }
 }
 
 impl ServerMetrics {
     /// Registers every metric under `mailbox_server_…`.
     pub(crate) fn register(&self, registry: &mut Registry) {
+        self.lanes.register(registry);
         let server = registry.sub_registry_with_prefix("mailbox_server");
         server.register("calls", "Calls by name and outcome", self.calls.clone());
         server.register(

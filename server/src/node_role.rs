@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mailbox_api::peer::lanes_server::LanesServer;
 use mailbox_api::v1::admin_server::AdminServer;
 use mailbox_api::v1::mailbox_server::MailboxServer;
 use mailbox_client::Tls;
@@ -29,6 +30,7 @@ use crate::listener;
 use crate::mailbox_service::MailboxService;
 use crate::metrics::ServerMetrics;
 use crate::peers::Peers;
+use crate::relay::{self, FRAME_ENCODED_MAX, LanesService};
 use crate::replica_metrics::ReplicaMetrics;
 use crate::shard_map::ShardMap;
 
@@ -96,6 +98,7 @@ impl RunningNode {
         let (reporter, health) = tonic_health::server::health_reporter();
         let router = routes(&core, &node, tls, frame_bytes_max)?.add_service(health);
         tokio::spawn(report_health(reporter, Arc::clone(&core)));
+        tokio::spawn(relay::run(Arc::clone(&core)));
         let connections = listener::connections(
             listener,
             config.node.connections_max,
@@ -175,6 +178,9 @@ fn routes(
         .max_decoding_message_size(frame_bytes_max)
         .max_encoding_message_size(frame_bytes_max);
     let admin = AdminServer::new(AdminService::new(Arc::clone(core)));
+    let lanes = LanesServer::new(LanesService::new(Arc::clone(core)))
+        .max_decoding_message_size(FRAME_ENCODED_MAX)
+        .max_encoding_message_size(FRAME_ENCODED_MAX);
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(mailbox_api::FILE_DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -195,6 +201,7 @@ fn routes(
     Ok(server
         .add_service(mailbox)
         .add_service(admin)
+        .add_service(lanes)
         .add_service(node.peer_service().into_server())
         .add_service(reflection))
 }
@@ -305,6 +312,7 @@ fn node_options(
     };
     options.clock_skew_max_ms = cluster.clock_skew_max_ms;
     options.queue_bytes_max = memory.queues;
+    options.outbox_bytes_max = config.limits.outbox_bytes_max.0;
     options.disk_free_min_bytes = disk_free_min(config)?;
     options.peer_tls = peer_tls.map(|tls| ClientTls {
         ca_pem: tls.ca_pem.clone(),

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use mailbox_api::CallError;
+use mailbox_api::peer::lanes_client::LanesClient;
 use mailbox_api::v1::ErrorCode;
 use mailbox_api::v1::admin_client::AdminClient;
 use mailbox_api::v1::mailbox_client::MailboxClient;
@@ -14,6 +15,8 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 /// How long a forwarded call may take before its caller is told to try again.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// One lazily connected channel for each node; as many as the cluster has nodes.
 pub(crate) struct Peers {
@@ -44,6 +47,11 @@ impl Peers {
         Ok(AdminClient::new(self.channel(address)?))
     }
 
+    /// A client of the lanes that end at the node at `address`.
+    pub(crate) fn lanes(&self, address: &str) -> Result<LanesClient<Channel>, CallError> {
+        Ok(LanesClient::new(self.channel(address)?))
+    }
+
     fn channel(&self, address: &str) -> Result<Channel, CallError> {
         let mut channels = self.channels.lock();
         if let Some(channel) = channels.get(address) {
@@ -64,6 +72,9 @@ impl Peers {
         let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))?
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(CALL_TIMEOUT)
+            // A node that vanished without a word must not keep a stream waiting.
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .tcp_nodelay(true);
         if let Some(tls) = &self.tls {
             let mut config =

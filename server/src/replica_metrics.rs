@@ -118,12 +118,12 @@ const FIGURES: &[Figure] = &[
         |reading| reading.engine.frozen,
     ),
     gauge(
-        "mailbox_engine_outbox_items",
-        "Items that their destination shard is not known to have",
+        "mailbox_lane_outbox_items",
+        "Lane items that their destinations are not known to have",
         |reading| reading.engine.outbox_items,
     ),
     gauge(
-        "mailbox_engine_outbox_bytes",
+        "mailbox_lane_outbox_bytes",
         "Bytes of these items",
         |reading| reading.engine.outbox_bytes,
     ),

@@ -68,7 +68,7 @@ pub(crate) fn propose(shard: u32, error: ProposeError) -> CallError {
     let code = match error {
         ProposeError::NotLeader { leader } => return not_leader(shard, leader),
         ProposeError::Unavailable { .. } => return unavailable(words),
-        ProposeError::Busy { .. } => ErrorCode::Busy,
+        ProposeError::Busy { .. } | ProposeError::OutboxFull { .. } => ErrorCode::Busy,
         ProposeError::DiskFull { .. } => ErrorCode::DiskFull,
         ProposeError::ClockSkew(_) => ErrorCode::ClockSkew,
         ProposeError::EntryTooLarge { .. } => ErrorCode::LimitExceeded,

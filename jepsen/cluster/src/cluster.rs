@@ -20,7 +20,7 @@ use crate::{binary, config};
 const READY_POLL: Duration = Duration::from_millis(50);
 /// So many ids fall into all of 64 slots.
 const OWNERS_LOOKED_AT: u64 = 2000;
-const OUTBOX_ITEMS: &str = "mailbox_engine_outbox_items";
+const OUTBOX_ITEMS: &str = "mailbox_lane_outbox_items";
 
 /// What [`Cluster::start`] makes.
 #[derive(Debug, Clone)]

@@ -396,6 +396,12 @@ pub const OPTIONS: &[OptionFacts] = &[
         (1 << 20, 64 << 20),
         "Greatest gRPC message that is read.",
     ),
+    bytes(
+        "limits.outbox_bytes_max",
+        (1 << 20, 64 * GIB),
+        "Messages of one shard that are on their way to other shards. Over it, calls that would \
+         add to them are refused with Busy.",
+    ),
     OptionFacts {
         path: "logging.format",
         bounds: Bounds::OneOf(&["text", "json"]),

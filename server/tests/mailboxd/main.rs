@@ -13,6 +13,7 @@ mod config;
 mod disk_room;
 mod exits;
 mod http;
+mod lanes;
 mod metrics;
 mod operate;
 mod process;
