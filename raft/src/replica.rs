@@ -230,12 +230,7 @@ impl Replica {
             tokio::spawn(watcher.run()),
             cluster_options::watch(shared, engine.clone(), applied.subscribe()),
             tokio::spawn(announce_flushes(raft.clone(), flushed.subscribe())),
-            tokio::spawn(begin(
-                id,
-                raft.clone(),
-                options.clone(),
-                shared.fault.clone(),
-            )),
+            spawn_begin(shared, id, &raft),
         ];
         Ok(Arc::new(Replica {
             id,
@@ -326,6 +321,11 @@ impl Replica {
             replicas: replicas.collect(),
         }
     }
+}
+
+fn spawn_begin(shared: &Shared, id: ShardId, raft: &Raft) -> JoinHandle<()> {
+    let (options, fault) = (shared.options.clone(), shared.fault.clone());
+    tokio::spawn(begin(id, raft.clone(), options, fault))
 }
 
 /// Makes the first membership, once per cluster. All nodes write the same first entry, so it does not matter

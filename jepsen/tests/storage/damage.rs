@@ -143,7 +143,10 @@ async fn a_flipped_byte_in_an_sst_is_refused_row_by_row_and_stops_what_applies_i
     byte.restore();
     heals(&cluster, &mut load, node).await;
 
-    // Apply looks for the head of the sender's mailbox, and meets the byte there.
+    // Apply looks for the head of the sender's mailbox, and meets the byte there. Enough rows, for a file
+    // of many blocks: the first one also holds the node's own rows, without which it does not start.
+    load.send(SENDS / 2).await;
+    load.hash_all(&cluster).await;
     let bodies = load.mailbox(None, owner).await;
     let last = Acked {
         from: owner,

@@ -96,8 +96,8 @@ impl Load {
             sender: Some(user_id(from)),
             destination: Some(send_request::Destination::User(user_id(to))),
             client_msg_id: Bytes::copy_from_slice(id.as_bytes()),
-            r#type: MessageType::Text as i32,
-            content_crc: content_crc(id.as_bytes(), MessageType::Text, &body),
+            r#type: MessageType::Opaque as i32,
+            content_crc: content_crc(id.as_bytes(), MessageType::Opaque, &body),
             body,
             shown_message_id: 0,
         }

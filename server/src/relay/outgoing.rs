@@ -14,6 +14,7 @@
 //! shipment that is lost, repeated or answered twice costs time only.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -241,6 +242,44 @@ impl Outgoing {
             .count()
     }
 
+    /// Puts what waits for a shard into a frame, as far as there is room: runs and their bytes.
+    fn fill(
+        &mut self,
+        shard: ShardId,
+        room: &mut Room,
+        bytes: &mut Vec<u8>,
+    ) -> Vec<(Waiting, Run, Range<usize>)> {
+        let mut runs = Vec::new();
+        let destination = self.destinations.get_mut(&shard).expect("it was listed");
+        // Lanes that have more than fits come after those that have waited.
+        for _ in 0..destination.ready.len() {
+            if room.items == 0 || room.bytes == 0 {
+                break;
+            }
+            let Some(waiting) = destination.ready.pop_front() else {
+                break;
+            };
+            let source = self.sources.get_mut(&waiting.source);
+            let Some(source) = source.filter(|it| it.generation == waiting.generation) else {
+                continue;
+            };
+            let begin = bytes.len();
+            let (run, more) = source.ship(waiting.lane, room, bytes);
+            if more {
+                destination.ready.push_back(waiting);
+            }
+            if let Some(run) = run {
+                let items = run.seqs.end() - run.seqs.start() + 1;
+                self.metrics.items_shipped.inc_by(items);
+                runs.push((waiting, run, begin..bytes.len()));
+            }
+        }
+        if !runs.is_empty() {
+            destination.shipments += 1;
+        }
+        runs
+    }
+
     fn frame(&mut self, node: u64, shards: &[ShardId], now: Instant) -> Option<DeliverFrame> {
         let mut room = Room {
             items: FRAME_ITEMS_MAX,
@@ -248,34 +287,8 @@ impl Outgoing {
         };
         let (mut bytes, mut filled) = (Vec::new(), Vec::new());
         for shard in shards {
-            let mut runs = Vec::new();
-            let destination = self.destinations.get_mut(shard).expect("it was listed");
-            // Lanes that have more than fits come after those that have waited.
-            for _ in 0..destination.ready.len() {
-                if room.items == 0 || room.bytes == 0 {
-                    break;
-                }
-                let Some(waiting) = destination.ready.pop_front() else {
-                    break;
-                };
-                let source = self.sources.get_mut(&waiting.source);
-                let Some(source) = source.filter(|it| it.generation == waiting.generation) else {
-                    continue;
-                };
-                let begin = bytes.len();
-                let (run, more) = source.ship(waiting.lane, &mut room, &mut bytes);
-                if more {
-                    destination.ready.push_back(waiting);
-                }
-                if let Some(run) = run {
-                    self.metrics
-                        .items_shipped
-                        .inc_by(run.seqs.end() - run.seqs.start() + 1);
-                    runs.push((waiting, run, begin..bytes.len()));
-                }
-            }
+            let runs = self.fill(*shard, &mut room, &mut bytes);
             if !runs.is_empty() {
-                destination.shipments += 1;
                 filled.push((*shard, runs));
             }
         }

@@ -154,7 +154,7 @@ impl Source {
             lane.unsent = next;
         }
         room.bytes = room.bytes.saturating_sub(frame.len() - begin);
-        let run = (lane.sent >= first).then(|| Run {
+        let run = (lane.sent >= first).then_some(Run {
             lane: id,
             seqs: first..=lane.sent,
             epoch: lane.epoch,
