@@ -20,27 +20,35 @@ impl Client {
     /// Pages of timelines behind a read barrier (unless `stale`). Shards are filled in; timelines of
     /// several shards are asked for shard by shard, some at a time, each with the whole limit.
     pub async fn sync(&self, request: SyncRequest) -> Result<SyncResponse, CallError> {
-        let request = self.with_ids(request).await?;
-        let parts = self.split_sync(request).into_iter();
-        let parts = parts.map(|(owner, part)| async move {
-            let call = self.call(
-                |map| map.shard_of_owner(owner),
-                |node, shard| {
-                    let part = SyncRequest {
-                        shard,
-                        ..part.clone()
-                    };
-                    async move { node.mailbox().sync(part).await }
-                },
-            );
-            call.await
-        });
-        let mut answers = futures_util::stream::iter(parts).buffered(SHARDS_AT_ONCE);
+        let mut left = vec![self.with_ids(request).await?];
         let mut whole = SyncResponse::default();
-        while let Some(answer) = answers.next().await {
-            let answer = answer?;
-            whole.pages.extend(answer.pages);
-            whole.groups.extend(answer.groups);
+        // More than one round only if slots moved meanwhile.
+        while !left.is_empty() {
+            let parts = left.drain(..).flat_map(|part| self.split_sync(part));
+            let parts = parts.collect::<Vec<_>>().into_iter();
+            let parts = parts.map(|(owners, part)| async move {
+                let call = self.call_together(
+                    |map| map.shard_of_all(owners.iter().copied()),
+                    |node, shard| {
+                        let part = SyncRequest {
+                            shard,
+                            ..part.clone()
+                        };
+                        async move { node.mailbox().sync(part).await }
+                    },
+                );
+                call.await.map(|answer| answer.ok_or(part))
+            });
+            let mut answers = futures_util::stream::iter(parts).buffered(SHARDS_AT_ONCE);
+            while let Some(answer) = answers.next().await {
+                match answer? {
+                    Ok(answer) => {
+                        whole.pages.extend(answer.pages);
+                        whole.groups.extend(answer.groups);
+                    }
+                    Err(apart) => left.push(apart),
+                }
+            }
         }
         Ok(whole)
     }
@@ -53,27 +61,29 @@ impl Client {
         Ok(request)
     }
 
-    /// The parts of a request, one for each shard, each with an owner of that shard.
-    fn split_sync(&self, request: SyncRequest) -> Vec<(u64, SyncRequest)> {
+    /// The parts of a request, one for each shard, each with all owners that it asks about.
+    fn split_sync(&self, request: SyncRequest) -> Vec<(Vec<u64>, SyncRequest)> {
         let shell = SyncRequest {
             ranges: Vec::new(),
             groups_of: None,
             ..request.clone()
         };
-        let mut by_shard: BTreeMap<u32, (u64, SyncRequest)> = BTreeMap::new();
+        let mut by_shard: BTreeMap<u32, (Vec<u64>, SyncRequest)> = BTreeMap::new();
         if let Some(user) = request.groups_of {
             let owner = match user.user {
                 Some(user_ref::User::Id(id)) => id,
                 Some(user_ref::User::Handle(_)) | None => 0,
             };
             let part = by_shard.entry(self.shard_of_owner(owner));
-            let part = part.or_insert_with(|| (owner, shell.clone()));
+            let part = part.or_insert_with(|| (Vec::new(), shell.clone()));
+            part.0.push(owner);
             part.1.groups_of = Some(user);
         }
         for range in request.ranges {
             let owner = range.timeline.map_or(0, |timeline| timeline.owner);
             let part = by_shard.entry(self.shard_of_owner(owner));
-            let part = part.or_insert_with(|| (owner, shell.clone()));
+            let part = part.or_insert_with(|| (Vec::new(), shell.clone()));
+            part.0.push(owner);
             part.1.ranges.push(range);
         }
         by_shard.into_values().collect()
@@ -88,8 +98,8 @@ impl Client {
         let mut mailbox = self.inner().router.node_at(address)?.mailbox();
         let mut whole = SyncResponse::default();
         let request = self.with_ids(request).await?;
-        for (owner, part) in self.split_sync(request) {
-            let shard = self.shard_of_owner(owner);
+        for (owners, part) in self.split_sync(request) {
+            let shard = self.shard_of_owner(owners.first().copied().unwrap_or(0));
             let part = SyncRequest { shard, ..part };
             let answer = self.inner().once(mailbox.sync(part)).await;
             let answer = answer.map_err(|failure| failure.error)?;
@@ -102,31 +112,37 @@ impl Client {
     /// Heads of timelines behind a read barrier (unless `stale`). Shards are filled in, and asked some at a
     /// time.
     pub async fn heads(&self, request: HeadsRequest) -> Result<HeadsResponse, CallError> {
-        let mut by_shard: BTreeMap<u32, Vec<Timeline>> = BTreeMap::new();
-        for timeline in request.timelines {
-            let shard = self.shard_of_owner(timeline.owner);
-            by_shard.entry(shard).or_default().push(timeline);
-        }
         let stale = request.stale;
-        let parts = by_shard.into_values().map(|timelines| async move {
-            let owner = timelines.first().map_or(0, |timeline| timeline.owner);
-            let call = self.call(
-                |map| map.shard_of_owner(owner),
-                |node, shard| {
-                    let part = HeadsRequest {
-                        shard,
-                        timelines: timelines.clone(),
-                        stale,
-                    };
-                    async move { node.mailbox().heads(part).await }
-                },
-            );
-            call.await
-        });
-        let mut answers = futures_util::stream::iter(parts).buffered(SHARDS_AT_ONCE);
         let mut whole = HeadsResponse::default();
-        while let Some(answer) = answers.next().await {
-            whole.heads.extend(answer?.heads);
+        let mut left = request.timelines;
+        // More than one round only if slots moved meanwhile.
+        while !left.is_empty() {
+            let mut by_shard: BTreeMap<u32, Vec<Timeline>> = BTreeMap::new();
+            for timeline in left.drain(..) {
+                let shard = self.shard_of_owner(timeline.owner);
+                by_shard.entry(shard).or_default().push(timeline);
+            }
+            let parts = by_shard.into_values().map(|timelines| async move {
+                let call = self.call_together(
+                    |map| map.shard_of_all(timelines.iter().map(|timeline| timeline.owner)),
+                    |node, shard| {
+                        let part = HeadsRequest {
+                            shard,
+                            timelines: timelines.clone(),
+                            stale,
+                        };
+                        async move { node.mailbox().heads(part).await }
+                    },
+                );
+                call.await.map(|answer| answer.ok_or(timelines))
+            });
+            let mut answers = futures_util::stream::iter(parts).buffered(SHARDS_AT_ONCE);
+            while let Some(answer) = answers.next().await {
+                match answer? {
+                    Ok(answer) => whole.heads.extend(answer.heads),
+                    Err(apart) => left.extend(apart),
+                }
+            }
         }
         Ok(whole)
     }

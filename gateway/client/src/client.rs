@@ -322,12 +322,28 @@ impl Client {
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
+        let call = self.call_together(|map| Some(place(map)), attempt).await;
+        call.map(|answer| answer.expect("what has one place is never apart"))
+    }
+
+    /// The same for several owners in one shard. `None` once the map has put them into several: nobody can
+    /// answer such a call, it must be divided anew.
+    pub(crate) async fn call_together<T, F>(
+        &self,
+        place: impl Fn(&ShardMap) -> Option<u32>,
+        attempt: impl Fn(Arc<Node>, u32) -> F,
+    ) -> Result<Option<T>, CallError>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
         let mut backoff = Backoff::new(&self.inner.options.timeouts, self.deadline());
         loop {
-            let shard = self.inner.router.with_map(&place);
+            let Some(shard) = self.inner.router.with_map(&place) else {
+                return Ok(None);
+            };
             let node = self.inner.router.leader(shard);
             let failure = match self.inner.once(attempt(Arc::clone(&node), shard)).await {
-                Ok(answer) => return Ok(answer),
+                Ok(answer) => return Ok(Some(answer)),
                 Err(failure) => failure,
             };
             let advice = self.inner.router.learn(shard, &node, &failure);

@@ -46,6 +46,13 @@ impl ShardMap {
         self.shard_of_bytes(&owner.to_be_bytes())
     }
 
+    /// The one shard of all these owners; `None` if they are in several.
+    pub(crate) fn shard_of_all(&self, owners: impl IntoIterator<Item = u64>) -> Option<u32> {
+        let mut shards = owners.into_iter().map(|owner| self.shard_of_owner(owner));
+        let first = shards.next().unwrap_or(self.fallback);
+        shards.all(|shard| shard == first).then_some(first)
+    }
+
     /// A handle is routed to the directory's slot, whose nodes resolve it.
     pub(crate) fn shard_of_handle(&self, handle: &str) -> u32 {
         self.shard_of_bytes(handle.as_bytes())

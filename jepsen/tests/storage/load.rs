@@ -167,7 +167,7 @@ impl Load {
     /// All are equal. Returns the index.
     pub(crate) async fn hash_all(&self, cluster: &Cluster) -> u64 {
         let mut request = v1::StateHashRequest {
-            shard: 0,
+            shard: 1,
             cut_index: 0,
         };
         let made = self.client.state_hash(None, request).await;
