@@ -42,7 +42,7 @@ fn configured_otherwise(dir: &std::path::Path) -> NodeOptions {
 }
 
 fn shard(node: &Node) -> Shard {
-    node.shard(ShardId(0)).unwrap()
+    node.shard(ShardId(1)).unwrap()
 }
 
 /// Looks until it is so. Waiting without an end in sight fails.
