@@ -35,6 +35,22 @@ pub enum Error {
         /// What was asked for.
         wanted: String,
     },
+    /// A directory without an identity holds a shard that these options would not make.
+    #[error(
+        "{path} has no IDENTITY, but shard {shard} is there with other slots than one of {shard_count} shards of \
+         {slot_count} slots: if this node never ran, its bootstrap was cut short under other options; \
+         remove the directory's content"
+    )]
+    Leftover {
+        /// The node's directory.
+        path: PathBuf,
+        /// The shard.
+        shard: ShardId,
+        /// As the options say.
+        shard_count: u16,
+        /// As the options say.
+        slot_count: u16,
+    },
     /// The identity file does not parse.
     #[error("{path} is damaged: {reason}")]
     DamagedIdentity {

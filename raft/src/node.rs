@@ -257,12 +257,7 @@ fn open(options: &NodeOptions, runtime: &Handle) -> Result<Opened, Error> {
     let log = SharedLog::open(&log_dir, options.log.clone())
         .map_err(|error| Error::Log(error.to_string()))?;
     if found.is_none() {
-        // A bootstrap that a crash has cut short has made some of them.
-        for (shard, slots) in options.first_shards() {
-            if store.shard(shard).is_none() {
-                store.create_shard(shard, slots)?;
-            }
-        }
+        bootstrap(&store, options)?;
         wanted.write(dir)?;
     }
     let mut shards = Vec::new();
@@ -280,6 +275,33 @@ fn open(options: &NodeOptions, runtime: &Handle) -> Result<Opened, Error> {
         return Err(lost("shards"));
     }
     Ok(Opened { store, log, shards })
+}
+
+/// Makes the shards of a new cluster. A bootstrap that a crash has cut short has made some of them; with other
+/// options it has made others, and so has a node whose identity is lost.
+fn bootstrap(store: &Store, options: &NodeOptions) -> Result<(), Error> {
+    let wanted: BTreeMap<ShardId, _> = options.first_shards().collect();
+    for id in store.shards() {
+        let slots = store.shard(id).map(|shard| shard.slots());
+        let slots = slots.into_iter().flatten().map(|slot| slot.0);
+        if !wanted
+            .get(&id)
+            .is_some_and(|wanted| slots.eq(wanted.clone()))
+        {
+            return Err(Error::Leftover {
+                path: options.dir.clone(),
+                shard: id,
+                shard_count: options.shard_count,
+                slot_count: options.engine.slot_count,
+            });
+        }
+    }
+    for (shard, slots) in wanted {
+        if store.shard(shard).is_none() {
+            store.create_shard(shard, slots)?;
+        }
+    }
+    Ok(())
 }
 
 /// A log may end below the applied state only where a snapshot was installed: openraft then purges it up to

@@ -329,7 +329,8 @@ fn spawn_begin(shared: &Shared, id: ShardId, raft: &Raft) -> JoinHandle<()> {
 }
 
 /// Makes the first membership, once per cluster. All nodes write the same first entry, so it does not matter
-/// which of them do; one goes first, so that they do not all stand for election at once.
+/// which of them do; one after the other goes, so that they do not all stand for election at once. The next one
+/// waits until the election of the one before it is over, if that one is there at all.
 async fn begin(
     id: ShardId,
     raft: Raft,
@@ -337,9 +338,9 @@ async fn begin(
     fault: watch::Sender<Option<String>>,
 ) {
     let alone = options.members.len() == 1;
-    if options.turn(id) > 0 {
-        tokio::time::sleep(Duration::from_millis(options.timing.election_max_ms)).await;
-    }
+    let turn = u32::try_from(options.turn(id)).unwrap_or(u32::MAX);
+    let election = Duration::from_millis(options.timing.election_max_ms) * 2;
+    tokio::time::sleep(election.saturating_mul(turn)).await;
     match raft.is_initialized().await {
         Ok(true) if alone => {
             // There is nobody to wait for.

@@ -6,3 +6,4 @@ mod leadership;
 mod nodes;
 mod proposals;
 mod restarts;
+mod shards;

@@ -74,13 +74,14 @@ impl TestNode {
         runtime.shutdown_timeout(Duration::from_secs(5));
     }
 
+    /// The first shard: the only one, unless a test makes more.
     pub(crate) fn shard(&self) -> Shard {
-        self.running
-            .as_ref()
-            .unwrap()
-            .node
-            .shard(ShardId(1))
-            .unwrap()
+        self.shard_of(ShardId(1))
+    }
+
+    pub(crate) fn shard_of(&self, shard: ShardId) -> Shard {
+        let running = self.running.as_ref().unwrap();
+        running.node.shard(shard).unwrap()
     }
 
     pub(crate) fn run<T>(&self, future: impl Future<Output = T>) -> T {
