@@ -42,6 +42,8 @@ struct Local {
 /// Users of each shard, in the order of the shards, each the first one of its directory slot.
 fn locals() -> Vec<Local> {
     let mut taken = BTreeSet::new();
+    // A slot's counter gives its second founder another group.
+    let mut founded = BTreeSet::new();
     let mut found: BTreeMap<u32, Vec<Local>> = BTreeMap::new();
     for number in 0..10_000 {
         let handle = format!("user{number}");
@@ -52,6 +54,7 @@ fn locals() -> Vec<Local> {
         let group = GroupId::allocated(1, user_slot);
         let group = shard_of(slot_of_owner(group.0, SLOTS)) == shard;
         if shard_of(user_slot) == shard && taken.insert(slot) {
+            let group = group && founded.insert(user_slot);
             let of_shard = found.entry(shard).or_default();
             of_shard.push(Local {
                 handle,
