@@ -17,6 +17,7 @@ const PAGE: u32 = 1000;
 #[derive(Debug, Clone)]
 pub(crate) struct Acked {
     pub(crate) from: u64,
+    pub(crate) to: u64,
     pub(crate) seq: u64,
     pub(crate) body: Bytes,
 }
@@ -26,6 +27,8 @@ pub(crate) struct Load {
     pub(crate) client: Client,
     pub(crate) users: Vec<u64>,
     pub(crate) acked: Vec<Acked>,
+    /// The only shard.
+    shard: u32,
     sent: usize,
 }
 
@@ -34,7 +37,9 @@ impl Load {
         let mut options = cluster.client_options().unwrap();
         options.timeouts.deadline = Duration::from_secs(30);
         let client = Client::connect(options).await.expect("connect");
+        let map = client.shard_map().await.expect("the shard map");
         let mut load = Self {
+            shard: map.shards[0].shard,
             client,
             users: Vec::new(),
             acked: Vec::new(),
@@ -65,14 +70,15 @@ impl Load {
                 .collect::<Vec<_>>()
                 .into();
             requests.push(self.request(from, to, body.clone()));
-            noted.push((from, body));
+            noted.push((from, to, body));
         }
         let answers = self.client.send_batch(requests).await;
         let mut failed = Vec::new();
-        for (answer, (from, body)) in answers.into_iter().zip(noted) {
+        for (answer, (from, to, body)) in answers.into_iter().zip(noted) {
             match answer {
                 Ok(sent) => self.acked.push(Acked {
                     from,
+                    to,
                     seq: sent.seq,
                     body,
                 }),
@@ -121,6 +127,7 @@ impl Load {
                 after_seq,
             }],
             limit,
+            shard: self.shard,
             stale: address.is_some(),
             ..SyncRequest::default()
         };
@@ -167,7 +174,7 @@ impl Load {
     /// All are equal. Returns the index.
     pub(crate) async fn hash_all(&self, cluster: &Cluster) -> u64 {
         let mut request = v1::StateHashRequest {
-            shard: 1,
+            shard: self.shard,
             cut_index: 0,
         };
         let made = self.client.state_hash(None, request).await;
