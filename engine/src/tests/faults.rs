@@ -4,8 +4,7 @@ use std::path::Path;
 
 use super::{Disk, SHARD, mailbox, new_shard, options};
 use crate::error::Error;
-use crate::id::{Seq, UserId};
-use crate::key::StateKey;
+use crate::id::Seq;
 use crate::options::EngineOptions;
 
 fn sst_files(dir: &Path) -> Vec<std::path::PathBuf> {
@@ -124,13 +123,12 @@ fn a_compaction_that_meets_a_flipped_byte_stops_the_next_flush_naming_the_file()
     let store = Disk::open_dir(dir.path());
     let shard = new_shard(&store);
     let state = dir.path().join("state");
-    // Many blocks: an ingest reads the first and the last one, which are in the cache from then on.
+    // Many blocks: an ingest reads the first and the last one, which are in the cache from then on. One
+    // mailbox: appends to it read its end only.
     let flush = |round: u64| {
         for number in 0..2000_u64 {
             let text = format!("round {round} {number} {}", "filler ".repeat(20));
-            // Unlike a message, a state row needs no look at the files: only compaction does.
-            let user = UserId(number);
-            shard.enter(|ctx| ctx.put(&StateKey::User { user }, text));
+            shard.send(1, &text);
         }
         let frozen = shard.freeze().expect("rows to flush");
         let built = shard.build(&frozen)?;
