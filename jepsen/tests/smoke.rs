@@ -12,7 +12,7 @@ async fn nothing_acked_is_lost_doubled_or_reordered_under_kills_and_pauses() {
         nodes: 3,
         seconds: 20,
         seed: u64::from(rand::random::<u32>()),
-        shards: 1,
+        shards: 4,
         binary: Some(binary::mailboxd()),
         store: store.path().to_owned(),
     };
