@@ -58,7 +58,10 @@ async fn serve(args: &DevArgs, mut config: Config, begun: Instant) -> Result<(),
     let stop = async {
         gateway.stop().await;
         match fault {
-            Some(fault) => Err(fault),
+            Some(fault) => {
+                crate::run::close_after_fault(node).await;
+                Err(fault)
+            }
             None => node.stop().await,
         }
     };

@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -13,6 +14,9 @@ use crate::limits::{FileBudget, MemoryBudget, log_budget, raise_open_files};
 use crate::node_role::RunningNode;
 use crate::shutdown::Signals;
 use mailbox_gateway::MetricsRegistry;
+
+/// How long a node that a fault has stopped may take to close its files.
+const CLOSE_AFTER_FAULT: Duration = Duration::from_secs(5);
 
 /// Runs `mailboxd server` to its end.
 ///
@@ -67,6 +71,7 @@ async fn serve_node(config: &Config, as_json: bool) -> Result<(), Error> {
         name = signals.next() => tracing::info!(signal = name, "stopping"),
         fault = running.failed() => {
             tracing::error!(error = %fault, "the node cannot go on");
+            close_after_fault(running).await;
             return Err(fault);
         }
     }
@@ -101,6 +106,16 @@ async fn serve_gateway(config: &Config, as_json: bool) -> Result<(), Error> {
     signals.stop_in_order(stop).await?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Closes what a fault has stopped, so that no thread of the store still runs while the process ends and takes
+/// its own words back from the exit status. Nothing is written; a disk that hangs is not waited for.
+pub(crate) async fn close_after_fault(running: RunningNode) {
+    match tokio::time::timeout(CLOSE_AFTER_FAULT, running.stop()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "closed after a fault"),
+        Err(_) => tracing::warn!("the store did not close within {CLOSE_AFTER_FAULT:?}"),
+    }
 }
 
 /// One line on stdout, for whoever started the process. A closed stdout is not a reason to end.

@@ -77,7 +77,8 @@ pub(super) async fn serve<T>(
 ) -> Option<CallError> {
     let mut in_flight = FuturesUnordered::new();
     let mut stopped = std::pin::pin!(core.stopping.cancelled());
-    loop {
+    let mut ended = false;
+    while !ended || !in_flight.is_empty() {
         tokio::select! {
             Some(reply) = in_flight.next(), if !in_flight.is_empty() => {
                 let mut shipments = vec![reply];
@@ -89,7 +90,7 @@ pub(super) async fn serve<T>(
                     return None;
                 }
             }
-            frame = frames.next(), if in_flight.len() < SHIPMENTS_IN_FLIGHT_MAX => match frame {
+            frame = frames.next(), if !ended && in_flight.len() < SHIPMENTS_IN_FLIGHT_MAX => match frame {
                 Some(Ok(frame)) => {
                     if let Err(error) = check(&frame) {
                         return Some(error);
@@ -98,13 +99,16 @@ pub(super) async fn serve<T>(
                         in_flight.push(deliver(&core, shipment));
                     }
                 }
-                Some(Err(_)) | None => return None,
+                Some(Err(_)) => return None,
+                // What came before the end is still answered.
+                None => ended = true,
             },
             () = &mut stopped => {
                 return Some(status::unavailable("the node is shutting down"));
             }
         }
     }
+    None
 }
 
 /// What no relay of ours sends.
