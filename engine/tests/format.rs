@@ -194,8 +194,7 @@ fn check(shard: &Arc<Shard>) {
 
 #[test]
 fn the_fixture_of_this_format_opens_and_shows_what_it_showed() {
-    let name = format!("tests/fixtures/store-format-{STORE_FORMAT}");
-    let fixture = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name);
+    let fixture = PathBuf::from(format!("tests/fixtures/store-format-{STORE_FORMAT}"));
     let dir = tempfile::tempdir().unwrap();
     copy(&fixture, &dir.path().join("state"));
     let store = Store::open(dir.path(), options()).unwrap();

@@ -24,9 +24,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 fn snapshot(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/cli")
-        .join(format!("{name}.txt"))
+    Path::new("tests/cli").join(format!("{name}.txt"))
 }
 
 fn assert_help(program: &str, subcommand: &[&str]) {

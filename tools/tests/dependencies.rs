@@ -2,14 +2,12 @@
 //! `.deny.toml` states, without cargo-deny's minutes of build time.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::process::Command;
 
 /// Packages that `package` links, itself included, as `name version`.
 fn tree(arguments: &[&str]) -> Vec<String> {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
     let output = Command::new(env!("CARGO"))
-        .current_dir(root)
+        .current_dir("..")
         .args([
             "tree",
             "--offline",

@@ -36,7 +36,6 @@ fn build(profile_dir: &Path) {
         ])
         .arg("--target-dir")
         .arg(target_dir)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
         .status()
         .expect("cargo runs");
     assert!(status.success(), "mailboxd was not built");
