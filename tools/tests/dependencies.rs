@@ -73,7 +73,12 @@ fn the_gateway_never_links_the_store() {
 
 #[test]
 fn leaves_know_no_other_crate_of_ours() {
-    for package in ["mailbox-engine", "mailbox-api", "mailbox-wire"] {
+    for package in [
+        "mailbox-engine",
+        "mailbox-api",
+        "mailbox-placement",
+        "mailbox-wire",
+    ] {
         assert_eq!(own(&names(&["-p", package])), [package]);
     }
 }
@@ -96,6 +101,15 @@ fn the_engine_links_no_runtime_and_no_network() {
             "mailbox-engine uses {forbidden}"
         );
     }
+}
+
+#[test]
+fn the_planner_is_pure() {
+    let planner = names(&["-p", "mailbox-placement", "--depth", "1"]);
+    assert_eq!(
+        planner,
+        BTreeSet::from(["mailbox-placement".to_owned(), "thiserror".to_owned()])
+    );
 }
 
 #[test]

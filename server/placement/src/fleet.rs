@@ -1,0 +1,220 @@
+//! The nodes, by index, with what they hold: now, and once everything under way is done.
+
+use std::collections::BTreeMap;
+
+use crate::goals::{Goals, Spread};
+use crate::state::{NodeId, Role, Shard, Standing, State};
+
+/// A node's place in [`Fleet::nodes`].
+pub(crate) type Place = usize;
+
+/// What a voter's node says about the voter.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Fate {
+    /// It stays.
+    Kept,
+    /// Its node is being drained.
+    Leaving,
+    /// Its node is removed or dead.
+    Lost,
+}
+
+/// A node, as far as planning needs it.
+#[derive(Debug)]
+pub(crate) struct Berth {
+    pub(crate) id: NodeId,
+    /// Zones, numbered across regions.
+    pub(crate) zone: usize,
+    pub(crate) region: usize,
+    pub(crate) weight: u32,
+    /// It answers.
+    pub(crate) up: bool,
+    pub(crate) fate: Fate,
+    /// Replicas held, with every move that is under way taken as done.
+    pub(crate) replicas: usize,
+    /// Shards led.
+    pub(crate) leaders: usize,
+    /// Moves that it takes part in.
+    pub(crate) moves: usize,
+    /// Replicas on its disk at this moment, which the limit counts.
+    pub(crate) held: usize,
+}
+
+impl Berth {
+    /// It may be given replicas and leaders.
+    pub(crate) fn is_open(&self) -> bool {
+        self.up && self.fate == Fate::Kept && self.weight > 0
+    }
+}
+
+/// All nodes.
+#[derive(Debug)]
+pub(crate) struct Fleet {
+    pub(crate) nodes: Vec<Berth>,
+    /// What a replica on an unlisted node is taken for sits here, after the listed ones.
+    by_id: BTreeMap<NodeId, Place>,
+    pub(crate) zones: usize,
+    pub(crate) spread: Spread,
+    /// Moves under way in the cluster.
+    pub(crate) moves: usize,
+    /// Weights of the nodes that keep their replicas.
+    pub(crate) weight_kept: i64,
+    /// Replicas, with every move taken as done.
+    pub(crate) replicas_total: i64,
+}
+
+impl Fleet {
+    pub(crate) fn new(state: &State, goals: &Goals) -> Self {
+        let mut regions = BTreeMap::new();
+        let mut zones = BTreeMap::new();
+        let mut by_id = BTreeMap::new();
+        let mut nodes = Vec::with_capacity(state.nodes.len() + 1);
+        for node in &state.nodes {
+            let next = regions.len();
+            let region = *regions.entry(node.region.as_str()).or_insert(next);
+            let next = zones.len();
+            let zone = *zones.entry((region, node.zone.as_str())).or_insert(next);
+            by_id.insert(node.id, nodes.len());
+            let dead = node
+                .down_since_ms
+                .is_some_and(|since| state.now_ms.saturating_sub(since) >= goals.dead_after_ms);
+            let fate = match node.standing {
+                Standing::Removed => Fate::Lost,
+                _ if dead => Fate::Lost,
+                Standing::Draining => Fate::Leaving,
+                Standing::Member => Fate::Kept,
+            };
+            let up = node.down_since_ms.is_none() && node.standing != Standing::Removed;
+            nodes.push(Berth::new(node.id, zone, region, node.weight, up, fate));
+        }
+        // No zone of a listed node has these numbers.
+        let (zone, region) = (zones.len(), regions.len());
+        nodes.push(Berth::new(
+            NodeId(u64::MAX),
+            zone,
+            region,
+            0,
+            false,
+            Fate::Lost,
+        ));
+        let kept = nodes.iter().filter(|node| node.fate == Fate::Kept);
+        let weight_kept = kept.map(|node| i64::from(node.weight)).sum();
+        let mut fleet = Self {
+            nodes,
+            by_id,
+            zones: zones.len() + 1,
+            spread: goals.spread,
+            moves: 0,
+            weight_kept,
+            replicas_total: 0,
+        };
+        for shard in &state.shards {
+            fleet.count(shard);
+        }
+        let replicas: usize = fleet.nodes.iter().map(|node| node.replicas).sum();
+        fleet.replicas_total = i64::try_from(replicas).expect("replicas fit in memory");
+        fleet
+    }
+
+    /// Adds what a shard's replicas come to.
+    fn count(&mut self, shard: &Shard) {
+        let mut receiving = Vec::new();
+        for replica in &shard.replicas {
+            let place = self.place(replica.node);
+            self.nodes[place].replicas += 1;
+            self.nodes[place].held += 1;
+            if let Role::Learner { replaces } = replica.role {
+                // A node that is away receives nothing, and takes nobody's turn.
+                receiving.extend(self.nodes[place].up.then_some(place));
+                let replaced =
+                    replaces.filter(|node| shard.voters().any(|voter| voter.node == *node));
+                if let Some(node) = replaced {
+                    let place = self.place(node);
+                    // Another learner may name the same voter.
+                    self.nodes[place].replicas = self.nodes[place].replicas.saturating_sub(1);
+                }
+            }
+        }
+        let leader = shard.leader.map(|node| self.place(node));
+        if let Some(leader) = leader {
+            self.nodes[leader].leaders += 1;
+        }
+        if let (Some(leader), true) = (leader, shard.changing || !receiving.is_empty()) {
+            self.begin_move(&receiving, leader);
+        }
+    }
+
+    /// Counts one move more.
+    pub(crate) fn begin_move(&mut self, receiving: &[Place], leader: Place) {
+        self.moves += 1;
+        self.nodes[leader].moves += 1;
+        for place in receiving {
+            self.nodes[*place].moves += 1;
+        }
+    }
+
+    pub(crate) fn place(&self, node: NodeId) -> Place {
+        self.by_id
+            .get(&node)
+            .copied()
+            .unwrap_or(self.nodes.len() - 1)
+    }
+
+    pub(crate) fn at(&self, node: NodeId) -> &Berth {
+        &self.nodes[self.place(node)]
+    }
+
+    /// How well a set of nodes is spread. Greater is better.
+    pub(crate) fn diversity(&self, places: impl Iterator<Item = Place> + Clone) -> usize {
+        let distinct = |of: &dyn Fn(&Berth) -> usize| {
+            let mut count = 0;
+            for (nth, place) in places.clone().enumerate() {
+                let mut earlier = places.clone().take(nth);
+                count += usize::from(
+                    earlier.all(|other| of(&self.nodes[other]) != of(&self.nodes[place])),
+                );
+            }
+            count
+        };
+        let zones = distinct(&|node| node.zone);
+        match self.spread {
+            Spread::Zones => zones,
+            // A region more outweighs any number of zones that a shard can have.
+            Spread::Regions => distinct(&|node| node.region) * 64 + zones,
+        }
+    }
+
+    /// What a node holds beyond its fair share, times the sum of weights.
+    pub(crate) fn surplus(&self, place: Place) -> i64 {
+        let node = &self.nodes[place];
+        let weight = if node.fate == Fate::Kept {
+            i64::from(node.weight)
+        } else {
+            0
+        };
+        let replicas = i64::try_from(node.replicas).expect("replicas fit in memory");
+        replicas * self.weight_kept - self.replicas_total * weight
+    }
+
+    /// Whether a move for evenness from one node to another pays.
+    pub(crate) fn is_evener(&self, from: Place, to: Place) -> bool {
+        self.surplus(from) - self.surplus(to) > self.weight_kept
+    }
+}
+
+impl Berth {
+    fn new(id: NodeId, zone: usize, region: usize, weight: u32, up: bool, fate: Fate) -> Self {
+        Self {
+            id,
+            zone,
+            region,
+            weight,
+            up,
+            fate,
+            replicas: 0,
+            leaders: 0,
+            moves: 0,
+            held: 0,
+        }
+    }
+}

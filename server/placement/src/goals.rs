@@ -1,0 +1,66 @@
+//! What is wanted.
+
+/// What a shard's replicas are spread over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Spread {
+    /// As many zones as there are, whatever their regions.
+    Zones,
+    /// As many regions as there are, and then as many zones.
+    Regions,
+}
+
+/// What the planner works towards.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Goals {
+    /// Voters of a shard. Default 3.
+    pub replication: usize,
+    /// What they are spread over. Default zones.
+    pub spread: Spread,
+    /// For how long a node may be down before its replicas are made anew elsewhere. Default 10 minutes: more
+    /// than a reboot takes.
+    pub dead_after_ms: u64,
+    /// A replica that is at most this many entries behind has caught up. Default 1000.
+    pub lag_max: u64,
+    /// How uneven replicas may be before evenness alone is worth a move, in percent of a node's fair share
+    /// (but never less than one replica). Default 5.
+    pub replica_slack_percent: u32,
+    /// What may be under way at once.
+    pub limits: Limits,
+}
+
+/// What may be under way at once. They bind what is begun; what has begun is always finished.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Moves in the cluster. Default 32.
+    pub moves_max: usize,
+    /// Moves that one node takes part in, as the receiver or as the leader that sends. Default 2.
+    pub node_moves_max: usize,
+    /// Replicas that a node may hold. Default 512.
+    pub node_replicas_max: usize,
+    /// Leader transfers in one plan. Whoever calls more often transfers faster. Default 16.
+    pub transfers_max: usize,
+}
+
+impl Default for Goals {
+    fn default() -> Self {
+        Self {
+            replication: 3,
+            spread: Spread::Zones,
+            dead_after_ms: 600_000,
+            lag_max: 1000,
+            replica_slack_percent: 5,
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            moves_max: 32,
+            node_moves_max: 2,
+            node_replicas_max: 512,
+            transfers_max: 16,
+        }
+    }
+}
