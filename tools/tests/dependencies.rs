@@ -75,6 +75,7 @@ fn the_gateway_never_links_the_store() {
 fn leaves_know_no_other_crate_of_ours() {
     for package in [
         "mailbox-engine",
+        "mailbox-lane-model",
         "mailbox-api",
         "mailbox-placement",
         "mailbox-wire",
@@ -104,7 +105,9 @@ fn the_engine_links_no_runtime_and_no_network() {
 }
 
 #[test]
-fn the_planner_is_pure() {
+fn the_lane_model_and_the_planner_are_pure() {
+    let model = names(&["-p", "mailbox-lane-model"]);
+    assert_eq!(model, BTreeSet::from(["mailbox-lane-model".to_owned()]));
     let planner = names(&["-p", "mailbox-placement", "--depth", "1"]);
     assert_eq!(
         planner,
