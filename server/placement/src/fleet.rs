@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::goals::{Goals, Spread};
 use crate::state::{NodeId, Role, Shard, Standing, State};
 
-/// A node's place in [`Fleet::nodes`].
+/// A node's index in [`Fleet::nodes`].
 pub(crate) type Place = usize;
 
 /// What a voter's node says about the voter.
@@ -50,8 +50,8 @@ impl Berth {
 /// All nodes.
 #[derive(Debug)]
 pub(crate) struct Fleet {
+    /// The listed ones, and behind them what a replica on an unlisted node is taken to be on.
     pub(crate) nodes: Vec<Berth>,
-    /// What a replica on an unlisted node is taken for sits here, after the listed ones.
     by_id: BTreeMap<NodeId, Place>,
     pub(crate) zones: usize,
     pub(crate) spread: Spread,
