@@ -1,5 +1,7 @@
 //! Commands, the calls of procedures; and what they are answered with.
 
+pub(crate) mod encoding;
+
 use bytes::Bytes;
 use uuid::Uuid;
 
