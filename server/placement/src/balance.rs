@@ -89,7 +89,7 @@ pub(crate) fn even(draft: &mut Draft<'_>) {
     let Some(emptiest) = places
         .clone()
         .filter(|place| draft.is_target(*place))
-        .min_by_key(|place| draft.fleet.surplus(*place))
+        .min_by_key(|place| draft.fleet.surplus_max(*place))
     else {
         return;
     };
@@ -97,7 +97,7 @@ pub(crate) fn even(draft: &mut Draft<'_>) {
     let mut full: Vec<Place> = places
         .filter(|place| fleet.nodes[*place].fate == Fate::Kept && fleet.is_evener(*place, emptiest))
         .collect();
-    full.sort_unstable_by_key(|place| (Reverse(fleet.surplus(*place)), *place));
+    full.sort_unstable_by_key(|place| (Reverse(fleet.surplus_min(*place)), *place));
     if full.is_empty() {
         return;
     }
@@ -156,7 +156,7 @@ fn relieve(draft: &mut Draft<'_>, from: Place, shards: &[usize], zones: &mut Zon
                 .map(|place| if *place == from { *to } else { *place });
             is_worth_a_move(draft, from, *to) && draft.fleet.diversity(then) >= now
         });
-        let target = target.min_by_key(|to| (draft.fleet.surplus(*to), *to));
+        let target = target.min_by_key(|to| (draft.fleet.surplus_max(*to), *to));
         if target.is_some_and(|to| draft.begin_move(*index, [to], Some(from))) {
             zones.sort(draft);
         }
@@ -170,7 +170,7 @@ fn is_worth_a_move(draft: &Draft<'_>, from: Place, to: Place) -> bool {
         let share = fleet.replicas_total * i64::from(fleet.nodes[place].weight);
         (share * i64::from(draft.goals.replica_slack_percent) / 100).max(fleet.weight_kept)
     };
-    let beyond = fleet.surplus(from) > slack(from) || -fleet.surplus(to) > slack(to);
+    let beyond = fleet.surplus_min(from) > slack(from) || -fleet.surplus_max(to) > slack(to);
     fleet.is_evener(from, to) && beyond
 }
 
@@ -194,13 +194,13 @@ impl Zones {
 
     fn sort(&mut self, draft: &Draft<'_>) {
         for zone in &mut self.by_zone {
-            zone.sort_by_key(|place| (draft.fleet.surplus(*place), *place));
+            zone.sort_by_key(|place| (draft.fleet.surplus_max(*place), *place));
         }
     }
 
     fn emptiest(&self, draft: &Draft<'_>) -> Option<Place> {
         let firsts = self.by_zone.iter().filter_map(|zone| zone.first().copied());
-        firsts.min_by_key(|place| (draft.fleet.surplus(*place), *place))
+        firsts.min_by_key(|place| (draft.fleet.surplus_max(*place), *place))
     }
 
     /// Of each zone, the emptiest node that could take the shard. It may be busy: then it is waited for,

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::goals::{Goals, Spread};
-use crate::state::{NodeId, Role, Shard, Standing, State};
+use crate::plan::margin;
+use crate::purpose::{Purpose, nearest, purpose};
+use crate::state::{NodeId, Replica, Role, Shard, Standing, State};
 
 /// A node's index in [`Fleet::nodes`].
 pub(crate) type Place = usize;
@@ -31,7 +33,10 @@ pub(crate) struct Berth {
     pub(crate) up: bool,
     pub(crate) fate: Fate,
     /// Replicas held, with every move that is under way taken as done.
-    pub(crate) replicas: usize,
+    pub(crate) replicas: i64,
+    /// The fewest and the most that it may come to, of all ways in which the open changes can end.
+    replicas_min: i64,
+    replicas_max: i64,
     /// Shards led.
     pub(crate) leaders: usize,
     /// Moves that it takes part in.
@@ -45,6 +50,17 @@ impl Berth {
     pub(crate) fn is_open(&self) -> bool {
         self.up && self.fate == Fate::Kept && self.weight > 0
     }
+}
+
+/// How sure it is that a replica comes or goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Chance {
+    /// It is there, or the move there has begun and nothing was proposed that could end it.
+    Sure,
+    /// It was proposed, or is a step of this plan: taken as done, but it may not happen.
+    Likely,
+    /// It may happen still, though what was proposed should be the contrary.
+    Unlikely,
 }
 
 /// All nodes.
@@ -109,43 +125,95 @@ impl Fleet {
             replicas_total: 0,
         };
         for shard in &state.shards {
-            fleet.count(shard);
+            fleet.count(goals, shard);
         }
-        let replicas: usize = fleet.nodes.iter().map(|node| node.replicas).sum();
-        fleet.replicas_total = i64::try_from(replicas).expect("replicas fit in memory");
+        fleet.replicas_total = fleet.nodes.iter().map(|node| node.replicas).sum();
         fleet
     }
 
     /// Adds what a shard's replicas come to.
-    fn count(&mut self, shard: &Shard) {
-        let mut receiving = Vec::new();
+    fn count(&mut self, goals: &Goals, shard: &Shard) {
         for replica in &shard.replicas {
             let place = self.place(replica.node);
-            self.nodes[place].replicas += 1;
             self.nodes[place].held += 1;
-            if let Role::Learner { replaces } = replica.role {
-                // A node that is away receives nothing, and takes nobody's turn.
-                receiving.extend(self.nodes[place].up.then_some(place));
-                let replaced =
-                    replaces.filter(|node| shard.voters().any(|voter| voter.node == *node));
-                if let Some(node) = replaced {
-                    let place = self.place(node);
-                    // Another learner may name the same voter.
-                    self.nodes[place].replicas = self.nodes[place].replicas.saturating_sub(1);
-                }
+            if replica.role == Role::Voter {
+                self.shift(place, 1, Chance::Sure);
             }
         }
-        let leader = shard.leader.map(|node| self.place(node));
-        if let Some(leader) = leader {
-            self.nodes[leader].leaders += 1;
+        if let Some(learner) = nearest(self, shard) {
+            let serves = purpose(self, goals, shard, learner);
+            self.count_learner(shard, learner, serves);
         }
-        if let (Some(leader), true) = (leader, shard.changing || !receiving.is_empty()) {
-            self.begin_move(&receiving, leader);
+        let Some(leader) = shard.leader.map(|node| self.place(node)) else {
+            return;
+        };
+        self.nodes[leader].leaders += 1;
+        // A node that is away receives nothing, and takes nobody's turn. Nor does a change take it that waits
+        // for such nodes.
+        let live = |place: &Place| self.nodes[*place].up;
+        let receiving: Vec<Place> = shard
+            .replicas
+            .iter()
+            .filter(|replica| replica.role != Role::Voter)
+            .map(|replica| self.place(replica.node))
+            .filter(live)
+            .collect();
+        let voters = shard.voters().map(|voter| self.at(voter.node).up);
+        if !receiving.is_empty() && live(&leader) && margin(voters) >= 0 {
+            self.count_move(&receiving, leader);
+        }
+    }
+
+    /// Adds what a learner's move comes to.
+    fn count_learner(&mut self, shard: &Shard, learner: &Replica, serves: Purpose) {
+        let to = self.place(learner.node);
+        let named = match learner.role {
+            Role::Learner { replaces } => replaces.filter(|node| is_voter(shard, *node)),
+            Role::Voter => None,
+        };
+        let from = match serves {
+            Purpose::Replace(voter) | Purpose::Even(voter) => Some(voter),
+            Purpose::Fill => None,
+            Purpose::Nothing => named.map(|node| self.place(node)),
+        };
+        // What was proposed may be either, the learner's promotion or its removal.
+        let chance = match (serves, shard.changing) {
+            (Purpose::Nothing, false) => return,
+            (Purpose::Nothing, true) => Chance::Unlikely,
+            (_, false) => Chance::Sure,
+            (_, true) => Chance::Likely,
+        };
+        self.shift(to, 1, chance);
+        if let Some(from) = from {
+            self.shift(from, -1, chance);
+        }
+    }
+
+    /// Counts what a step of this plan is to end in: a replica comes to one node, and goes from another or is
+    /// one more.
+    pub(crate) fn foresee(&mut self, to: Place, from: Option<Place>) {
+        self.shift(to, 1, Chance::Likely);
+        match from {
+            Some(from) => self.shift(from, -1, Chance::Likely),
+            None => self.replicas_total += 1,
+        }
+    }
+
+    fn shift(&mut self, place: Place, by: i64, chance: Chance) {
+        let node = &mut self.nodes[place];
+        if chance != Chance::Unlikely {
+            node.replicas += by;
+        }
+        if chance == Chance::Sure || by < 0 {
+            node.replicas_min += by;
+        }
+        if chance == Chance::Sure || by > 0 {
+            node.replicas_max += by;
         }
     }
 
     /// Counts one move more.
-    pub(crate) fn begin_move(&mut self, receiving: &[Place], leader: Place) {
+    pub(crate) fn count_move(&mut self, receiving: &[Place], leader: Place) {
         self.moves += 1;
         self.nodes[leader].moves += 1;
         for place in receiving {
@@ -186,20 +254,37 @@ impl Fleet {
 
     /// What a node holds beyond its fair share, times the sum of weights.
     pub(crate) fn surplus(&self, place: Place) -> i64 {
+        self.surplus_of(place, self.nodes[place].replicas)
+    }
+
+    /// The same at its least, of all ways in which the open changes can end: what it may give from.
+    pub(crate) fn surplus_min(&self, place: Place) -> i64 {
+        self.surplus_of(place, self.nodes[place].replicas_min)
+    }
+
+    /// The same at its greatest: what it would receive on top of.
+    pub(crate) fn surplus_max(&self, place: Place) -> i64 {
+        self.surplus_of(place, self.nodes[place].replicas_max)
+    }
+
+    fn surplus_of(&self, place: Place, replicas: i64) -> i64 {
         let node = &self.nodes[place];
         let weight = if node.fate == Fate::Kept {
             i64::from(node.weight)
         } else {
             0
         };
-        let replicas = i64::try_from(node.replicas).expect("replicas fit in memory");
         replicas * self.weight_kept - self.replicas_total * weight
     }
 
-    /// Whether a move for evenness from one node to another pays.
+    /// Whether a move for evenness from one node to another pays, however the open changes end.
     pub(crate) fn is_evener(&self, from: Place, to: Place) -> bool {
-        self.surplus(from) - self.surplus(to) > self.weight_kept
+        self.surplus_min(from) - self.surplus_max(to) > self.weight_kept
     }
+}
+
+fn is_voter(shard: &Shard, node: NodeId) -> bool {
+    shard.voters().any(|voter| voter.node == node)
 }
 
 impl Berth {
@@ -212,6 +297,8 @@ impl Berth {
             up,
             fate,
             replicas: 0,
+            replicas_min: 0,
+            replicas_max: 0,
             leaders: 0,
             moves: 0,
             held: 0,

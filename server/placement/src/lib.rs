@@ -30,7 +30,8 @@
 //!
 //! # What is never done
 //!
-//! - A step that leaves a shard's live voters without a majority, or with a smaller margin over it.
+//! - A step that leaves a shard's live voters without a majority, or with a smaller margin over it; but where
+//!   there are too many voters, one of an odd number that are all live goes at the cost of one.
 //! - A second change of a shard that has one under way, or any change of a shard without a live majority: a
 //!   person has to look at that one.
 //! - A move for a node that is down but not yet dead. Only leaders move while it is away.
@@ -41,11 +42,21 @@
 //!
 //! A node's fair share is `total * weight / sum of weights`, its *surplus* what it has beyond that. Moving one
 //! from `a` to `b` is worth it exactly if `surplus(a) - surplus(b) > 1`: then the sum of the squared surpluses
-//! falls, so such moves end, and none is ever undone by another. Leaders can only go where a voter is, so a
-//! leader may have to move to `b` for one of `b`'s to move on to `c`: [`plan`] looks for such chains, and where
-//! replicas allow it every surplus ends below 1.
+//! falls, so such moves end, and none is ever undone by another. A move given up is one more such move, and
+//! the other way round.
 //!
-//! Vocabulary: a *move* is a learner or membership change under way; *live* means on a node that is up.
+//! That holds only of moves decided on what comes of all others that are under way, and not all of that is
+//! known: a change that has been proposed may be a learner's promotion or its removal, and a step of this very
+//! plan may be lost. So the surplus of who gives is taken at its least and that of who receives at its
+//! greatest, of all ways in which the open changes can end. Then each move that is carried out lowers the sum,
+//! whichever others are.
+//!
+//! Leaders can only go where a voter is, so a leader may have to move to `b` for one of `b`'s to move on to
+//! `c`: [`plan`] looks for such chains, and where replicas allow it every surplus ends below 1.
+//!
+//! Vocabulary: a *move* is a learner under way; *live* means on a node that is up. Limits count the moves that
+//! can go on: one whose learner is not live, or whose shard can commit nothing, takes nobody's turn, and a
+//! membership change without one copies nothing.
 
 mod balance;
 mod fleet;
@@ -53,6 +64,7 @@ mod goals;
 mod leaders;
 mod plan;
 mod progress;
+mod purpose;
 mod repair;
 mod state;
 mod step;

@@ -139,13 +139,9 @@ impl<'a> Draft<'a> {
         else {
             return false;
         };
-        self.fleet.begin_move(&[target], leader);
-        self.fleet.nodes[target].replicas += 1;
+        self.fleet.count_move(&[target], leader);
         self.fleet.nodes[target].held += 1;
-        match replaced {
-            Some(place) => self.fleet.nodes[place].replicas -= 1,
-            None => self.fleet.replicas_total += 1,
-        }
+        self.fleet.foresee(target, replaced);
         let step = Step::AddLearner {
             shard: shard.id,
             epoch: shard.epoch,

@@ -97,12 +97,20 @@ fn best_targets(draft: &Draft<'_>, shard: &Shard, stays: &[Place]) -> Option<Pla
         .min_by_key(|place| (fleet.surplus(*place), *place))
 }
 
-/// Takes a voter too many away: the worst one, then one not up, then the one least missed.
+/// Takes a voter too many away: of those without which a majority is live, the worst one, then one not up, then
+/// the one least missed.
 fn shrink(draft: &mut Draft<'_>, index: usize, shard: &Shard, voters: &[Place]) {
     let fleet = &draft.fleet;
     let leader = shard.leader.map(|node| fleet.place(node));
     let without = |gone: Place| voters.iter().copied().filter(move |place| *place != gone);
-    let goes = voters.iter().copied().max_by_key(|place| {
+    // One that is not up may always go. One that is up may not while too many others are away, and must not
+    // keep those from going.
+    let up = |place: Place| fleet.nodes[place].up;
+    let may_go = voters
+        .iter()
+        .copied()
+        .filter(|place| margin(without(*place).map(up)) >= 0);
+    let goes = may_go.max_by_key(|place| {
         let node = &fleet.nodes[*place];
         let spread = fleet.diversity(without(*place));
         let key = (node.fate, !node.up, spread, fleet.surplus(*place));
@@ -115,11 +123,6 @@ fn shrink(draft: &mut Draft<'_>, index: usize, shard: &Shard, voters: &[Place]) 
         if let Some(heir) = draft.heir(shard, goes) {
             draft.transfer(index, heir);
         }
-        return;
-    }
-    let up = |place: Place| fleet.nodes[place].up;
-    // Of an even number one may go without loss; of an odd one the margin falls to the next even one's.
-    if margin(without(goes).map(up)) < 0 {
         return;
     }
     let gone: Option<NodeId> = shard

@@ -37,12 +37,15 @@ pub(crate) struct Trouble {
     pub(crate) doubled: u64,
     /// A step comes up to this many rounds late.
     pub(crate) late: usize,
+    /// Changes that take a round more, each round, in percent.
+    pub(crate) slow: u64,
 }
 
 pub(crate) const NO_TROUBLE: Trouble = Trouble {
     lost: 0,
     doubled: 0,
     late: 0,
+    slow: 0,
 };
 
 /// What was done to the cluster so far.
@@ -206,25 +209,30 @@ impl Cluster {
             let after = voters_after(&self.state.shards[index], &step);
             let both =
                 self.has_majority(&voters(&self.state.shards[index])) && self.has_majority(&after);
-            if !both || (self.trouble.late > 0 && self.chance.percent(50)) {
+            if !both || (self.trouble.slow > 0 && self.chance.percent(self.trouble.slow)) {
                 self.joint.push((index, step));
                 continue;
             }
-            let shard = &mut self.state.shards[index];
-            shard.changing = false;
-            shard.epoch += 1;
-            if let Step::PromoteReplace {
-                learner, replaced, ..
-            } = step
-            {
-                shard.replicas.retain(|held| Some(held.node) != replaced);
-                let promoted = shard.replicas.iter_mut().find(|held| held.node == learner);
-                promoted.expect("the learner stays").role = Role::Voter;
-            }
-            if let Step::RemoveReplica { node, .. } = step {
-                shard.replicas.retain(|held| held.node != node);
-            }
+            finish(&mut self.state.shards[index], step);
         }
+    }
+
+    /// The state once everything under way is done: each change ends as it was proposed, and each learner takes
+    /// its voter's place.
+    pub(crate) fn outcome(&self) -> State {
+        let mut state = self.state.clone();
+        for (index, step) in &self.joint {
+            finish(&mut state.shards[*index], *step);
+        }
+        for shard in &mut state.shards {
+            let replaced = shard.replicas.iter().filter_map(|held| match held.role {
+                Role::Learner { replaces } => replaces,
+                Role::Voter => None,
+            });
+            let replaced: Vec<NodeId> = replaced.collect();
+            shard.replicas.retain(|held| !replaced.contains(&held.node));
+        }
+        state
     }
 
     fn has_majority(&self, voters: &[NodeId]) -> bool {
@@ -270,6 +278,23 @@ impl Cluster {
                 self.joint.push((index, step));
             }
         }
+    }
+}
+
+/// Ends a joint change.
+fn finish(shard: &mut Shard, step: Step) {
+    shard.changing = false;
+    shard.epoch += 1;
+    if let Step::PromoteReplace {
+        learner, replaced, ..
+    } = step
+    {
+        shard.replicas.retain(|held| Some(held.node) != replaced);
+        let promoted = shard.replicas.iter_mut().find(|held| held.node == learner);
+        promoted.expect("the learner stays").role = Role::Voter;
+    }
+    if let Step::RemoveReplica { node, .. } = step {
+        shard.replicas.retain(|held| held.node != node);
     }
 }
 

@@ -182,6 +182,17 @@ pub(crate) fn leader_imbalance(state: &State, goals: &Goals) -> f64 {
     furthest as f64 / f64::from(weights)
 }
 
+/// The sum of the squared surpluses of replicas, of nodes that all stay. And the least that a move which pays
+/// lowers it by: it takes `weights` of surplus from a node that has at least one more than that beyond the other.
+pub(crate) fn unevenness(state: &State) -> (i64, i64) {
+    let weights: i64 = state.nodes.iter().map(|node| i64::from(node.weight)).sum();
+    let held = |node: &Node| held_by(state, node.id.0) as i64;
+    let total: i64 = state.nodes.iter().map(held).sum();
+    let surplus = |node: &Node| held(node) * weights - total * i64::from(node.weight);
+    let squares = state.nodes.iter().map(|node| surplus(node).pow(2));
+    (squares.sum(), 2 * weights)
+}
+
 /// How many replicas each node has, most and fewest of the open ones.
 pub(crate) fn replicas(state: &State, goals: &Goals) -> (usize, usize) {
     let mut held: BTreeMap<NodeId, usize> = state

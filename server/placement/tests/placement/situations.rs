@@ -1,8 +1,9 @@
 //! Single situations, each with the one thing that should come of it.
 
-use mailbox_placement::{Goals, NodeId, Role, ShardId, Standing, State, Step, plan};
+use mailbox_placement::{Goals, NodeId, Replica, Role, ShardId, Standing, State, Step, plan};
 
 use crate::cluster::{Cluster, NO_TROUBLE, ROUND_MS, nodes, shard};
+use crate::random::{play_come_and_go, play_to_end, play_to_rest};
 use crate::rest::{assert_at_rest, held_by, leader_imbalance, replicas};
 
 /// Shards spread evenly over `per_zone` nodes in each of three zones, in every combination in turn.
@@ -253,10 +254,34 @@ fn a_replica_too_many_goes_the_dead_one_first() {
 }
 
 #[test]
+fn of_voters_too_many_one_that_must_stay_keeps_no_other_from_going() {
+    // Node 1 is to be emptied, but two others are away, and without it they would be half.
+    let mut state = State {
+        now_ms: 0,
+        nodes: nodes(&[1; 5]),
+        shards: vec![shard(0, &[2, 1, 3, 4, 5])],
+    };
+    state.nodes[0].standing = Standing::Draining;
+    for away in [3, 4] {
+        state.nodes[away].down_since_ms = Some(0);
+    }
+    let gone = Step::RemoveReplica {
+        shard: ShardId(0),
+        epoch: 1,
+        node: NodeId(4),
+    };
+    assert_eq!(plan(&state, &Goals::default()), [gone]);
+    // Three of four are a majority, as are two of three.
+    let mut cluster = calm(state);
+    cluster.settle(20);
+    assert_eq!((held_by(&cluster.state, 1), cluster.done.removed), (0, 2));
+}
+
+#[test]
 fn a_learner_on_a_lost_node_is_given_up() {
     let mut state = even_state(3, 3);
     let role = Role::Learner { replaces: None };
-    let learner = mailbox_placement::Replica {
+    let learner = Replica {
         node: NodeId(9),
         role,
         lag: None,
@@ -329,4 +354,112 @@ fn regions_come_before_zones_where_asked() {
         [],
         "by zones it is as good as can be"
     );
+}
+
+/// Five shards of one replica each, two on node 1, two on node 2 and one on node 3: as even as can be. The
+/// first is being moved from node 1 to node 2, which would end with more to undo.
+fn needless_move() -> (State, Goals) {
+    let at = [1, 1, 2, 2, 3];
+    let mut state = State {
+        now_ms: 0,
+        nodes: nodes(&[3]),
+        shards: (0..5).map(|id| shard(id, &[at[id as usize]])).collect(),
+    };
+    let replaces = Some(NodeId(1));
+    state.shards[0].replicas.push(Replica {
+        node: NodeId(2),
+        role: Role::Learner { replaces },
+        lag: None,
+    });
+    let goals = Goals {
+        replication: 1,
+        ..Goals::default()
+    };
+    (state, goals)
+}
+
+#[test]
+fn a_move_given_up_calls_for_no_other() {
+    let (state, goals) = needless_move();
+    let mut cluster = Cluster::new(state, goals, NO_TROUBLE, 1);
+    cluster.settle(100);
+    assert_eq!((cluster.done.added, cluster.done.removed), (0, 1));
+}
+
+#[test]
+fn two_moves_against_each_other_are_not_both_given_up() {
+    // Node 3 has one less than its share if both are, or none is. Either is enough.
+    let (mut state, goals) = needless_move();
+    state.shards[2].replicas.push(Replica {
+        node: NodeId(1),
+        role: Role::Learner {
+            replaces: Some(NodeId(2)),
+        },
+        lag: None,
+    });
+    let mut cluster = Cluster::new(state, goals, NO_TROUBLE, 1);
+    for _ in 0..20 {
+        cluster.round();
+    }
+    assert_eq!((cluster.done.added, cluster.done.removed), (0, 0));
+}
+
+#[test]
+fn a_move_waits_for_a_change_whose_end_is_open() {
+    let (mut state, goals) = needless_move();
+    state.shards[0].changing = true;
+    // Promoted, node 2 would have one to give to node 1; removed, it would not.
+    assert_eq!(plan(&state, &goals), []);
+    state.shards[0] = shard(0, &[2]);
+    let [Step::AddLearner { node, replaces, .. }] = plan(&state, &goals)[..] else {
+        panic!("one move");
+    };
+    assert_eq!((node, replaces), (NodeId(1), Some(NodeId(2))));
+}
+
+#[test]
+fn a_change_that_waits_for_a_lost_majority_takes_nobodys_turn() {
+    // Shard 0 is to go from nodes 1, 2, 3 to nodes 4, 2, 3, of which only 3 is up. It leads shard 1 as well.
+    let mut state = State {
+        now_ms: 0,
+        nodes: nodes(&[1; 6]),
+        shards: vec![shard(0, &[3, 1, 2]), shard(1, &[3, 1, 5])],
+    };
+    let replaces = Some(NodeId(1));
+    state.shards[0].replicas.push(Replica {
+        node: NodeId(4),
+        role: Role::Learner { replaces },
+        lag: Some(0),
+    });
+    state.shards[0].changing = true;
+    state.nodes[0].standing = Standing::Draining;
+    for away in [1, 3] {
+        state.nodes[away].down_since_ms = Some(0);
+    }
+    let mut goals = Goals::default();
+    (goals.limits.moves_max, goals.limits.node_moves_max) = (1, 1);
+    let [Step::AddLearner { shard, node, .. }] = plan(&state, &goals)[..] else {
+        panic!("one move");
+    };
+    assert_eq!((shard, node), (ShardId(1), NodeId(6)));
+}
+
+#[test]
+fn found_at_random_two_shards_whose_moves_called_for_each_other() {
+    let cluster = play_to_rest(13_118_248_349_034_293_491, &[3, 2, 3, 3], 27);
+    assert_at_rest(&cluster.state, &cluster.goals);
+}
+
+#[test]
+fn found_at_random_a_waiting_change_that_kept_its_leader_from_a_drain() {
+    let cluster = play_come_and_go(2_742_510_015_668_087_955, &[4, 4, 1, 1], 15);
+    assert_at_rest(&cluster.state, &cluster.goals);
+}
+
+#[test]
+fn found_at_random_voters_too_many_with_a_leaving_one_among_them() {
+    let cluster = play_to_end(13_491_244_765_329_852_787, &[4, 4], 26);
+    assert_at_rest(&cluster.state, &cluster.goals);
+    let cluster = play_come_and_go(4_605_542_144_375_770_765, &[1, 3, 4, 4], 22);
+    assert_at_rest(&cluster.state, &cluster.goals);
 }
