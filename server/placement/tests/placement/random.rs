@@ -1,6 +1,6 @@
 //! Random clusters, played to their end with steps lost, doubled and late.
 
-use mailbox_placement::{Goals, Limits, NodeId, Replica, Role, Standing, State, plan};
+use mailbox_placement::{Goals, Limits, NodeId, Replica, Role, Spread, Standing, State, plan};
 use proptest::prelude::*;
 
 use crate::cluster::{Chance, Cluster, NO_TROUBLE, Trouble, nodes, shard};
@@ -69,6 +69,23 @@ pub(crate) fn tight_goals(seed: u64) -> Goals {
 
 fn any_zones() -> impl Strategy<Value = Vec<usize>> {
     prop::collection::vec(1usize..5, 1..6)
+}
+
+/// Goals of another kind, and nodes that make them hard: regions, nodes that may hold nothing or not enough for
+/// all, shards of another size.
+fn other_goals(seed: u64, mut state: State) -> (State, Goals) {
+    let mut goals = tight_goals(seed);
+    let mut chance = Chance(!seed);
+    for node in &mut state.nodes {
+        if chance.percent(10) {
+            node.weight = 0;
+        }
+        node.region = format!("r{}", chance.below(3));
+    }
+    goals.spread = [Spread::Zones, Spread::Regions][chance.below(2)];
+    goals.replication = [1, 2, 3, 3, 4, 5][chance.below(6)];
+    goals.limits.node_replicas_max = [512, 2 + chance.below(20)][chance.below(2)];
+    (state, goals)
 }
 
 /// Plays any state to its end.
@@ -207,6 +224,24 @@ proptest! {
             prop_assert!(before - after >= moved as i64 * step, "{moved} moves from {before} to {after}");
             before = after;
         }
+    }
+
+    #[test]
+    fn other_goals_come_to_rest(seed: u64, zones in any_zones(), shards in 1u32..30) {
+        let (state, goals) = other_goals(seed, any_state(seed, &zones, shards));
+        let trouble = Trouble { slow: 50, ..NO_TROUBLE };
+        let mut cluster = Cluster::new(state, goals, trouble, seed);
+        cluster.settle(5000);
+        // One that is away would count as dead in a while.
+        for node in &mut cluster.state.nodes {
+            node.down_since_ms = None;
+        }
+        cluster.settle(5000);
+        let done = cluster.done;
+        for _ in 0..20 {
+            cluster.round();
+        }
+        prop_assert_eq!(cluster.done, done);
     }
 
     #[test]
