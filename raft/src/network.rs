@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -95,7 +96,11 @@ impl Conn {
             hello: Some(link.hello(self.shard)),
             ..peer::AppendRequest::default()
         };
+        let messages = link.messages();
         let requests = stream::iter([hello]).chain(input.map(wire::append_out));
+        let requests = requests.inspect(move |_| {
+            messages.fetch_add(1, Ordering::Relaxed);
+        });
         let mut client = link.append_client();
         let opened = client.append(link.sign(requests));
         match tokio::time::timeout(OPEN_TIMEOUT, opened).await {
@@ -116,7 +121,8 @@ fn unexpected(answer: &Answer) -> RPCError<TypeConfig> {
 impl RaftNetworkV2<TypeConfig> for Conn {
     type SnapshotData = SnapshotData;
 
-    /// Heartbeats only: entries go through [`Self::stream_append`].
+    /// A shard's own heartbeat: asked for by a read, or by a leader that was quiet for long. Entries go through
+    /// [`Self::stream_append`].
     async fn append_entries(
         &mut self,
         request: AppendEntriesRequest<TypeConfig>,

@@ -23,6 +23,7 @@ use crate::log::{LogMetrics, ShardLog, SharedLog};
 use crate::options::NodeOptions;
 use crate::peer_link::{Credentials, Peers};
 use crate::peer_service::PeerService;
+use crate::pulse::{self, Pulse};
 use crate::replica::{Replica, Shared};
 use crate::shard::Shard;
 use crate::snapshot::SnapshotPace;
@@ -72,6 +73,7 @@ impl Node {
         let shared = Shared {
             base,
             peers: Peers::new(&options, &credentials)?,
+            pulse: Pulse::new(options.node, &options.timing),
             pace: SnapshotPace::new(staging, options.snapshot_bytes_per_s),
             clock: Arc::new(Clock::new(options.clock_skew_max_ms, alone)),
             disk: DiskRoom::new(options.dir.clone(), options.disk_free_min_bytes)?,
@@ -80,7 +82,12 @@ impl Node {
             options,
         };
         let members = shared.options.members.clone();
-        let peer_service = PeerService::new(credentials, members, shared.pace.clone());
+        let peer_service = PeerService::new(
+            credentials,
+            members,
+            shared.pace.clone(),
+            shared.pulse.clone(),
+        );
         let mut shards = BTreeMap::new();
         for (engine, log) in opened.shards {
             let replica = Replica::start(&shared, engine, log).await?;
@@ -103,6 +110,7 @@ impl Node {
         let Shared {
             clock,
             peers,
+            pulse,
             disk,
             fault,
             ..
@@ -110,6 +118,7 @@ impl Node {
         let shards = self.shards();
         let tasks = vec![
             tokio::spawn(clock::run(clock.clone(), peers.clone())),
+            tokio::spawn(pulse::run(pulse.clone(), peers.clone())),
             tokio::spawn(disk.clone().run()),
             tokio::spawn(watch_log(self.log.fault(), fault.clone())),
             tokio::spawn(watch_clock(clock.clone(), shards)),
@@ -164,6 +173,11 @@ impl Node {
     /// Counters of the log, since the node started.
     pub fn log_metrics(&self) -> LogMetrics {
         self.log.metrics()
+    }
+
+    /// Requests sent to other nodes, for all shards, since the node started; answers are not counted.
+    pub fn peer_messages(&self) -> u64 {
+        self.shared.peers.messages()
     }
 
     /// All nodes, as this one sees them.

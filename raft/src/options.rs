@@ -12,11 +12,12 @@ use crate::error::Error;
 /// Raft's clocks, in milliseconds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Timing {
-    /// How often a leader speaks to an idle follower. Below a third of `election_min_ms`.
+    /// How often a node tells each other one that it lives and what it leads. Below a third of `election_min_ms`.
     pub heartbeat_ms: u64,
-    /// Shortest silence after which a follower stands for election.
+    /// Shortest wait before a node stands again for a shard whose last election came to nothing.
     pub election_min_ms: u64,
-    /// Longest such silence, and how long a leader trusts its last quorum.
+    /// Longest such wait; also how long a node that is silent counts as alive, and how long a leader trusts its
+    /// last quorum.
     pub election_max_ms: u64,
 }
 
@@ -122,15 +123,6 @@ impl NodeOptions {
             u16::try_from((shard - 1) * slots / shards).expect("at most the slot count")
         };
         (1..=shards).map(move |shard| (ShardId(shard), begin(shard)..=begin(shard + 1) - 1))
-    }
-
-    /// How many nodes stand for a shard's first election before this one: shards begin at different nodes, so
-    /// that a new cluster's leaders are spread.
-    pub(crate) fn turn(&self, shard: ShardId) -> usize {
-        let nodes = self.members.len();
-        let own = self.members.keys().position(|node| *node == self.node);
-        let first = usize::try_from(shard.0).unwrap_or_default() % nodes;
-        (own.unwrap_or_default() + nodes - first) % nodes
     }
 
     /// Refuses options that cannot work, naming the first.
@@ -239,21 +231,5 @@ mod tests {
             let error = options(1, shards, 16).validate().unwrap_err().to_string();
             assert!(error.contains(&format!("{shards} of 16 slots")), "{error}");
         }
-    }
-
-    #[test]
-    fn each_shard_begins_at_one_node_and_each_node_begins_as_many() {
-        let mut begun = BTreeMap::new();
-        for shard in (1..=6).map(ShardId) {
-            let turns: Vec<usize> = (1..=3)
-                .map(|node| options(node, 6, 64).turn(shard))
-                .collect();
-            let mut sorted = turns.clone();
-            sorted.sort_unstable();
-            assert_eq!(sorted, [0, 1, 2]);
-            let first = turns.iter().position(|turn| *turn == 0).unwrap();
-            *begun.entry(first).or_insert(0) += 1;
-        }
-        assert_eq!(begun, BTreeMap::from([(0, 2), (1, 2), (2, 2)]));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -21,11 +21,11 @@ use crate::error::Error;
 use crate::options::NodeOptions;
 
 /// Version of `peer.proto` and of the encodings in it.
-pub(crate) const PEER_PROTOCOL: u32 = 2;
+pub(crate) const PEER_PROTOCOL: u32 = 3;
 /// Largest message between nodes: one read of the log, or one entry above its cap, and some.
 pub(crate) const PEER_MESSAGE_BYTES_MAX: usize = 16 << 20;
 /// Unanswered control calls to one peer; more fail at once.
-const CONTROL_CALLS_MAX: usize = 256;
+const CONTROL_CALLS_MAX: usize = 2048;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const STREAM_WINDOW: u32 = 8 << 20;
 const CONNECTION_WINDOW: u32 = 32 << 20;
@@ -77,6 +77,7 @@ impl Credentials {
 
 /// All other nodes.
 pub(crate) struct Peers {
+    node: u64,
     links: BTreeMap<u64, Arc<Link>>,
 }
 
@@ -93,7 +94,21 @@ impl Peers {
                 links.insert(*node, link);
             }
         }
-        Ok(Arc::new(Peers { links }))
+        let node = options.node;
+        Ok(Arc::new(Peers { node, links }))
+    }
+
+    /// This node's own id.
+    pub(crate) fn node(&self) -> u64 {
+        self.node
+    }
+
+    /// Requests sent to all peers since the node started, answers not counted.
+    pub(crate) fn messages(&self) -> u64 {
+        let links = self.links.values();
+        links
+            .map(|link| link.messages.load(Ordering::Relaxed))
+            .sum()
     }
 
     pub(crate) fn link(&self, node: u64) -> Option<Arc<Link>> {
@@ -119,6 +134,7 @@ pub(crate) struct Link {
     append: Channel,
     snapshot: Channel,
     connected: Arc<AtomicBool>,
+    messages: Arc<AtomicU64>,
 }
 
 impl Link {
@@ -148,7 +164,13 @@ impl Link {
             append: endpoint.connect_lazy(),
             snapshot: endpoint.connect_lazy(),
             connected,
+            messages: Arc::default(),
         }))
+    }
+
+    /// Counts a request to this peer that does not go through [`Link::call`].
+    pub(crate) fn messages(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.messages)
     }
 
     pub(crate) fn is_connected(&self) -> bool {
@@ -174,6 +196,7 @@ impl Link {
     /// One small call. Fails fast if the peer is not reachable.
     pub(crate) async fn call(&self, ask: Ask, timeout: Duration) -> Result<Answer, String> {
         let (answer, answered) = oneshot::channel();
+        self.messages.fetch_add(1, Ordering::Relaxed);
         self.control
             .try_send(ControlCall { ask, answer })
             .map_err(|_| {

@@ -20,14 +20,16 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::clock::wall_us;
+use crate::election;
 use crate::peer_link::{Credentials, PEER_MESSAGE_BYTES_MAX, PEER_PROTOCOL};
+use crate::pulse::Pulse;
 use crate::replica::Raft;
 use crate::snapshot::{self, Snapshot, SnapshotData, SnapshotPace, raft_meta};
 use crate::types::TypeConfig;
 use crate::wire;
 
 /// Control calls of one peer that are worked on at once; more wait in the stream.
-const CALLS_AT_ONCE: usize = 64;
+const CALLS_AT_ONCE: usize = 512;
 /// How long a new stream may take to say who it is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -42,6 +44,7 @@ struct Core {
     members: BTreeMap<u64, String>,
     replicas: RwLock<BTreeMap<u32, Raft>>,
     pace: Arc<SnapshotPace>,
+    pulse: Arc<Pulse>,
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -51,6 +54,7 @@ impl PeerService {
         credentials: Credentials,
         members: BTreeMap<u64, String>,
         pace: Arc<SnapshotPace>,
+        pulse: Arc<Pulse>,
     ) -> PeerService {
         PeerService {
             core: Arc::new(Core {
@@ -58,6 +62,7 @@ impl PeerService {
                 members,
                 replicas: RwLock::default(),
                 pace,
+                pulse,
             }),
         }
     }
@@ -128,24 +133,38 @@ impl Core {
         Ok(hello)
     }
 
-    async fn control_call(&self, ask: Ask) -> Result<Answer, Status> {
+    /// A vote, unless the shard has a leader that lives: then it is refused as a pre-vote is. openraft's own
+    /// lease is not asked, see `pulse`.
+    async fn vote(&self, call: peer::VoteCall) -> Result<peer::VoteReply, Status> {
+        let raft = self.replica(call.shard)?;
+        let shard = call.shard;
+        let mut request = wire::vote_request_in(call).map_err(malformed)?;
+        let candidate = request.vote.leader_id.voted_for;
+        if !request.leadership_transfer && self.pulse.would_depose(shard, candidate) {
+            return election::answer_pre_vote(&raft, &request, true)
+                .await
+                .map_err(|error| Status::unavailable(error.to_string()));
+        }
+        request.leadership_transfer = true;
+        let response = raft.vote(request).await;
+        let response = response.map_err(|error| Status::unavailable(error.to_string()))?;
+        Ok(wire::vote_response_out(&response))
+    }
+
+    async fn control_call(&self, from: u64, ask: Ask) -> Result<Answer, Status> {
         let fatal = |error: &dyn std::fmt::Display| Status::unavailable(error.to_string());
         Ok(match ask {
             Ask::Hello(_) => return Err(Status::invalid_argument("a second hello")),
-            Ask::Vote(call) => {
-                let raft = self.replica(call.shard)?;
-                let request = wire::vote_request_in(call).map_err(malformed)?;
-                let response = raft.vote(request).await.map_err(|error| fatal(&error))?;
-                Answer::Vote(wire::vote_response_out(&response))
-            }
+            Ask::Pulse(pulse) => Answer::Pulse(self.pulse.take(from, pulse)),
+            Ask::Vote(call) => Answer::Vote(self.vote(call).await?),
             Ask::PreVote(call) => {
                 let raft = self.replica(call.shard)?;
+                let shard = call.shard;
                 let request = wire::vote_request_in(call).map_err(malformed)?;
-                let response = raft
-                    .pre_vote(request)
-                    .await
-                    .map_err(|error| fatal(&error))?;
-                Answer::Vote(wire::vote_response_out(&response))
+                let candidate = request.vote.leader_id.voted_for;
+                let refuse = self.pulse.would_depose(shard, candidate);
+                let reply = election::answer_pre_vote(&raft, &request, refuse).await;
+                Answer::Vote(reply.map_err(|error| fatal(&error))?)
             }
             Ask::Heartbeat(call) => {
                 let raft = self.replica(call.shard)?;
@@ -248,7 +267,7 @@ impl Peer for PeerService {
             Some(Ask::Hello(hello)) => Some(hello),
             _ => None,
         };
-        self.core.check_hello(hello)?;
+        let from = self.core.check_hello(hello)?.from_node;
         let core = self.core.clone();
         let answers = calls
             .map(move |message| {
@@ -256,7 +275,7 @@ impl Peer for PeerService {
                 async move {
                     let peer::ControlRequest { call, request } = message?;
                     let answer = match request {
-                        Some(ask) => core.control_call(ask).await,
+                        Some(ask) => core.control_call(from, ask).await,
                         None => Err(Status::unimplemented("an unknown call")),
                     };
                     let answer =

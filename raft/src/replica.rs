@@ -5,15 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mailbox_engine::ShardId;
-use openraft::async_runtime::instant::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver;
-use openraft::impls::EmptyNode;
-use openraft::{Config, ServerState, SnapshotPolicy};
+use openraft::storage::{RaftLogStorage as _, RaftLogStorageExt as _};
+use openraft::{Config, EntryPayload, ServerState, SnapshotPolicy};
 use parking_lot::Mutex;
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
 
-use crate::base_thread::{BaseThread, FlushedShard, report};
+use crate::base_thread::{BaseThread, FlushedShard};
 use crate::clock::Clock;
 use crate::cluster_options;
 use crate::disk::DiskRoom;
@@ -24,18 +23,21 @@ use crate::options::NodeOptions;
 use crate::outbox::OutboxFeed;
 use crate::peer_link::Peers;
 use crate::proposer::{Guards, Proposer};
+use crate::pulse::{Pulse, View};
 use crate::read_barrier::ReadBarrier;
 use crate::snapshot::SnapshotPace;
 use crate::state_machine::{Applier, StateMachine};
 use crate::status::{AppliedTail, Leadership, ReplicaStatus, ShardStatus};
-use crate::types::{LogId, TypeConfig, log_id};
+use crate::types::{Entry, LogId, Membership, TypeConfig, log_id};
+use openraft::error::Fatal;
 
 pub(crate) type Raft = openraft::Raft<TypeConfig, StateMachine>;
 
 /// Batches of rows that a slow receiver may be behind before it has to read them from the store.
 const TAILS_KEPT: usize = 256;
-/// How often a leader looks whether it still has its quorum.
-const QUORUM_LOOK: Duration = Duration::from_millis(250);
+/// openraft's own lease: within it a leader may write, after it only once a heartbeat was answered. Who leads is
+/// decided by the node's pulse long before; a leader that is quiet speaks a few times in it.
+const OPENRAFT_LEASE_MS: u64 = 60_000;
 /// Before openraft has said who leads, and after it has stopped.
 const NOBODY: Leadership = Leadership::Follower {
     leader: None,
@@ -88,6 +90,7 @@ pub(crate) struct Shared {
     pub(crate) options: NodeOptions,
     pub(crate) base: Arc<BaseThread>,
     pub(crate) peers: Arc<Peers>,
+    pub(crate) pulse: Arc<Pulse>,
     pub(crate) pace: Arc<SnapshotPace>,
     pub(crate) clock: Arc<Clock>,
     pub(crate) disk: Arc<DiskRoom>,
@@ -108,6 +111,7 @@ pub(crate) struct Replica {
     pub(crate) proposer: Arc<Proposer>,
     pub(crate) barrier: ReadBarrier,
     pub(crate) road: Road,
+    pulse: Arc<Pulse>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -115,11 +119,12 @@ fn config(options: &NodeOptions) -> Result<Arc<Config>, Error> {
     let timing = &options.timing;
     let config = Config {
         cluster_name: options.cluster_id.clone(),
-        heartbeat_interval: timing.heartbeat_ms,
-        heartbeat_min_interval: Some(timing.heartbeat_ms),
-        election_timeout_min: timing.election_min_ms,
-        election_timeout_max: timing.election_max_ms,
-        enable_pre_vote: Some(true),
+        // Nothing happens by openraft's clock: see `pulse`. So what it calls an interval bounds how long a
+        // heartbeat may take, and the shorter election timeout how long a vote may.
+        enable_tick: false,
+        heartbeat_interval: (timing.election_max_ms / 3).max(1),
+        election_timeout_min: timing.election_max_ms,
+        election_timeout_max: OPENRAFT_LEASE_MS.max(timing.election_max_ms * 2),
         // A node that comes back must not lead on what it remembers: its commit mark is written lazily.
         enable_leader_restore: Some(false),
         // Our flushes are the snapshots; each one is announced as it happens.
@@ -175,13 +180,36 @@ async fn start_raft(
     })
 }
 
+/// Writes the entry that the log of a new shard begins with: its first membership. All founders write the same
+/// one, as openraft would have them do, but none of them stands for election by that.
+async fn found(
+    options: &NodeOptions,
+    engine: &mailbox_engine::Shard,
+    log: &mut ShardLog,
+) -> Result<(), Error> {
+    let failed = |error: &dyn std::fmt::Display| Error::Log(error.to_string());
+    let state = log.get_log_state().await.map_err(|error| failed(&error))?;
+    if state.last_log_id.is_some() || engine.applied().log_id.is_some() {
+        return Ok(());
+    }
+    let voters = options.members.keys().copied().collect();
+    let entry = Entry {
+        log_id: log_id(0, 0),
+        payload: EntryPayload::Membership(Membership::new_with_defaults(vec![voters], [])),
+    };
+    tracing::info!(shard = engine.id().0, "new shard");
+    let written = log.blocking_append([entry]).await;
+    written.map_err(|error| failed(&error))
+}
+
 impl Replica {
     pub(crate) async fn start(
         shared: &Shared,
         engine: Arc<mailbox_engine::Shard>,
-        log: ShardLog,
+        mut log: ShardLog,
     ) -> Result<Arc<Replica>, Error> {
         let (id, options) = (engine.id(), &shared.options);
+        found(options, &engine, &mut log).await?;
         let applied = engine.applied().log_id.map(|id| log_id(id.term, id.index));
         let applied = watch::Sender::new(applied);
         let flushed = watch::Sender::new(engine.flushed());
@@ -203,6 +231,7 @@ impl Replica {
             fault: shared.fault.clone(),
         }));
         let raft = start_raft(shared, id, log, machine).await?;
+        shared.pulse.add(id.0, raft.clone());
         let road = Road::new(options);
         let leadership = watch::Sender::new(NOBODY);
         let (proposer, proposing) = Proposer::spawn(
@@ -215,10 +244,10 @@ impl Replica {
         let (barrier, reading) =
             ReadBarrier::spawn(raft.clone(), applied.subscribe(), road.clone(), timeout);
         let watcher = LeadershipWatcher {
+            shard: id.0,
             raft: raft.clone(),
             road: road.clone(),
-            alone: options.members.len() == 1,
-            lease: timeout,
+            pulse: shared.pulse.clone(),
             applied: applied.subscribe(),
             leadership: leadership.clone(),
         };
@@ -230,7 +259,6 @@ impl Replica {
             tokio::spawn(watcher.run()),
             cluster_options::watch(shared, engine.clone(), applied.subscribe()),
             tokio::spawn(announce_flushes(raft.clone(), flushed.subscribe())),
-            spawn_begin(shared, id, &raft),
         ];
         Ok(Arc::new(Replica {
             id,
@@ -243,8 +271,15 @@ impl Replica {
             proposer,
             barrier,
             road,
+            pulse: shared.pulse.clone(),
             tasks: Mutex::new(tasks),
         }))
+    }
+
+    /// Asks this leader to hand its leadership to `to`. Whether `to` takes it or not, this node gives it up.
+    pub(crate) async fn transfer_leader(&self, to: u64) -> Result<(), Fatal<TypeConfig>> {
+        self.pulse.resign(self.id.0);
+        self.raft.trigger().transfer_leader(to).await
     }
 
     /// Hands leadership to the follower that is furthest, and waits a moment for it.
@@ -256,15 +291,20 @@ impl Replica {
                 return;
             }
             let replication = metrics.replication.iter().flatten();
+            // Equals take turns, so that not all of a node's shards go to the same one.
+            let turn = |node: u64| (node + u64::from(self.id.0)) % 3;
             replication
                 .filter(|(node, _)| **node != metrics.id)
-                .max_by_key(|(_, matched)| matched.map(|id| id.index))
+                .max_by_key(|(node, matched)| {
+                    let reached = self.pulse.is_reached(**node);
+                    (reached, matched.map(|id| id.index), turn(**node))
+                })
                 .map(|(node, _)| *node)
         };
         let Some(target) = target else {
             return;
         };
-        if let Err(error) = self.raft.trigger().transfer_leader(target).await {
+        if let Err(error) = self.transfer_leader(target).await {
             tracing::warn!(shard = self.id.0, %error, "leadership stays");
             return;
         }
@@ -286,6 +326,7 @@ impl Replica {
             // Aborted or ended: both are an end.
             let _ = task.await;
         }
+        self.pulse.forget(self.id.0);
         self.leadership.send_replace(NOBODY);
     }
 
@@ -323,49 +364,6 @@ impl Replica {
     }
 }
 
-fn spawn_begin(shared: &Shared, id: ShardId, raft: &Raft) -> JoinHandle<()> {
-    let (options, fault) = (shared.options.clone(), shared.fault.clone());
-    tokio::spawn(begin(id, raft.clone(), options, fault))
-}
-
-/// Makes the first membership, once per cluster. All nodes write the same first entry, so it does not matter
-/// which of them do; one after the other goes, so that they do not all stand for election at once. The next one
-/// waits until the election of the one before it is over, if that one is there at all.
-async fn begin(
-    id: ShardId,
-    raft: Raft,
-    options: NodeOptions,
-    fault: watch::Sender<Option<String>>,
-) {
-    let alone = options.members.len() == 1;
-    let turn = u32::try_from(options.turn(id)).unwrap_or(u32::MAX);
-    let election = Duration::from_millis(options.timing.election_max_ms) * 2;
-    tokio::time::sleep(election.saturating_mul(turn)).await;
-    match raft.is_initialized().await {
-        Ok(true) if alone => {
-            // There is nobody to wait for.
-            let _ = raft.trigger().elect(false).await;
-        }
-        Ok(true) => {}
-        Ok(false) => {
-            let members: BTreeMap<u64, EmptyNode> = options
-                .members
-                .keys()
-                .map(|node| (*node, EmptyNode {}))
-                .collect();
-            match raft.initialize(members).await {
-                Ok(()) => tracing::info!(shard = id.0, "new cluster"),
-                // Another node's first entry came in between.
-                Err(openraft::error::RaftError::APIError(error)) => {
-                    tracing::debug!(shard = id.0, %error, "initialised by another node");
-                }
-                Err(openraft::error::RaftError::Fatal(error)) => report(&fault, &error.to_string()),
-            }
-        }
-        Err(error) => report(&fault, &error.to_string()),
-    }
-}
-
 /// Tells openraft of every flush, so that it purges what is in files.
 async fn announce_flushes(raft: Raft, mut flushed: watch::Receiver<Option<mailbox_engine::LogId>>) {
     while flushed.changed().await.is_ok() {
@@ -375,13 +373,12 @@ async fn announce_flushes(raft: Raft, mut flushed: watch::Receiver<Option<mailbo
     }
 }
 
-/// Publishes who leads.
+/// Publishes who leads: what openraft says, as far as the node's pulse bears it out.
 struct LeadershipWatcher {
+    shard: u32,
     raft: Raft,
     road: Road,
-    alone: bool,
-    /// A leader whose quorum is silent for so long leads no more.
-    lease: Duration,
+    pulse: Arc<Pulse>,
     applied: watch::Receiver<Option<LogId>>,
     leadership: watch::Sender<Leadership>,
 }
@@ -389,13 +386,10 @@ struct LeadershipWatcher {
 impl LeadershipWatcher {
     async fn run(mut self) {
         let mut server = self.raft.server_metrics();
+        let mut pulse = self.pulse.subscribe();
         loop {
             let now = self.look();
-            self.leadership.send_if_modified(|before| {
-                let changed = *before != now;
-                *before = now;
-                changed
-            });
+            self.publish(now);
             // What is applied matters only until the leader is ready.
             let waiting = matches!(
                 *self.leadership.borrow(),
@@ -403,32 +397,48 @@ impl LeadershipWatcher {
             );
             let ended = tokio::select! {
                 changed = server.changed() => changed.is_err(),
+                changed = pulse.changed() => changed.is_err(),
                 changed = self.applied.changed(), if waiting => changed.is_err(),
-                () = tokio::time::sleep(QUORUM_LOOK) => false,
             };
             if ended {
+                self.pulse.forget(self.shard);
+                self.publish(NOBODY);
                 return;
             }
         }
     }
 
+    fn publish(&self, now: Leadership) {
+        self.leadership.send_if_modified(|before| {
+            let changed = *before != now;
+            *before = now;
+            changed
+        });
+    }
+
     fn look(&mut self) -> Leadership {
         let server = self.raft.server_metrics().borrow_watched().clone();
         let term = server.vote.leader_id.term;
-        if server.state != ServerState::Leader {
+        let membership = server.membership_config.membership();
+        let leads = server.state == ServerState::Leader;
+        let standing = self.pulse.note(
+            self.shard,
+            View {
+                term,
+                leads,
+                leader: server.current_leader,
+                voters: membership.get_joint_config().clone(),
+                nodes: membership.nodes().map(|(node, _)| *node).collect(),
+            },
+        );
+        if !leads {
+            let leader = server.current_leader.filter(|_| standing.has_leader);
             return Leadership::Follower {
-                leader: self.road.hint(server.current_leader),
+                leader: self.road.hint(leader),
                 term,
             };
         }
-        let (silent, stopped) = {
-            let metrics = self.raft.metrics();
-            let metrics = metrics.borrow_watched();
-            let acked = metrics.last_quorum_acked;
-            let silent = acked.is_some_and(|acked| acked.elapsed() > self.lease);
-            (silent && !self.alone, metrics.running_state.is_err())
-        };
-        if silent || stopped {
+        if !standing.has_quorum {
             return Leadership::Follower { leader: None, term };
         }
         let applied = *self.applied.borrow_and_update();

@@ -155,7 +155,7 @@ impl Shard {
         if let Some(elsewhere) = self.replica.road.of(&self.leadership()) {
             return Err(elsewhere);
         }
-        let asked = self.replica.raft.trigger().transfer_leader(to).await;
+        let asked = self.replica.transfer_leader(to).await;
         asked.map_err(|error| unavailable(error.to_string()))
     }
 }
