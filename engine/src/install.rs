@@ -184,6 +184,7 @@ impl Shard {
         state.rewrites += 1;
         state.active = Memtable::default();
         state.fault = None;
+        self.count_memtables(&state);
         self.tails.lock().clear();
         drop(state);
         drop(thrown);

@@ -71,7 +71,7 @@ pub use command::{
 pub use decode::Malformed;
 pub use entry::{Commands, Entry, EntryBuilder};
 pub use error::{Error, KeyText};
-pub use flush::{BuiltFlush, FrozenFlush};
+pub use flush::{BuiltFlush, FrozenFlush, SharedFlush};
 pub use handle::{HANDLE_BYTES_MAX, check_handle};
 pub use hash::StateHash;
 pub use hlc::Hlc;

@@ -180,6 +180,36 @@ fn a_flush_from_before_an_install_is_void() {
 }
 
 #[test]
+fn a_shared_flush_from_before_an_install_is_void_and_the_others_are_flushed_anew() {
+    for disk in Disk::all() {
+        let files_dir = tempfile::tempdir().unwrap();
+        let store = disk.open();
+        let shard = filled(&store);
+        let other = store.create_shard(crate::ShardId(9), 0..=7).unwrap();
+        let (meta, files) = snapshot_of(&shard, files_dir.path());
+        shard.send(1, "thrown away");
+        other.send(1, "stays");
+        let both = [&shard, &other].map(|shard| (shard.clone(), shard.freeze().unwrap()));
+        let built = store.build(both.into()).unwrap();
+        shard.install(&meta, &files).unwrap();
+        let hash = shard.hash_now();
+        assert!(!store.ingest(built).unwrap());
+        assert_eq!(
+            (shard.hash_now(), shard.flushed()),
+            (hash, meta.applied.log_id)
+        );
+        assert_eq!(other.flushed(), None);
+        other.flush().unwrap();
+        assert_eq!(other.bodies(1), ["stays"]);
+        drop((shard, other, store));
+        let store = disk.open();
+        assert_eq!(store.shard(SHARD).unwrap().hash_now(), hash);
+        let other = store.shard(crate::ShardId(9)).unwrap();
+        assert_eq!(other.bodies(1), ["stays"]);
+    }
+}
+
+#[test]
 fn a_damaged_snapshot_changes_nothing() {
     let disk = Disk::all().into_iter().next().unwrap();
     let files_dir = tempfile::tempdir().unwrap();
