@@ -7,6 +7,7 @@ mod disk;
 mod error;
 mod identity;
 mod log;
+mod membership;
 mod network;
 mod node;
 mod options;
@@ -31,6 +32,7 @@ pub use log::{
     Error as LogError, FSYNC_BUCKETS_US, LogBatch, LogBench, LogEntry, LogInspect, LogMetrics,
     LogOptions, LogPayload, ShardReport,
 };
+pub use membership::{ChangeError, Membership};
 pub use node::Node;
 pub use options::{ClientTls, NodeOptions, Timing};
 pub use outbox::{Outbox, Waiting};

@@ -132,6 +132,56 @@ impl Node {
         self.shards.lock().values().cloned().collect()
     }
 
+    /// A counter that moves when the set of shards with a replica here changes.
+    pub fn watch_shards(&self) -> watch::Receiver<u64> {
+        todo!()
+    }
+
+    /// Tells all nodes that are known now: id → `host:port` of the peer service, this node among them or not.
+    /// Connections and leader hints follow; a node that is not among them is refused as a peer. To be called
+    /// again at every change, and harmless otherwise.
+    pub fn set_nodes(&self, nodes: BTreeMap<u64, String>) {
+        let _ = nodes;
+        todo!()
+    }
+
+    /// Makes an empty replica of a shard, with the slots that the shard had at bootstrap, and starts it: entries
+    /// or a snapshot bring it what it lacks once the shard's leader has it as a learner. It never begins a
+    /// membership by itself. Durable; if the replica is here already it is given as it is.
+    ///
+    /// # Errors
+    /// [`Error`]: no such shard, a fault of the storage, or the node is stopping.
+    pub async fn host(&self, shard: ShardId) -> Result<Shard, Error> {
+        let _ = shard;
+        todo!()
+    }
+
+    /// Stops a replica and removes its rows and its entries. What it voted is kept, so that the shard may be
+    /// hosted here again. Durable, and finished at the next start if a crash cuts it short; if there is no such
+    /// replica, nothing is done. Handles on it stay valid and refuse everything.
+    ///
+    /// Without `force` it is refused while the membership that is known here names this node. A replica that was
+    /// removed may never learn so: whoever knows that the removal is committed forces it.
+    ///
+    /// # Errors
+    /// [`Error::StillMember`], a fault of the storage, or the node is stopping.
+    pub async fn unhost(&self, shard: ShardId, force: bool) -> Result<(), Error> {
+        let _ = (shard, force);
+        todo!()
+    }
+
+    /// Number of the last batch that this node's log has synced: it only ever rises. A node that comes back with
+    /// a smaller one than it has told before has lost what it promised to hold.
+    pub fn log_batch(&self) -> u64 {
+        todo!()
+    }
+
+    /// A random number made at the node's first start and kept: tells this node from another one, with another
+    /// disk, under the same id. Never 0.
+    pub fn incarnation(&self) -> u64 {
+        todo!()
+    }
+
     /// The first fault of this node's storage, once there is one: the process must stop then.
     pub fn fault(&self) -> watch::Receiver<Option<String>> {
         self.shared.fault.subscribe()
