@@ -62,7 +62,7 @@ impl RangeCounter {
 
 /// Everything that one node has flushed, and its shards.
 pub struct Store {
-    core: Arc<StoreCore>,
+    pub(crate) core: Arc<StoreCore>,
     shards: RwLock<BTreeMap<ShardId, Arc<Shard>>>,
 }
 
@@ -179,6 +179,11 @@ impl Store {
         Ok(made)
     }
 
+    /// After the ingest that removed its rows.
+    pub(crate) fn forget(&self, shard: ShardId) {
+        self.shards.write().remove(&shard);
+    }
+
     /// Removes files of dedup rows that no read can show any more, see `hidden_hours.rs`. To be
     /// called after flushes; has work to do about once an hour.
     ///
@@ -257,6 +262,7 @@ fn new_shard(
         rewrites: 0,
         batches: 0,
         fault,
+        retired: false,
     };
     Shard::new(shard, core.clone(), state)
 }

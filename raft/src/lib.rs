@@ -1,19 +1,24 @@
 //! The replicas of one node: Raft groups, one shared log, snapshots and the peer network.
 
+mod ballot;
 mod base_thread;
+mod change;
 mod clock;
 mod cluster_options;
 mod disk;
 mod error;
+mod hosting;
 mod identity;
 mod log;
 mod membership;
 mod network;
 mod node;
+mod open;
 mod options;
 mod outbox;
 mod peer_link;
 mod peer_service;
+mod peers;
 mod pending_acks;
 mod proposer;
 mod read_barrier;

@@ -18,7 +18,8 @@ use openraft::raft::{
 };
 use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
 
-use crate::peer_link::{Link, Peers};
+use crate::peer_link::Link;
+use crate::peers::Peers;
 use crate::snapshot::{self, Snapshot, SnapshotData, SnapshotPace};
 use crate::types::{NodeId, TypeConfig, Vote};
 use crate::wire;
@@ -38,7 +39,7 @@ impl Network {
         Conn {
             shard: self.shard,
             target,
-            link: self.peers.link(target),
+            peers: self.peers.clone(),
             heartbeat,
             pace: self.pace.clone(),
         }
@@ -61,7 +62,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 pub(crate) struct Conn {
     shard: u32,
     target: NodeId,
-    link: Option<Arc<Link>>,
+    peers: Arc<Peers>,
     heartbeat: bool,
     pace: Arc<SnapshotPace>,
 }
@@ -72,10 +73,10 @@ fn unreachable(reason: impl std::fmt::Display) -> RPCError<TypeConfig> {
 }
 
 impl Conn {
-    fn link(&self) -> Result<&Arc<Link>, RPCError<TypeConfig>> {
-        self.link
-            .as_ref()
-            .ok_or_else(|| unreachable(format!("node {} is not a member", self.target)))
+    /// Asked for at every call: the peer may have moved.
+    fn link(&self) -> Result<Arc<Link>, RPCError<TypeConfig>> {
+        let link = self.peers.link(self.target);
+        link.ok_or_else(|| unreachable(format!("node {} is not known", self.target)))
     }
 
     async fn call(&self, ask: Ask, option: &RPCOption) -> Result<Answer, RPCError<TypeConfig>> {
@@ -202,11 +203,11 @@ impl RaftNetworkV2<TypeConfig> for Conn {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        let Some(link) = &self.link else {
-            let reason = format!("node {} is not a member", self.target);
+        let Some(link) = self.peers.link(self.target) else {
+            let reason = format!("node {} is not known", self.target);
             return Err(Unreachable::from_string(reason).into());
         };
-        let sent = snapshot::send(link, self.shard, vote, snapshot, &self.pace);
+        let sent = snapshot::send(&link, self.shard, vote, snapshot, &self.pace);
         tokio::select! {
             closed = cancel => Err(closed.into()),
             sent = sent => match sent {

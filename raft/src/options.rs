@@ -1,6 +1,6 @@
 //! What a node is told when it starts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -130,11 +130,26 @@ impl NodeOptions {
         (1..=shards).map(move |shard| (ShardId(shard), begin(shard)..=begin(shard + 1) - 1))
     }
 
-    /// How many nodes stand for a shard's first election before this one: shards begin at different nodes, so
-    /// that a new cluster's leaders are spread.
+    /// The slots of a shard at bootstrap; `None` if the cluster has no such shard.
+    pub(crate) fn first_slots(&self, shard: ShardId) -> Option<RangeInclusive<u16>> {
+        let mut shards = self.first_shards();
+        shards.find_map(|(id, slots)| (id == shard).then_some(slots))
+    }
+
+    /// The nodes that make a shard's first membership; none of them, if this node joins.
+    pub(crate) fn founders(&self, shard: ShardId) -> BTreeSet<u64> {
+        if self.joins || self.first_slots(shard).is_none() {
+            return BTreeSet::new();
+        }
+        self.members.keys().copied().collect()
+    }
+
+    /// How many founders stand for a shard's first election before this node, which is one: shards begin at
+    /// different nodes, so that a new cluster's leaders are spread.
     pub(crate) fn turn(&self, shard: ShardId) -> usize {
-        let nodes = self.members.len();
-        let own = self.members.keys().position(|node| *node == self.node);
+        let founders = self.founders(shard);
+        let nodes = founders.len().max(1);
+        let own = founders.iter().position(|node| *node == self.node);
         let first = usize::try_from(shard.0).unwrap_or_default() % nodes;
         (own.unwrap_or_default() + nodes - first) % nodes
     }

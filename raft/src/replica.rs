@@ -2,17 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mailbox_engine::ShardId;
 use openraft::async_runtime::instant::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver;
+use openraft::error::{Fatal, RaftError};
 use openraft::impls::EmptyNode;
 use openraft::{Config, ServerState, SnapshotPolicy};
 use parking_lot::Mutex;
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
 
+use crate::ballot::Ballot;
 use crate::base_thread::{BaseThread, FlushedShard, report};
 use crate::clock::Clock;
 use crate::cluster_options;
@@ -22,13 +25,13 @@ use crate::log::ShardLog;
 use crate::network::Network;
 use crate::options::NodeOptions;
 use crate::outbox::OutboxFeed;
-use crate::peer_link::Peers;
+use crate::peers::Peers;
 use crate::proposer::{Guards, Proposer};
 use crate::read_barrier::ReadBarrier;
 use crate::snapshot::SnapshotPace;
 use crate::state_machine::{Applier, StateMachine};
 use crate::status::{AppliedTail, Leadership, ReplicaStatus, ShardStatus};
-use crate::types::{LogId, TypeConfig, log_id};
+use crate::types::{LogId, Membership, TypeConfig, log_id};
 
 pub(crate) type Raft = openraft::Raft<TypeConfig, StateMachine>;
 
@@ -48,21 +51,19 @@ const PURGE_BATCH: u64 = 256;
 #[derive(Clone)]
 pub(crate) struct Road {
     node: u64,
-    members: Arc<BTreeMap<u64, String>>,
+    peers: Arc<Peers>,
 }
 
 impl Road {
-    pub(crate) fn new(options: &NodeOptions) -> Road {
-        Road {
-            node: options.node,
-            members: Arc::new(options.members.clone()),
-        }
+    pub(crate) fn hint(&self, leader: Option<u64>) -> Option<LeaderHint> {
+        let node = leader.filter(|leader| *leader != self.node)?;
+        let address = self.peers.address(node)?;
+        Some(LeaderHint { node, address })
     }
 
-    fn hint(&self, leader: Option<u64>) -> Option<LeaderHint> {
-        let node = leader.filter(|leader| *leader != self.node)?;
-        let address = self.members.get(&node)?.clone();
-        Some(LeaderHint { node, address })
+    /// Where a node is, if it is known.
+    pub(crate) fn address(&self, node: u64) -> Option<String> {
+        self.peers.address(node)
     }
 
     /// This node does not lead; `leader` may.
@@ -108,10 +109,16 @@ pub(crate) struct Replica {
     pub(crate) proposer: Arc<Proposer>,
     pub(crate) barrier: ReadBarrier,
     pub(crate) road: Road,
+    pub(crate) ballot: Arc<Ballot>,
+    /// Held while the membership changes.
+    pub(crate) changes: tokio::sync::Mutex<()>,
+    /// Somebody's change is under way.
+    pub(crate) changing: AtomicBool,
+    applier: Arc<Applier>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
-fn config(options: &NodeOptions) -> Result<Arc<Config>, Error> {
+fn config(options: &NodeOptions, may_elect: bool) -> Result<Arc<Config>, Error> {
     let timing = &options.timing;
     let config = Config {
         cluster_name: options.cluster_id.clone(),
@@ -120,6 +127,7 @@ fn config(options: &NodeOptions) -> Result<Arc<Config>, Error> {
         election_timeout_min: timing.election_min_ms,
         election_timeout_max: timing.election_max_ms,
         enable_pre_vote: Some(true),
+        enable_elect: may_elect,
         // A node that comes back must not lead on what it remembers: its commit mark is written lazily.
         enable_leader_restore: Some(false),
         // Our flushes are the snapshots; each one is announced as it happens.
@@ -161,14 +169,16 @@ async fn start_raft(
     shard: ShardId,
     log: ShardLog,
     machine: StateMachine,
+    may_elect: bool,
 ) -> Result<Raft, Error> {
     let options = &shared.options;
+    let config = config(options, may_elect)?;
     let network = Network {
         shard: shard.0,
         peers: shared.peers.clone(),
         pace: shared.pace.clone(),
     };
-    let raft = Raft::new(options.node, config(options)?, network, log, machine).await;
+    let raft = Raft::new(options.node, config, network, log, machine).await;
     raft.map_err(|error| Error::Stopped {
         shard,
         reason: error.to_string(),
@@ -193,7 +203,7 @@ impl Replica {
             log: log.clone(),
             flushed: flushed.clone(),
         });
-        let machine = StateMachine(Arc::new(Applier {
+        let applier = Arc::new(Applier {
             engine: engine.clone(),
             log: log.clone(),
             base: shared.base.clone(),
@@ -201,9 +211,16 @@ impl Replica {
             tails: tails.clone(),
             outbox: outbox.clone(),
             fault: shared.fault.clone(),
-        }));
-        let raft = start_raft(shared, id, log, machine).await?;
-        let road = Road::new(options);
+            stopped: AtomicBool::new(false),
+        });
+        let founds = log.life().is_none() && options.founders(id).contains(&options.node);
+        let ballot = Ballot::new(log.clone());
+        let machine = StateMachine(applier.clone());
+        let raft = start_raft(shared, id, log, machine, ballot.is_open()).await?;
+        let road = Road {
+            node: options.node,
+            peers: shared.peers.clone(),
+        };
         let leadership = watch::Sender::new(NOBODY);
         let (proposer, proposing) = Proposer::spawn(
             raft.clone(),
@@ -217,7 +234,6 @@ impl Replica {
         let watcher = LeadershipWatcher {
             raft: raft.clone(),
             road: road.clone(),
-            alone: options.members.len() == 1,
             lease: timeout,
             applied: applied.subscribe(),
             leadership: leadership.clone(),
@@ -230,9 +246,10 @@ impl Replica {
             tokio::spawn(watcher.run()),
             cluster_options::watch(shared, engine.clone(), applied.subscribe()),
             tokio::spawn(announce_flushes(raft.clone(), flushed.subscribe())),
-            spawn_begin(shared, id, &raft),
+            tokio::spawn(ballot.clone().run(raft.clone(), applied.subscribe())),
+            spawn_begin(shared, id, &raft, &ballot, founds),
         ];
-        Ok(Arc::new(Replica {
+        let replica = Arc::new(Replica {
             id,
             raft,
             engine,
@@ -243,11 +260,18 @@ impl Replica {
             proposer,
             barrier,
             road,
+            ballot,
+            changes: tokio::sync::Mutex::default(),
+            changing: AtomicBool::new(false),
+            applier,
             tasks: Mutex::new(tasks),
-        }))
+        });
+        let tending = tokio::spawn(replica.clone().tend_membership());
+        replica.tasks.lock().push(tending);
+        Ok(replica)
     }
 
-    /// Hands leadership to the follower that is furthest, and waits a moment for it.
+    /// Hands leadership to the voter that is furthest, and waits a moment for it.
     pub(crate) async fn give_leadership_away(&self, wait: Duration) {
         let target = {
             let metrics = self.raft.metrics();
@@ -255,9 +279,10 @@ impl Replica {
             if metrics.state != ServerState::Leader {
                 return;
             }
+            let voters: Vec<u64> = metrics.membership_config.membership().voter_ids().collect();
             let replication = metrics.replication.iter().flatten();
             replication
-                .filter(|(node, _)| **node != metrics.id)
+                .filter(|(node, _)| **node != metrics.id && voters.contains(node))
                 .max_by_key(|(_, matched)| matched.map(|id| id.index))
                 .map(|(node, _)| *node)
         };
@@ -280,6 +305,8 @@ impl Replica {
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(shard = self.id.0, %error, "the replica did not stop cleanly");
         }
+        // What openraft's own task still does to the rows concerns nobody.
+        self.applier.stopped.store(true, Ordering::Release);
         let tasks = std::mem::take(&mut *self.tasks.lock());
         for task in tasks {
             task.abort();
@@ -323,47 +350,73 @@ impl Replica {
     }
 }
 
-fn spawn_begin(shared: &Shared, id: ShardId, raft: &Raft) -> JoinHandle<()> {
-    let (options, fault) = (shared.options.clone(), shared.fault.clone());
-    tokio::spawn(begin(id, raft.clone(), options, fault))
-}
-
-/// Makes the first membership, once per cluster. All nodes write the same first entry, so it does not matter
-/// which of them do; one after the other goes, so that they do not all stand for election at once. The next one
-/// waits until the election of the one before it is over, if that one is there at all.
+/// Brings about the first election that this node can bring about by itself.
 async fn begin(
     id: ShardId,
-    raft: Raft,
-    options: NodeOptions,
-    fault: watch::Sender<Option<String>>,
-) {
-    let alone = options.members.len() == 1;
+    raft: &Raft,
+    options: &NodeOptions,
+    ballot: &Ballot,
+    founds: bool,
+) -> Result<(), Fatal<TypeConfig>> {
+    if !raft.is_initialized().await? {
+        if founds {
+            found(id, raft, options).await?;
+        }
+        return Ok(());
+    }
+    let alone = {
+        let server = raft.server_metrics();
+        let server = server.borrow_watched();
+        is_only_voter(server.membership_config.membership(), server.id)
+    };
+    // The only voter has nobody to wait for; but a log that is being filled again passes through old memberships.
+    if alone && ballot.is_open() {
+        raft.trigger().elect(false).await?;
+    }
+    Ok(())
+}
+
+/// Makes the first membership, once per cluster. All founders write the same first entry, so it does not matter
+/// which of them do; one after the other goes, so that they do not all stand for election at once. The next one
+/// waits until the election of the one before it is over, if that one is there at all.
+async fn found(id: ShardId, raft: &Raft, options: &NodeOptions) -> Result<(), Fatal<TypeConfig>> {
     let turn = u32::try_from(options.turn(id)).unwrap_or(u32::MAX);
     let election = Duration::from_millis(options.timing.election_max_ms) * 2;
     tokio::time::sleep(election.saturating_mul(turn)).await;
-    match raft.is_initialized().await {
-        Ok(true) if alone => {
-            // There is nobody to wait for.
-            let _ = raft.trigger().elect(false).await;
-        }
-        Ok(true) => {}
-        Ok(false) => {
-            let members: BTreeMap<u64, EmptyNode> = options
-                .members
-                .keys()
-                .map(|node| (*node, EmptyNode {}))
-                .collect();
-            match raft.initialize(members).await {
-                Ok(()) => tracing::info!(shard = id.0, "new cluster"),
-                // Another node's first entry came in between.
-                Err(openraft::error::RaftError::APIError(error)) => {
-                    tracing::debug!(shard = id.0, %error, "initialised by another node");
-                }
-                Err(openraft::error::RaftError::Fatal(error)) => report(&fault, &error.to_string()),
-            }
-        }
-        Err(error) => report(&fault, &error.to_string()),
+    if raft.is_initialized().await? {
+        return Ok(());
     }
+    let founders = options.founders(id).into_iter();
+    let members: BTreeMap<u64, EmptyNode> = founders.map(|node| (node, EmptyNode {})).collect();
+    match raft.initialize(members).await {
+        Ok(()) => tracing::info!(shard = id.0, "new cluster"),
+        // Another node's first entry came in between.
+        Err(RaftError::APIError(error)) => {
+            tracing::debug!(shard = id.0, %error, "initialised by another node");
+        }
+        Err(RaftError::Fatal(error)) => return Err(error),
+    }
+    Ok(())
+}
+
+fn spawn_begin(
+    shared: &Shared,
+    id: ShardId,
+    raft: &Raft,
+    ballot: &Arc<Ballot>,
+    founds: bool,
+) -> JoinHandle<()> {
+    let (options, fault) = (shared.options.clone(), shared.fault.clone());
+    let (raft, ballot) = (raft.clone(), ballot.clone());
+    tokio::spawn(async move {
+        if let Err(error) = begin(id, &raft, &options, &ballot, founds).await {
+            report(&fault, &error.to_string());
+        }
+    })
+}
+
+fn is_only_voter(membership: &Membership, node: u64) -> bool {
+    membership.voter_ids().eq([node])
 }
 
 /// Tells openraft of every flush, so that it purges what is in files.
@@ -379,7 +432,6 @@ async fn announce_flushes(raft: Raft, mut flushed: watch::Receiver<Option<mailbo
 struct LeadershipWatcher {
     raft: Raft,
     road: Road,
-    alone: bool,
     /// A leader whose quorum is silent for so long leads no more.
     lease: Duration,
     applied: watch::Receiver<Option<LogId>>,
@@ -421,12 +473,13 @@ impl LeadershipWatcher {
                 term,
             };
         }
+        let alone = is_only_voter(server.membership_config.membership(), server.id);
         let (silent, stopped) = {
             let metrics = self.raft.metrics();
             let metrics = metrics.borrow_watched();
             let acked = metrics.last_quorum_acked;
             let silent = acked.is_some_and(|acked| acked.elapsed() > self.lease);
-            (silent && !self.alone, metrics.running_state.is_err())
+            (silent && !alone, metrics.running_state.is_err())
         };
         if silent || stopped {
             return Leadership::Follower { leader: None, term };

@@ -151,7 +151,7 @@ impl Shard {
 
     /// Who holds replicas, as far as this one knows.
     pub fn membership(&self) -> Membership {
-        todo!()
+        self.replica.membership()
     }
 
     /// Gives `node` a replica that receives entries and does not vote. On the leader. Returns once the membership
@@ -161,8 +161,7 @@ impl Shard {
     /// # Errors
     /// See [`ChangeError`]; `UnknownNode` before anything else is done.
     pub async fn add_learner(&self, node: u64) -> Result<(), ChangeError> {
-        let _ = node;
-        todo!()
+        self.replica.add_learner(node).await
     }
 
     /// Makes learners of `add` into voters and removes the voters of `remove` altogether, in one joint change. On
@@ -180,8 +179,7 @@ impl Shard {
         add: BTreeSet<u64>,
         remove: BTreeSet<u64>,
     ) -> Result<(), ChangeError> {
-        let _ = (add, remove);
-        todo!()
+        self.replica.change_voters(add, remove).await
     }
 
     /// Takes a learner out. On the leader. Returns once the membership is committed. One that is not there is no
@@ -190,8 +188,7 @@ impl Shard {
     /// # Errors
     /// See [`ChangeError`]; `IsVoter` if it votes.
     pub async fn remove_learner(&self, node: u64) -> Result<(), ChangeError> {
-        let _ = node;
-        todo!()
+        self.replica.remove_learner(node).await
     }
 
     /// Hands the leadership to `to`, a voter. On the leader. Returns once this node leads no more, which is nearly
@@ -200,8 +197,7 @@ impl Shard {
     /// # Errors
     /// See [`ChangeError`]; `Unavailable` if this node still leads after some seconds, as when `to` does not run.
     pub async fn transfer_leader(&self, to: u64) -> Result<(), ChangeError> {
-        let _ = to;
-        todo!()
+        self.replica.transfer_leader(to).await
     }
 }
 
