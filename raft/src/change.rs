@@ -45,7 +45,7 @@ impl Goal {
             Goal::Learner(node) => {
                 let new = now.get_node(node).is_none();
                 let nodes = BTreeMap::from([(*node, EmptyNode {})]);
-                Ok(new.then(|| ChangeMembers::AddNodes(nodes)))
+                Ok(new.then_some(ChangeMembers::AddNodes(nodes)))
             }
             Goal::NoLearner(node) => {
                 if voters.contains(node) {
@@ -67,7 +67,7 @@ impl Goal {
                 if wanted.is_empty() {
                     return Err(ChangeError::NoVoters);
                 }
-                Ok((wanted != voters).then(|| ChangeMembers::ReplaceAllVoters(wanted)))
+                Ok((wanted != voters).then_some(ChangeMembers::ReplaceAllVoters(wanted)))
             }
         }
     }

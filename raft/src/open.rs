@@ -174,3 +174,203 @@ fn check_log(
         applied: id.index,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use openraft::raft::AppendEntriesRequest;
+    use openraft::storage::IOFlushed;
+    use openraft::type_config::TypeConfigExt;
+    use openraft::{EntryPayload, RaftLogReader};
+
+    use super::*;
+    use crate::log::LogOptions;
+    use crate::node::Node;
+    use crate::options::Timing;
+    use crate::types::{Entry, LogId, Membership, TypeConfig, Vote, log_id};
+
+    const SHARD: ShardId = ShardId(1);
+
+    fn options(dir: &Path) -> NodeOptions {
+        // A cluster of one calls no peer.
+        let members = BTreeMap::from([(1, "127.0.0.1:1".to_owned())]);
+        let mut options = NodeOptions::new(1, "test", dir, members, b"secret".to_vec());
+        options.engine.slot_count = 4;
+        options.log.wal_ahead_bytes = 0;
+        options.disk_free_min_bytes = 0;
+        options.timing = Timing {
+            heartbeat_ms: 50,
+            election_min_ms: 200,
+            election_max_ms: 400,
+        };
+        options
+    }
+
+    /// A node that has led its shard, stopped. Gives its vote, and its last log id.
+    async fn used(dir: &Path) -> (Vote, LogId) {
+        let node = Node::start(options(dir)).await.unwrap();
+        let shard = node.shard(SHARD).unwrap();
+        let mut leadership = shard.watch_leadership();
+        let ready = leadership.wait_for(|leadership| leadership.is_ready());
+        ready.await.unwrap();
+        let cut = shard.propose(vec![mailbox_engine::Command::Cut]).await;
+        cut.unwrap();
+        stop(node, shard).await;
+        let log = open_log(dir);
+        let mut log = log.shard_log(SHARD).unwrap();
+        (log.read_vote().await.unwrap().unwrap(), log.last().unwrap())
+    }
+
+    async fn stop(node: Arc<Node>, shard: crate::Shard) {
+        drop(shard);
+        node.shutdown().await.unwrap();
+    }
+
+    fn open_log(dir: &Path) -> SharedLog {
+        let options = LogOptions {
+            wal_ahead_bytes: 0,
+            ..LogOptions::default()
+        };
+        SharedLog::open(&dir.join("log"), options).unwrap()
+    }
+
+    fn open_store(dir: &Path) -> Store {
+        Store::open(dir, options(dir).engine).unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_removal_that_was_cut_short_is_finished_and_the_vote_stays() {
+        // After the log has said so, after the rows have gone, after the entries have.
+        for steps in 1..=3 {
+            let dir = tempfile::tempdir().unwrap();
+            let (vote, last) = used(dir.path()).await;
+            {
+                let log = open_log(dir.path());
+                let shard = log.shard_log(SHARD).unwrap();
+                shard.enter(Stage::Leaving).await.unwrap();
+                if steps > 1 {
+                    assert!(open_store(dir.path()).drop_shard(SHARD).unwrap());
+                }
+                if steps > 2 {
+                    log.wipe(SHARD).await.unwrap();
+                }
+            }
+            let node = Node::start(options(dir.path())).await.unwrap();
+            assert!(node.shards().is_empty(), "{steps}");
+            let shard = node.host(SHARD).await.unwrap();
+            assert_eq!(shard.status().applied_index, 0);
+            assert_eq!(shard.status().role, "learner");
+            assert_eq!(shard.membership(), crate::Membership::default());
+            stop(node, shard).await;
+            let log = open_log(dir.path());
+            let mut log = log.shard_log(SHARD).unwrap();
+            assert_eq!(log.read_vote().await.unwrap(), Some(vote));
+            assert_eq!(log.last(), None);
+            let life = log.life().unwrap();
+            assert_eq!((life.stage, life.former), (Stage::Hosted, Some(last)));
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_store_that_has_lost_a_replica_does_not_open() {
+        let dir = tempfile::tempdir().unwrap();
+        used(dir.path()).await;
+        std::fs::remove_dir_all(dir.path().join("state")).unwrap();
+        drop(open_store(dir.path()));
+        let refused = Node::start(options(dir.path())).await.err();
+        assert!(
+            matches!(refused, Some(Error::LostData { what: "shard", .. })),
+            "{refused:?}"
+        );
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_directory_from_before_there_were_incarnations_gets_one_and_keeps_it() {
+        let dir = tempfile::tempdir().unwrap();
+        used(dir.path()).await;
+        let path = Identity::path(dir.path());
+        let old: String = std::fs::read_to_string(&path)
+            .unwrap()
+            .lines()
+            .filter(|line| !line.starts_with("incarnation"))
+            .map(|line| line.replace("node_format = 3", "node_format = 2") + "\n")
+            .collect();
+        std::fs::write(&path, old).unwrap();
+        let mut incarnations = Vec::new();
+        for _ in 0..2 {
+            let node = Node::start(options(dir.path())).await.unwrap();
+            incarnations.push(node.incarnation());
+            let shard = node.shard(SHARD).unwrap();
+            stop(node, shard).await;
+        }
+        assert_eq!(incarnations[0], incarnations[1]);
+    }
+
+    fn blank(term: u64, index: u64) -> Entry {
+        Entry {
+            log_id: log_id(term, index),
+            payload: EntryPayload::Blank,
+        }
+    }
+
+    /// As if the shard had come back and its leader had died when it had brought the first entry again: by that
+    /// one this node is the only voter.
+    async fn filled_with_one_entry(dir: &Path) {
+        {
+            let store = open_store(dir);
+            store.drop_shard(SHARD).unwrap();
+            store.create_shard(SHARD, 0..=3).unwrap();
+        }
+        let log = open_log(dir);
+        log.wipe(SHARD).await.unwrap();
+        let mut shard = log.shard_log(SHARD).unwrap();
+        shard.enter(Stage::Hosted).await.unwrap();
+        let first = Membership::new_with_defaults(vec![[1].into()], []);
+        let first = Entry {
+            log_id: log_id(0, 0),
+            payload: EntryPayload::Membership(first),
+        };
+        let (done, synced) = TypeConfig::oneshot();
+        shard
+            .append([first], IOFlushed::signal(done))
+            .await
+            .unwrap();
+        synced.await.unwrap().unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_log_that_is_being_filled_again_makes_nobody_a_leader() {
+        let dir = tempfile::tempdir().unwrap();
+        let (vote, former) = used(dir.path()).await;
+        filled_with_one_entry(dir.path()).await;
+        let node = Node::start(options(dir.path())).await.unwrap();
+        let shard = node.shard(SHARD).unwrap();
+        // Long enough for a follower to stand three times.
+        tokio::time::sleep(Duration::from_millis(1200)).await;
+        let status = shard.status();
+        assert_eq!((status.role, status.leader), ("follower", 0));
+        assert_eq!(status.term, vote.leader_id.term);
+        assert!(!node.peer_service().takes_part(SHARD));
+        // The shard's leader, which is another node by now, brings the rest.
+        let term = vote.leader_id.term + 1;
+        let append = |previous, entries| AppendEntriesRequest {
+            vote: Vote::new_committed(term, 2),
+            prev_log_id: Some(previous),
+            entries,
+            leader_commit: None,
+        };
+        let raft = &shard.replica().raft;
+        let old = former.leader_id.term;
+        let rest: Vec<Entry> = (1..former.index).map(|index| blank(old, index)).collect();
+        let last = rest.last().map_or(log_id(0, 0), |entry| entry.log_id);
+        raft.append_entries(append(log_id(0, 0), rest))
+            .await
+            .unwrap();
+        assert!(!node.peer_service().takes_part(SHARD));
+        let rest = vec![blank(old, former.index)];
+        raft.append_entries(append(last, rest)).await.unwrap();
+        assert!(node.peer_service().takes_part(SHARD));
+        stop(node, shard).await;
+    }
+}

@@ -91,6 +91,11 @@ impl PeerService {
         self.core.replicas.write().remove(&shard.0);
     }
 
+    #[cfg(test)]
+    pub(crate) fn takes_part(&self, shard: ShardId) -> bool {
+        self.core.elector(shard.0).is_ok()
+    }
+
     pub(crate) fn remove_all(&self) {
         self.core.replicas.write().clear();
     }

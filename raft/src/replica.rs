@@ -185,6 +185,22 @@ async fn start_raft(
     })
 }
 
+fn applier(shared: &Shared, engine: &Arc<mailbox_engine::Shard>, log: &ShardLog) -> Arc<Applier> {
+    let applied = engine.applied().log_id.map(|id| log_id(id.term, id.index));
+    let outbox = Arc::new(OutboxFeed::default());
+    outbox.replaced(engine.outbox_bytes());
+    Arc::new(Applier {
+        engine: engine.clone(),
+        log: log.clone(),
+        base: shared.base.clone(),
+        applied: watch::Sender::new(applied),
+        tails: broadcast::Sender::new(TAILS_KEPT),
+        outbox,
+        fault: shared.fault.clone(),
+        stopped: AtomicBool::new(false),
+    })
+}
+
 impl Replica {
     pub(crate) async fn start(
         shared: &Shared,
@@ -192,27 +208,14 @@ impl Replica {
         log: ShardLog,
     ) -> Result<Arc<Replica>, Error> {
         let (id, options) = (engine.id(), &shared.options);
-        let applied = engine.applied().log_id.map(|id| log_id(id.term, id.index));
-        let applied = watch::Sender::new(applied);
         let flushed = watch::Sender::new(engine.flushed());
-        let tails = broadcast::Sender::new(TAILS_KEPT);
-        let outbox = Arc::new(OutboxFeed::default());
-        outbox.replaced(engine.outbox_bytes());
         shared.base.add(FlushedShard {
             engine: engine.clone(),
             log: log.clone(),
             flushed: flushed.clone(),
         });
-        let applier = Arc::new(Applier {
-            engine: engine.clone(),
-            log: log.clone(),
-            base: shared.base.clone(),
-            applied: applied.clone(),
-            tails: tails.clone(),
-            outbox: outbox.clone(),
-            fault: shared.fault.clone(),
-            stopped: AtomicBool::new(false),
-        });
+        let applier = applier(shared, &engine, &log);
+        let (applied, outbox) = (&applier.applied, &applier.outbox);
         let founds = log.life().is_none() && options.founders(id).contains(&options.node);
         let ballot = Ballot::new(log.clone());
         let machine = StateMachine(applier.clone());
@@ -226,7 +229,7 @@ impl Replica {
             raft.clone(),
             engine.clone(),
             leadership.subscribe(),
-            guards(shared, &road, &outbox),
+            guards(shared, &road, outbox),
         );
         let timeout = Duration::from_millis(options.timing.election_max_ms);
         let (barrier, reading) =
@@ -255,8 +258,8 @@ impl Replica {
             engine,
             leadership,
             flushed,
-            tails,
-            outbox,
+            tails: applier.tails.clone(),
+            outbox: outbox.clone(),
             proposer,
             barrier,
             road,
