@@ -20,6 +20,8 @@ use crate::types::{self, LogId, NodeId, TypeConfig};
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a transfer of the leadership may take.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a leader looks after its learners.
+const TEND_INTERVAL: Duration = Duration::from_secs(1);
 /// A leader that waits for a follower so many entries behind would serve nobody meanwhile.
 const TRANSFER_LAG_MAX: u64 = 4096;
 
@@ -308,7 +310,8 @@ impl Replica {
         loop {
             let now = server.borrow_watched().clone();
             let found = Some((now.vote, *now.membership_config.log_id()));
-            if now.state == ServerState::Leader && is_settled(&now) && found != seen {
+            let leads = now.state == ServerState::Leader;
+            if leads && is_settled(&now) && found != seen {
                 let alone = self.changes.lock().await;
                 let tended = tokio::time::timeout(CHANGE_TIMEOUT, self.tend()).await;
                 drop(alone);
@@ -320,7 +323,16 @@ impl Replica {
                     Err(_) => tracing::info!(shard = self.id.0, "the membership is not tended"),
                 }
             }
-            if server.changed().await.is_err() {
+            let learners = now.membership_config.membership().learner_ids().count();
+            let ended = tokio::select! {
+                changed = server.changed() => changed.is_err(),
+                // What is allowed is allowed once.
+                () = tokio::time::sleep(TEND_INTERVAL), if leads && learners > 0 => {
+                    seen = None;
+                    false
+                }
+            };
+            if ended {
                 return;
             }
         }
@@ -385,7 +397,11 @@ impl Replica {
 
 #[cfg(test)]
 mod tests {
+    use mailbox_engine::ShardId;
+
     use super::*;
+    use crate::node::Node;
+    use crate::options::NodeOptions;
 
     fn membership(voters: &[NodeId], learners: &[NodeId]) -> types::Membership {
         let voters = voters.iter().copied().collect();
@@ -420,6 +436,40 @@ mod tests {
         let step = voters(&[4], &[1]).step(&now).unwrap();
         let wanted = BTreeSet::from([2, 3, 4]);
         assert_eq!(step, Some(ChangeMembers::ReplaceAllVoters(wanted)));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_joint_membership_that_somebody_left_is_finished() {
+        let dir = tempfile::tempdir().unwrap();
+        let members = BTreeMap::from([(1, "127.0.0.1:1".to_owned())]);
+        let mut options = NodeOptions::new(1, "test", dir.path(), members, b"secret".to_vec());
+        options.engine.slot_count = 4;
+        options.log.wal_ahead_bytes = 0;
+        options.disk_free_min_bytes = 0;
+        let node = Node::start(options).await.unwrap();
+        let shard = node.shard(ShardId(1)).unwrap();
+        let replica = shard.replica();
+        let mut leadership = shard.watch_leadership();
+        let ready = leadership.wait_for(|leadership| leadership.is_ready());
+        ready.await.unwrap();
+        // As if its leader had gone between the two halves.
+        let voters = BTreeSet::from([1]);
+        let joint = types::Membership::new_with_defaults(vec![voters.clone(), voters], []);
+        let blank = openraft::EntryPayload::Blank;
+        let written = replica.raft.append_membership(joint, blank, []).await;
+        let joint = written.unwrap().log_id.index;
+        let mut server = replica.raft.server_metrics();
+        let finished = async {
+            while shard.membership().changing || shard.membership().index <= joint {
+                server.changed().await.unwrap();
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(40), finished)
+            .await
+            .unwrap();
+        assert_eq!(shard.membership().voters, BTreeSet::from([1]));
+        drop(shard);
+        node.shutdown().await.unwrap();
     }
 
     #[test]

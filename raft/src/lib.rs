@@ -7,6 +7,7 @@ mod clock;
 mod cluster_options;
 mod disk;
 mod error;
+mod filling;
 mod hosting;
 mod identity;
 mod log;

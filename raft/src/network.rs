@@ -18,6 +18,7 @@ use openraft::raft::{
 };
 use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
 
+use crate::filling::Filling;
 use crate::peer_link::Link;
 use crate::peers::Peers;
 use crate::snapshot::{self, Snapshot, SnapshotData, SnapshotPace};
@@ -32,6 +33,7 @@ pub(crate) struct Network {
     pub(crate) shard: u32,
     pub(crate) peers: Arc<Peers>,
     pub(crate) pace: Arc<SnapshotPace>,
+    pub(crate) filling: Arc<Filling>,
 }
 
 impl Network {
@@ -42,6 +44,7 @@ impl Network {
             peers: self.peers.clone(),
             heartbeat,
             pace: self.pace.clone(),
+            filling: self.filling.clone(),
         }
     }
 }
@@ -65,6 +68,7 @@ pub(crate) struct Conn {
     peers: Arc<Peers>,
     heartbeat: bool,
     pace: Arc<SnapshotPace>,
+    filling: Arc<Filling>,
 }
 
 /// Unreachable makes openraft back off; a plain network error is tried again at once, ten times.
@@ -207,6 +211,7 @@ impl RaftNetworkV2<TypeConfig> for Conn {
             let reason = format!("node {} is not known", self.target);
             return Err(Unreachable::from_string(reason).into());
         };
+        let _sending = self.filling.begin(self.target);
         let sent = snapshot::send(&link, self.shard, vote, snapshot, &self.pace);
         tokio::select! {
             closed = cancel => Err(closed.into()),

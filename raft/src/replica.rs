@@ -21,6 +21,7 @@ use crate::clock::Clock;
 use crate::cluster_options;
 use crate::disk::DiskRoom;
 use crate::error::{Error, LeaderHint, ProposeError};
+use crate::filling::Filling;
 use crate::log::ShardLog;
 use crate::network::Network;
 use crate::options::NodeOptions;
@@ -39,6 +40,8 @@ pub(crate) type Raft = openraft::Raft<TypeConfig, StateMachine>;
 const TAILS_KEPT: usize = 256;
 /// How often a leader looks whether it still has its quorum.
 const QUORUM_LOOK: Duration = Duration::from_millis(250);
+/// How often a leader looks how far a follower is that it fills.
+const FILLING_LOOK: Duration = Duration::from_millis(100);
 /// Before openraft has said who leads, and after it has stopped.
 const NOBODY: Leadership = Leadership::Follower {
     leader: None,
@@ -170,6 +173,7 @@ async fn start_raft(
     log: ShardLog,
     machine: StateMachine,
     may_elect: bool,
+    filling: &Arc<Filling>,
 ) -> Result<Raft, Error> {
     let options = &shared.options;
     let config = config(options, may_elect)?;
@@ -177,6 +181,7 @@ async fn start_raft(
         shard: shard.0,
         peers: shared.peers.clone(),
         pace: shared.pace.clone(),
+        filling: filling.clone(),
     };
     let raft = Raft::new(options.node, config, network, log, machine).await;
     raft.map_err(|error| Error::Stopped {
@@ -219,7 +224,8 @@ impl Replica {
         let founds = log.life().is_none() && options.founders(id).contains(&options.node);
         let ballot = Ballot::new(log.clone());
         let machine = StateMachine(applier.clone());
-        let raft = start_raft(shared, id, log, machine, ballot.is_open()).await?;
+        let filling = Arc::new(Filling::default());
+        let raft = start_raft(shared, id, log, machine, ballot.is_open(), &filling).await?;
         let road = Road {
             node: options.node,
             peers: shared.peers.clone(),
@@ -248,7 +254,7 @@ impl Replica {
             reading,
             tokio::spawn(watcher.run()),
             cluster_options::watch(shared, engine.clone(), applied.subscribe()),
-            tokio::spawn(announce_flushes(raft.clone(), flushed.subscribe())),
+            tokio::spawn(announce_flushes(raft.clone(), flushed.subscribe(), filling)),
             tokio::spawn(ballot.clone().run(raft.clone(), applied.subscribe())),
             spawn_begin(shared, id, &raft, &ballot, founds),
         ];
@@ -422,9 +428,27 @@ fn is_only_voter(membership: &Membership, node: u64) -> bool {
     membership.voter_ids().eq([node])
 }
 
-/// Tells openraft of every flush, so that it purges what is in files.
-async fn announce_flushes(raft: Raft, mut flushed: watch::Receiver<Option<mailbox_engine::LogId>>) {
+/// Tells openraft of every flush, so that it purges what is in files; but not what a follower that is being filled
+/// needs next.
+async fn announce_flushes(
+    raft: Raft,
+    mut flushed: watch::Receiver<Option<mailbox_engine::LogId>>,
+    filling: Arc<Filling>,
+) {
     while flushed.changed().await.is_ok() {
+        loop {
+            // The newest one: it is what openraft is told of.
+            let upto = flushed.borrow_and_update().map_or(0, |id| id.index);
+            let replication = raft.metrics().borrow_watched().replication.clone();
+            let matched = |node| {
+                let matched = replication.as_ref()?.get(&node)?;
+                Some(matched.map_or(0, |id| id.index))
+            };
+            if filling.lets_go(upto, matched) {
+                break;
+            }
+            tokio::time::sleep(FILLING_LOOK).await;
+        }
         if raft.trigger().snapshot().await.is_err() {
             return;
         }

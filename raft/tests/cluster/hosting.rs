@@ -309,3 +309,41 @@ fn a_stopping_node_takes_up_nothing() {
         assert!(matches!(refused, Err(Error::Stopping)));
     });
 }
+
+#[test]
+fn one_snapshot_is_enough_however_much_is_flushed_meanwhile() {
+    let mut cluster = Cluster::start(3, |options| {
+        options.log_entries_kept = 1;
+        options.engine.memtable_bytes_max = 64 << 10;
+        options.snapshot_bytes_per_s = 1 << 20;
+    });
+    fill_until_purged(&cluster);
+    let fourth = cluster.join();
+    cluster.host(fourth);
+    let flushed = |cluster: &Cluster| {
+        let leader = cluster.nodes[cluster.leader()].shard();
+        leader.engine().metrics().flushes
+    };
+    let before = flushed(&cluster);
+    let (alice, bob) = (cluster.register("writer"), cluster.register("reader"));
+    cluster.add_learner(fourth);
+    let text = "w".repeat(400);
+    eventually("the new replica has installed a snapshot", || {
+        let batch: Vec<Command> = (0..20).map(|_| send(alice, bob, &text)).collect();
+        cluster.propose(&batch);
+        let shard = cluster.nodes[fourth].shard();
+        (shard.engine().metrics().installs > 0).then_some(())
+    });
+    let flushes = flushed(&cluster) - before;
+    assert!(flushes > 5, "{flushes} flushes while it was on its way");
+    cluster.wait_caught_up(fourth);
+    let installs = cluster.nodes[fourth].shard().engine().metrics().installs;
+    assert_eq!(installs, 1);
+    // Then the log is purged again.
+    let leader = cluster.nodes[cluster.leader()].shard();
+    let kept = leader.status().purged_index;
+    eventually("the log is purged", || {
+        cluster.propose(&[send(alice, bob, &text)]);
+        (leader.status().purged_index > kept).then_some(())
+    });
+}
