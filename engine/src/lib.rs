@@ -26,6 +26,7 @@ mod cluster_options;
 mod command;
 mod decode;
 mod dedup;
+mod drop_shard;
 mod entry;
 mod error;
 mod flush;

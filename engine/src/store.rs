@@ -194,6 +194,11 @@ impl Store {
         Ok(made)
     }
 
+    /// After the ingest that removed its rows.
+    pub(crate) fn forget(&self, shard: ShardId) {
+        self.shards.write().remove(&shard);
+    }
+
     /// Removes files of dedup rows that no read can show any more, see `hidden_hours.rs`. To be
     /// called after flushes; has work to do about once an hour.
     ///
@@ -272,6 +277,7 @@ fn new_shard(
         rewrites: 0,
         batches: 0,
         fault,
+        retired: false,
     };
     Shard::new(shard, core.clone(), state)
 }

@@ -169,8 +169,11 @@ fn child() {
     let Ok(dir) = std::env::var(DIR) else { return };
     let dir = PathBuf::from(dir);
     let _scenario = fail::FailScenario::setup();
-    let (_store, shard) = open(&dir.join("node"));
+    let (store, shard) = open(&dir.join("node"));
     match std::env::var(WORK).as_deref() {
+        Ok("drop") => {
+            assert!(store.drop_shard(SHARD).unwrap());
+        }
         Ok("install") => {
             let meta = std::fs::read(dir.join("meta")).unwrap();
             let meta = SnapshotMeta::decode(&meta).unwrap();
@@ -349,4 +352,45 @@ fn an_abort_in_an_install_leaves_the_old_state_or_the_new() {
         assert!(ended.status.success());
         assert_eq!(check(&node, &reference), ENTRIES);
     }
+}
+
+#[test]
+fn an_abort_in_a_drop_leaves_the_replica_or_nothing_of_it() {
+    let reference = reference();
+    for (failpoint, dropped) in [("before_drop", false), ("after_drop", true)] {
+        let dir = tempfile::tempdir().unwrap();
+        let node = dir.path().join("node");
+        let neighbour = ShardId(1);
+        {
+            let (store, shard) = open(&node);
+            go_on(&shard, 20);
+            flush(&shard);
+            store.create_shard(neighbour, 0..=SLOTS - 1).unwrap();
+            let other = store.shard(neighbour).unwrap();
+            go_on(&other, 30);
+            flush(&other);
+        }
+        let ended = start(dir.path(), "drop", &format!("{failpoint}=return"))
+            .wait_with_output()
+            .unwrap();
+        assert!(!ended.status.success(), "{failpoint} was not reached");
+        {
+            let store = Store::open(&node, options()).unwrap();
+            assert_eq!(store.shard(SHARD).is_none(), dropped);
+            let other = store.shard(neighbour).unwrap();
+            assert_eq!(other.state_hash_now().unwrap(), reference_of(neighbour, 30));
+        }
+        // Whole again, or hosted anew from nothing.
+        let found = check(&node, &reference);
+        assert_eq!(found, if dropped { 0 } else { 20 });
+        check_end(&node, &reference);
+    }
+}
+
+/// The hash of another shard after some entries.
+fn reference_of(shard: ShardId, entries: u64) -> Option<StateHash> {
+    let store = Store::open_in_memory(&MemoryDisk::new(), options()).unwrap();
+    let shard = store.create_shard(shard, 0..=SLOTS - 1).unwrap();
+    go_on(&shard, entries);
+    shard.state_hash_now().unwrap()
 }

@@ -1,5 +1,7 @@
-//! The one thread that changes the store of rows: flushes, installs and checkpoints, one at a time.
+//! The one thread that changes the store of rows: flushes, installs, replicas that come and go, and checkpoints,
+//! one at a time.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,6 +35,19 @@ enum Job {
     /// Look which shards are due.
     Look,
     Add(FlushedShard),
+    /// Flush this shard no more.
+    Forget(ShardId),
+    /// Make an empty replica with these slots, unless it is there.
+    Create {
+        shard: ShardId,
+        slots: RangeInclusive<u16>,
+        done: oneshot::Sender<Result<Arc<Shard>, Error>>,
+    },
+    /// Remove a replica with all its rows, if it is there.
+    Drop {
+        shard: ShardId,
+        done: oneshot::Sender<Result<(), Error>>,
+    },
     /// Flush everything that was applied, due or not.
     FlushAll(oneshot::Sender<Result<(), Error>>),
     Install {
@@ -95,6 +110,10 @@ impl BaseThread {
         self.push(Job::Add(shard));
     }
 
+    pub(crate) fn forget(&self, shard: ShardId) {
+        self.push(Job::Forget(shard));
+    }
+
     pub(crate) fn look(&self) {
         if !self.looking.swap(true, Ordering::AcqRel) {
             self.push(Job::Look);
@@ -109,6 +128,23 @@ impl BaseThread {
     pub(crate) async fn flush_all(&self) -> Result<(), Error> {
         let (done, answer) = oneshot::channel();
         self.push(Job::FlushAll(done));
+        answered(answer).await
+    }
+
+    pub(crate) async fn create(
+        &self,
+        shard: ShardId,
+        slots: RangeInclusive<u16>,
+    ) -> Result<Arc<Shard>, Error> {
+        let (done, answer) = oneshot::channel();
+        self.push(Job::Create { shard, slots, done });
+        answered(answer).await
+    }
+
+    /// Nothing may be applied to the shard any more.
+    pub(crate) async fn drop_shard(&self, shard: ShardId) -> Result<(), Error> {
+        let (done, answer) = oneshot::channel();
+        self.push(Job::Drop { shard, done });
         answered(answer).await
     }
 
@@ -153,7 +189,7 @@ impl Drop for BaseThread {
     }
 }
 
-async fn answered(answer: oneshot::Receiver<Result<(), Error>>) -> Result<(), Error> {
+async fn answered<T>(answer: oneshot::Receiver<Result<T, Error>>) -> Result<T, Error> {
     answer
         .await
         .unwrap_or_else(|_| Err(Error::Log("the base store's thread has stopped".to_owned())))
@@ -215,6 +251,17 @@ impl Run {
                 let result = self.flush_due();
                 self.note(&result);
             }
+            Job::Forget(shard) => self.forget(shard),
+            Job::Create { shard, slots, done } => {
+                let result = self.create(shard, slots);
+                self.note(&result);
+                let _ = done.send(result);
+            }
+            Job::Drop { shard, done } => {
+                let result = self.drop_shard(shard);
+                self.note(&result);
+                let _ = done.send(result);
+            }
             Job::FlushAll(done) => {
                 let result = self.flush_all();
                 self.note(&result);
@@ -227,7 +274,6 @@ impl Run {
                 done,
             } => {
                 let result = self.install(shard, &meta, &files);
-                self.note(&result);
                 let _ = done.send(result);
             }
             Job::Checkpoint { dir, done } => {
@@ -238,7 +284,7 @@ impl Run {
     }
 
     /// A change that failed half-way must not be built upon: the node stops.
-    fn note(&self, result: &Result<(), Error>) {
+    fn note<T>(&self, result: &Result<T, Error>) {
         if let Err(error) = result {
             report(&self.fault, &error_chain(error));
         }
@@ -347,12 +393,34 @@ impl Run {
             .iter_mut()
             .find(|entry| entry.shard.engine.id() == shard);
         let Some(entry) = entry else {
+            // It was removed while the snapshot was on its way: no fault.
             return Err(mailbox_engine::Error::UnknownShard { shard }.into());
         };
-        entry.shard.engine.install(meta, files)?;
-        entry.dirty_since = None;
-        let flushed = entry.shard.engine.flushed();
-        entry.shard.flushed.send_replace(flushed);
+        let installed = entry.shard.engine.install(meta, files);
+        if installed.is_ok() {
+            entry.dirty_since = None;
+            let flushed = entry.shard.engine.flushed();
+            entry.shard.flushed.send_replace(flushed);
+        }
+        let installed = installed.map_err(Error::from);
+        self.note(&installed);
+        installed
+    }
+
+    fn create(&self, shard: ShardId, slots: RangeInclusive<u16>) -> Result<Arc<Shard>, Error> {
+        if let Some(there) = self.store.shard(shard) {
+            return Ok(there);
+        }
+        Ok(self.store.create_shard(shard, slots)?)
+    }
+
+    fn forget(&mut self, shard: ShardId) {
+        self.shards.retain(|entry| entry.shard.engine.id() != shard);
+    }
+
+    fn drop_shard(&mut self, shard: ShardId) -> Result<(), Error> {
+        self.forget(shard);
+        self.store.drop_shard(shard)?;
         Ok(())
     }
 }

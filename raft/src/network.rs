@@ -19,7 +19,9 @@ use openraft::raft::{
 };
 use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
 
-use crate::peer_link::{Link, Peers};
+use crate::filling::Filling;
+use crate::peer_link::Link;
+use crate::peers::Peers;
 use crate::snapshot::{self, Snapshot, SnapshotData, SnapshotPace};
 use crate::types::{NodeId, TypeConfig, Vote};
 use crate::wire;
@@ -32,6 +34,7 @@ pub(crate) struct Network {
     pub(crate) shard: u32,
     pub(crate) peers: Arc<Peers>,
     pub(crate) pace: Arc<SnapshotPace>,
+    pub(crate) filling: Arc<Filling>,
 }
 
 impl Network {
@@ -39,9 +42,10 @@ impl Network {
         Conn {
             shard: self.shard,
             target,
-            link: self.peers.link(target),
+            peers: self.peers.clone(),
             heartbeat,
             pace: self.pace.clone(),
+            filling: self.filling.clone(),
         }
     }
 }
@@ -62,9 +66,10 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 pub(crate) struct Conn {
     shard: u32,
     target: NodeId,
-    link: Option<Arc<Link>>,
+    peers: Arc<Peers>,
     heartbeat: bool,
     pace: Arc<SnapshotPace>,
+    filling: Arc<Filling>,
 }
 
 /// Unreachable makes openraft back off; a plain network error is tried again at once, ten times.
@@ -73,10 +78,10 @@ fn unreachable(reason: impl std::fmt::Display) -> RPCError<TypeConfig> {
 }
 
 impl Conn {
-    fn link(&self) -> Result<&Arc<Link>, RPCError<TypeConfig>> {
-        self.link
-            .as_ref()
-            .ok_or_else(|| unreachable(format!("node {} is not a member", self.target)))
+    /// Asked for at every call: the peer may have moved.
+    fn link(&self) -> Result<Arc<Link>, RPCError<TypeConfig>> {
+        let link = self.peers.link(self.target);
+        link.ok_or_else(|| unreachable(format!("node {} is not known", self.target)))
     }
 
     async fn call(&self, ask: Ask, option: &RPCOption) -> Result<Answer, RPCError<TypeConfig>> {
@@ -208,11 +213,12 @@ impl RaftNetworkV2<TypeConfig> for Conn {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        let Some(link) = &self.link else {
-            let reason = format!("node {} is not a member", self.target);
+        let Some(link) = self.peers.link(self.target) else {
+            let reason = format!("node {} is not known", self.target);
             return Err(Unreachable::from_string(reason).into());
         };
-        let sent = snapshot::send(link, self.shard, vote, snapshot, &self.pace);
+        let _sending = self.filling.begin(self.target);
+        let sent = snapshot::send(&link, self.shard, vote, snapshot, &self.pace);
         tokio::select! {
             closed = cancel => Err(closed.into()),
             sent = sent => match sent {

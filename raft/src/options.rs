@@ -1,6 +1,6 @@
 //! What a node is told when it starts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -45,14 +45,19 @@ pub struct ClientTls {
 /// Everything that a node needs to start.
 #[derive(Clone)]
 pub struct NodeOptions {
-    /// This node's id, a key of `members`. Never reused after a disk is lost.
+    /// This node's id, a key of `members` unless it `joins`. Never reused after a disk is lost.
     pub node: u64,
     /// Chosen at bootstrap; never changes.
     pub cluster_id: String,
     /// Where `state`, `log`, `staging` and `IDENTITY` live; made if missing.
     pub dir: PathBuf,
-    /// All nodes, this one included: id → `host:port` of its peer service.
+    /// The nodes of a new cluster, this one included: id → `host:port` of its peer service. They make the shards
+    /// and their first memberships, once. Later it is only what this node knows before [`crate::Node::set_nodes`]
+    /// tells more.
     pub members: BTreeMap<u64, String>,
+    /// This node is no founder: at its first start it makes an identity and no shards. It need not be a key of
+    /// `members`, which may be empty. Means nothing at a later start.
+    pub joins: bool,
     /// Shards that all slots are split into: a cluster constant, stored at bootstrap. At most one a slot.
     pub shard_count: u16,
     /// Limits and budgets of the store of rows; those of a shard hold for each.
@@ -96,6 +101,7 @@ impl NodeOptions {
             cluster_id: cluster_id.into(),
             dir: dir.into(),
             members,
+            joins: false,
             shard_count: 1,
             engine: mailbox_engine::EngineOptions::default(),
             cluster_options: mailbox_engine::ClusterOptions::default(),
@@ -125,6 +131,20 @@ impl NodeOptions {
         (1..=shards).map(move |shard| (ShardId(shard), begin(shard)..=begin(shard + 1) - 1))
     }
 
+    /// The slots of a shard at bootstrap; `None` if the cluster has no such shard.
+    pub(crate) fn first_slots(&self, shard: ShardId) -> Option<RangeInclusive<u16>> {
+        let mut shards = self.first_shards();
+        shards.find_map(|(id, slots)| (id == shard).then_some(slots))
+    }
+
+    /// The nodes that make a shard's first membership; none of them, if this node joins.
+    pub(crate) fn founders(&self, shard: ShardId) -> BTreeSet<u64> {
+        if self.joins || self.first_slots(shard).is_none() {
+            return BTreeSet::new();
+        }
+        self.members.keys().copied().collect()
+    }
+
     /// Refuses options that cannot work, naming the first.
     ///
     /// # Errors
@@ -143,7 +163,7 @@ impl NodeOptions {
         bound("node", self.node > 0, "0 is not a node id")?;
         bound(
             "members",
-            self.members.contains_key(&self.node),
+            self.joins || self.members.contains_key(&self.node),
             "this node is not a member",
         )?;
         bound(

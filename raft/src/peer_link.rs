@@ -1,6 +1,6 @@
 //! This node's connections to one peer: control, append and snapshot, shared by all shards.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -18,7 +18,7 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
 use crate::error::Error;
-use crate::options::NodeOptions;
+use crate::options::{ClientTls, NodeOptions};
 
 /// Version of `peer.proto` and of the encodings in it.
 pub(crate) const PEER_PROTOCOL: u32 = 3;
@@ -75,51 +75,6 @@ impl Credentials {
     }
 }
 
-/// All other nodes.
-pub(crate) struct Peers {
-    node: u64,
-    links: BTreeMap<u64, Arc<Link>>,
-}
-
-impl Peers {
-    /// Must be called in a tokio runtime. Connects when first used.
-    pub(crate) fn new(
-        options: &NodeOptions,
-        credentials: &Credentials,
-    ) -> Result<Arc<Peers>, Error> {
-        let mut links = BTreeMap::new();
-        for (node, address) in &options.members {
-            if *node != options.node {
-                let link = Link::new(*node, address, options, credentials)?;
-                links.insert(*node, link);
-            }
-        }
-        let node = options.node;
-        Ok(Arc::new(Peers { node, links }))
-    }
-
-    /// This node's own id.
-    pub(crate) fn node(&self) -> u64 {
-        self.node
-    }
-
-    /// Requests sent to all peers since the node started, answers not counted.
-    pub(crate) fn messages(&self) -> u64 {
-        let links = self.links.values();
-        links
-            .map(|link| link.messages.load(Ordering::Relaxed))
-            .sum()
-    }
-
-    pub(crate) fn link(&self, node: u64) -> Option<Arc<Link>> {
-        self.links.get(&node).cloned()
-    }
-
-    pub(crate) fn links(&self) -> impl Iterator<Item = &Arc<Link>> {
-        self.links.values()
-    }
-}
-
 struct ControlCall {
     ask: Ask,
     answer: oneshot::Sender<Answer>,
@@ -138,14 +93,15 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    fn new(
+    /// Must be called in a tokio runtime. Connects when first used.
+    pub(crate) fn new(
         node: u64,
         address: &str,
-        options: &NodeOptions,
+        tls: Option<&ClientTls>,
         credentials: &Credentials,
     ) -> Result<Arc<Link>, Error> {
         let (control, calls) = mpsc::channel(CONTROL_CALLS_MAX);
-        let endpoint = endpoint(address, options)?;
+        let endpoint = endpoint(address, tls)?;
         let connected = Arc::new(AtomicBool::new(false));
         let session = ControlSession {
             node,
@@ -171,6 +127,11 @@ impl Link {
     /// Counts a request to this peer that does not go through [`Link::call`].
     pub(crate) fn messages(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.messages)
+    }
+
+    /// Requests sent to this peer.
+    pub(crate) fn sent(&self) -> u64 {
+        self.messages.load(Ordering::Relaxed)
     }
 
     pub(crate) fn is_connected(&self) -> bool {
@@ -236,16 +197,12 @@ fn client(channel: Channel) -> PeerClient<Channel> {
         .max_encoding_message_size(PEER_MESSAGE_BYTES_MAX)
 }
 
-fn endpoint(address: &str, options: &NodeOptions) -> Result<Endpoint, Error> {
+fn endpoint(address: &str, tls: Option<&ClientTls>) -> Result<Endpoint, Error> {
     let invalid = |error: tonic::transport::Error| Error::Option {
         option: "members",
         reason: format!("{address}: {error}"),
     };
-    let scheme = if options.peer_tls.is_some() {
-        "https"
-    } else {
-        "http"
-    };
+    let scheme = if tls.is_some() { "https" } else { "http" };
     let endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))
         .map_err(invalid)?
         .tcp_nodelay(true)
@@ -255,7 +212,7 @@ fn endpoint(address: &str, options: &NodeOptions) -> Result<Endpoint, Error> {
         .keep_alive_while_idle(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW);
-    let Some(tls) = &options.peer_tls else {
+    let Some(tls) = tls else {
         return Ok(endpoint);
     };
     let mut config = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&tls.ca_pem));

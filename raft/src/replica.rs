@@ -2,26 +2,30 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mailbox_engine::ShardId;
 use openraft::async_runtime::watch::WatchReceiver;
+use openraft::error::Fatal;
 use openraft::storage::{RaftLogStorage as _, RaftLogStorageExt as _};
 use openraft::{Config, EntryPayload, ServerState, SnapshotPolicy};
 use parking_lot::Mutex;
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
 
+use crate::ballot::Ballot;
 use crate::base_thread::{BaseThread, FlushedShard};
 use crate::clock::Clock;
 use crate::cluster_options;
 use crate::disk::DiskRoom;
 use crate::error::{Error, LeaderHint, ProposeError};
+use crate::filling::Filling;
 use crate::log::ShardLog;
 use crate::network::Network;
 use crate::options::NodeOptions;
 use crate::outbox::OutboxFeed;
-use crate::peer_link::Peers;
+use crate::peers::Peers;
 use crate::proposer::{Guards, Proposer};
 use crate::pulse::{Pulse, View};
 use crate::read_barrier::ReadBarrier;
@@ -29,7 +33,6 @@ use crate::snapshot::SnapshotPace;
 use crate::state_machine::{Applier, StateMachine};
 use crate::status::{AppliedTail, Leadership, ReplicaStatus, ShardStatus};
 use crate::types::{Entry, LogId, Membership, TypeConfig, log_id};
-use openraft::error::Fatal;
 
 pub(crate) type Raft = openraft::Raft<TypeConfig, StateMachine>;
 
@@ -38,6 +41,8 @@ const TAILS_KEPT: usize = 256;
 /// openraft's own lease: within it a leader may write, after it only once a heartbeat was answered. Who leads is
 /// decided by the node's pulse long before; a leader that is quiet speaks a few times in it.
 const OPENRAFT_LEASE_MS: u64 = 60_000;
+/// How often a leader looks how far a follower is that it fills.
+const FILLING_LOOK: Duration = Duration::from_millis(100);
 /// Before openraft has said who leads, and after it has stopped.
 const NOBODY: Leadership = Leadership::Follower {
     leader: None,
@@ -50,21 +55,19 @@ const PURGE_BATCH: u64 = 256;
 #[derive(Clone)]
 pub(crate) struct Road {
     node: u64,
-    members: Arc<BTreeMap<u64, String>>,
+    peers: Arc<Peers>,
 }
 
 impl Road {
-    pub(crate) fn new(options: &NodeOptions) -> Road {
-        Road {
-            node: options.node,
-            members: Arc::new(options.members.clone()),
-        }
+    pub(crate) fn hint(&self, leader: Option<u64>) -> Option<LeaderHint> {
+        let node = leader.filter(|leader| *leader != self.node)?;
+        let address = self.peers.address(node)?;
+        Some(LeaderHint { node, address })
     }
 
-    fn hint(&self, leader: Option<u64>) -> Option<LeaderHint> {
-        let node = leader.filter(|leader| *leader != self.node)?;
-        let address = self.members.get(&node)?.clone();
-        Some(LeaderHint { node, address })
+    /// Where a node is, if it is known.
+    pub(crate) fn address(&self, node: u64) -> Option<String> {
+        self.peers.address(node)
     }
 
     /// This node does not lead; `leader` may.
@@ -111,7 +114,13 @@ pub(crate) struct Replica {
     pub(crate) proposer: Arc<Proposer>,
     pub(crate) barrier: ReadBarrier,
     pub(crate) road: Road,
-    pulse: Arc<Pulse>,
+    pub(crate) pulse: Arc<Pulse>,
+    pub(crate) ballot: Arc<Ballot>,
+    /// Held while the membership changes.
+    pub(crate) changes: tokio::sync::Mutex<()>,
+    /// Somebody's change is under way.
+    pub(crate) changing: AtomicBool,
+    applier: Arc<Applier>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -166,14 +175,17 @@ async fn start_raft(
     shard: ShardId,
     log: ShardLog,
     machine: StateMachine,
+    filling: &Arc<Filling>,
 ) -> Result<Raft, Error> {
     let options = &shared.options;
+    let config = config(options)?;
     let network = Network {
         shard: shard.0,
         peers: shared.peers.clone(),
         pace: shared.pace.clone(),
+        filling: filling.clone(),
     };
-    let raft = Raft::new(options.node, config(options)?, network, log, machine).await;
+    let raft = Raft::new(options.node, config, network, log, machine).await;
     raft.map_err(|error| Error::Stopped {
         shard,
         reason: error.to_string(),
@@ -192,7 +204,7 @@ async fn found(
     if state.last_log_id.is_some() || engine.applied().log_id.is_some() {
         return Ok(());
     }
-    let voters = options.members.keys().copied().collect();
+    let voters = options.founders(engine.id());
     let entry = Entry {
         log_id: log_id(0, 0),
         payload: EntryPayload::Membership(Membership::new_with_defaults(vec![voters], [])),
@@ -202,6 +214,22 @@ async fn found(
     written.map_err(|error| failed(&error))
 }
 
+fn applier(shared: &Shared, engine: &Arc<mailbox_engine::Shard>, log: &ShardLog) -> Arc<Applier> {
+    let applied = engine.applied().log_id.map(|id| log_id(id.term, id.index));
+    let outbox = Arc::new(OutboxFeed::default());
+    outbox.replaced(engine.outbox_bytes());
+    Arc::new(Applier {
+        engine: engine.clone(),
+        log: log.clone(),
+        base: shared.base.clone(),
+        applied: watch::Sender::new(applied),
+        tails: broadcast::Sender::new(TAILS_KEPT),
+        outbox,
+        fault: shared.fault.clone(),
+        stopped: AtomicBool::new(false),
+    })
+}
+
 impl Replica {
     pub(crate) async fn start(
         shared: &Shared,
@@ -209,36 +237,32 @@ impl Replica {
         mut log: ShardLog,
     ) -> Result<Arc<Replica>, Error> {
         let (id, options) = (engine.id(), &shared.options);
-        found(options, &engine, &mut log).await?;
-        let applied = engine.applied().log_id.map(|id| log_id(id.term, id.index));
-        let applied = watch::Sender::new(applied);
         let flushed = watch::Sender::new(engine.flushed());
-        let tails = broadcast::Sender::new(TAILS_KEPT);
-        let outbox = Arc::new(OutboxFeed::default());
-        outbox.replaced(engine.outbox_bytes());
         shared.base.add(FlushedShard {
             engine: engine.clone(),
             log: log.clone(),
             flushed: flushed.clone(),
         });
-        let machine = StateMachine(Arc::new(Applier {
-            engine: engine.clone(),
-            log: log.clone(),
-            base: shared.base.clone(),
-            applied: applied.clone(),
-            tails: tails.clone(),
-            outbox: outbox.clone(),
-            fault: shared.fault.clone(),
-        }));
-        let raft = start_raft(shared, id, log, machine).await?;
-        shared.pulse.add(id.0, raft.clone());
-        let road = Road::new(options);
+        let ballot = Ballot::new(log.clone());
+        if log.life().is_none() && options.founders(id).contains(&options.node) {
+            found(options, &engine, &mut log).await?;
+        }
+        let applier = applier(shared, &engine, &log);
+        let (applied, outbox) = (&applier.applied, &applier.outbox);
+        let machine = StateMachine(applier.clone());
+        let filling = Arc::new(Filling::default());
+        let raft = start_raft(shared, id, log, machine, &filling).await?;
+        shared.pulse.add(id.0, raft.clone(), ballot.clone());
+        let road = Road {
+            node: options.node,
+            peers: shared.peers.clone(),
+        };
         let leadership = watch::Sender::new(NOBODY);
         let (proposer, proposing) = Proposer::spawn(
             raft.clone(),
             engine.clone(),
             leadership.subscribe(),
-            guards(shared, &road, &outbox),
+            guards(shared, &road, outbox),
         );
         let timeout = Duration::from_millis(options.timing.election_max_ms);
         let (barrier, reading) =
@@ -258,31 +282,38 @@ impl Replica {
             reading,
             tokio::spawn(watcher.run()),
             cluster_options::watch(shared, engine.clone(), applied.subscribe()),
-            tokio::spawn(announce_flushes(raft.clone(), flushed.subscribe())),
+            tokio::spawn(announce_flushes(raft.clone(), flushed.subscribe(), filling)),
         ];
-        Ok(Arc::new(Replica {
+        let replica = Arc::new(Replica {
             id,
             raft,
             engine,
             leadership,
             flushed,
-            tails,
-            outbox,
+            tails: applier.tails.clone(),
+            outbox: outbox.clone(),
             proposer,
             barrier,
             road,
             pulse: shared.pulse.clone(),
+            ballot,
+            changes: tokio::sync::Mutex::default(),
+            changing: AtomicBool::new(false),
+            applier,
             tasks: Mutex::new(tasks),
-        }))
+        });
+        let tending = tokio::spawn(replica.clone().tend_membership());
+        replica.tasks.lock().push(tending);
+        Ok(replica)
     }
 
     /// Asks this leader to hand its leadership to `to`. Whether `to` takes it or not, this node gives it up.
-    pub(crate) async fn transfer_leader(&self, to: u64) -> Result<(), Fatal<TypeConfig>> {
+    pub(crate) async fn hand_over(&self, to: u64) -> Result<(), Fatal<TypeConfig>> {
         self.pulse.resign(self.id.0);
         self.raft.trigger().transfer_leader(to).await
     }
 
-    /// Hands leadership to the follower that is furthest, and waits a moment for it.
+    /// Hands leadership to the voter that is furthest, and waits a moment for it.
     pub(crate) async fn give_leadership_away(&self, wait: Duration) {
         let target = {
             let metrics = self.raft.metrics();
@@ -290,11 +321,12 @@ impl Replica {
             if metrics.state != ServerState::Leader {
                 return;
             }
+            let voters: Vec<u64> = metrics.membership_config.membership().voter_ids().collect();
             let replication = metrics.replication.iter().flatten();
             // Equals take turns, so that not all of a node's shards go to the same one.
             let turn = |node: u64| (node + u64::from(self.id.0)) % 3;
             replication
-                .filter(|(node, _)| **node != metrics.id)
+                .filter(|(node, _)| **node != metrics.id && voters.contains(node))
                 .max_by_key(|(node, matched)| {
                     let reached = self.pulse.is_reached(**node);
                     (reached, matched.map(|id| id.index), turn(**node))
@@ -304,7 +336,7 @@ impl Replica {
         let Some(target) = target else {
             return;
         };
-        if let Err(error) = self.transfer_leader(target).await {
+        if let Err(error) = self.hand_over(target).await {
             tracing::warn!(shard = self.id.0, %error, "leadership stays");
             return;
         }
@@ -320,6 +352,8 @@ impl Replica {
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(shard = self.id.0, %error, "the replica did not stop cleanly");
         }
+        // What openraft's own task still does to the rows concerns nobody.
+        self.applier.stopped.store(true, Ordering::Release);
         let tasks = std::mem::take(&mut *self.tasks.lock());
         for task in tasks {
             task.abort();
@@ -364,9 +398,27 @@ impl Replica {
     }
 }
 
-/// Tells openraft of every flush, so that it purges what is in files.
-async fn announce_flushes(raft: Raft, mut flushed: watch::Receiver<Option<mailbox_engine::LogId>>) {
+/// Tells openraft of every flush, so that it purges what is in files; but not what a follower that is being filled
+/// needs next.
+async fn announce_flushes(
+    raft: Raft,
+    mut flushed: watch::Receiver<Option<mailbox_engine::LogId>>,
+    filling: Arc<Filling>,
+) {
     while flushed.changed().await.is_ok() {
+        loop {
+            // The newest one: it is what openraft is told of.
+            let upto = flushed.borrow_and_update().map_or(0, |id| id.index);
+            let replication = raft.metrics().borrow_watched().replication.clone();
+            let matched = |node| {
+                let matched = replication.as_ref()?.get(&node)?;
+                Some(matched.map_or(0, |id| id.index))
+            };
+            if filling.lets_go(upto, matched) {
+                break;
+            }
+            tokio::time::sleep(FILLING_LOOK).await;
+        }
         if raft.trigger().snapshot().await.is_err() {
             return;
         }

@@ -12,7 +12,7 @@ use crate::shard::Shard;
 use crate::snapshot::SnapshotMeta;
 use crate::store::Store;
 
-fn filled(store: &Store) -> std::sync::Arc<Shard> {
+pub(super) fn filled(store: &Store) -> std::sync::Arc<Shard> {
     let shard = new_shard(store);
     for user in 0..30_u64 {
         shard.send(user, "first");
@@ -32,7 +32,7 @@ fn filled(store: &Store) -> std::sync::Arc<Shard> {
     shard
 }
 
-fn snapshot_of(shard: &Shard, dir: &std::path::Path) -> (SnapshotMeta, Vec<PathBuf>) {
+pub(super) fn snapshot_of(shard: &Shard, dir: &std::path::Path) -> (SnapshotMeta, Vec<PathBuf>) {
     let snapshot = shard.snapshot().unwrap();
     let mut told = 0;
     let files = snapshot
@@ -103,7 +103,7 @@ fn ranges_are_never_reused_and_old_ones_are_gone() {
     }
 }
 
-fn stored_ranges(shard: &Shard) -> Vec<u32> {
+pub(super) fn stored_ranges(shard: &Shard) -> Vec<u32> {
     let view = shard.core.base.view();
     let mut cursor = view.cursor(&[], &[0xFF]);
     cursor.seek(&[]).unwrap();

@@ -1,6 +1,7 @@
 //! Tests of the storage under the procedures: what is read must not depend on where rows are.
 
 mod caches;
+mod drops;
 mod faults;
 mod flushes;
 mod hours;

@@ -39,6 +39,7 @@ use mailbox_api::peer;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch};
 
+use crate::ballot::Ballot;
 use crate::options::Timing;
 use crate::replica::Raft;
 use state::State;
@@ -82,7 +83,7 @@ fn random() -> u64 {
 pub(crate) struct Pulse {
     pace: Pace,
     state: Mutex<State>,
-    replicas: RwLock<BTreeMap<u32, Raft>>,
+    replicas: RwLock<BTreeMap<u32, (Raft, Arc<Ballot>)>>,
     /// Moves when a shard may have gained or lost its leader or its quorum.
     changed: watch::Sender<u64>,
     /// Rung when there is something to tell peers before the next interval.
@@ -121,8 +122,8 @@ impl Pulse {
         result
     }
 
-    pub(crate) fn add(&self, shard: u32, raft: Raft) {
-        self.replicas.write().insert(shard, raft);
+    pub(crate) fn add(&self, shard: u32, raft: Raft, ballot: Arc<Ballot>) {
+        self.replicas.write().insert(shard, (raft, ballot));
     }
 
     /// The replica has stopped.
@@ -164,6 +165,14 @@ impl Pulse {
     }
 
     fn raft(&self, shard: u32) -> Option<Raft> {
-        self.replicas.read().get(&shard).cloned()
+        let replicas = self.replicas.read();
+        replicas.get(&shard).map(|(raft, _)| raft.clone())
+    }
+
+    /// The replica, if it may take part in elections.
+    fn elector(&self, shard: u32) -> Option<Raft> {
+        let replicas = self.replicas.read();
+        let elector = replicas.get(&shard).filter(|(_, ballot)| ballot.is_open());
+        elector.map(|(raft, _)| raft.clone())
     }
 }

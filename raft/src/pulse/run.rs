@@ -93,7 +93,7 @@ impl Beat {
             }
             *unanswered += 1;
             let ask = Ask::Pulse(self.pulse.with(|state| state.pulse(link.node, now)));
-            let (from, link) = (link.node, Arc::clone(link));
+            let from = link.node;
             self.calls.push(Box::pin(async move {
                 let reply = match link.call(ask, lease).await {
                     Ok(Answer::Pulse(reply)) => Some(reply),
@@ -143,7 +143,7 @@ impl Beat {
             let room = Arc::clone(&self.room);
             self.elections.spawn(async move {
                 let _room = room.acquire().await;
-                let heard = match pulse.raft(shard) {
+                let heard = match pulse.elector(shard) {
                     Some(raft) => {
                         election::stand(&raft, &peers, shard, &voters, pulse.pace.lease).await
                     }
