@@ -180,7 +180,7 @@ fn child() {
             shard.install(&meta, &[dir.join("000001.rows")]).unwrap();
         }
         Ok("together") => {
-            drop((_store, shard));
+            drop((store, shard));
             let (store, shards) = open_both(&dir.join("node"));
             go_on_together(&store, &shards, ENTRIES);
         }

@@ -15,7 +15,8 @@ use mailbox_api::peer::control_response::Response as Answer;
 use openraft::error::Fatal;
 use openraft::raft::VoteRequest;
 
-use crate::peer_link::{Link, Peers};
+use crate::peer_link::Link;
+use crate::peers::Peers;
 use crate::pulse::is_quorum;
 use crate::replica::Raft;
 use crate::types::{LogId, TypeConfig, Vote};
@@ -46,7 +47,7 @@ pub(crate) async fn stand(
     let mut answers: FuturesUnordered<_> = others
         .into_iter()
         .filter(|node| *node != own)
-        .map(|node| would_vote(node, peers.link(node), call.clone(), timeout))
+        .map(|node| would_vote(node, peers.link(node), call, timeout))
         .collect();
     let (mut heard, mut granted) = (BTreeSet::from([own]), BTreeSet::from([own]));
     while !is_quorum(voters, |node| granted.contains(&node)) {

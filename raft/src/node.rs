@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use mailbox_engine::{ShardId, Store};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -28,6 +29,8 @@ use crate::shard::Shard;
 use crate::snapshot::SnapshotPace;
 use crate::status::PeerStatus;
 
+/// Replicas that start at the same time.
+const STARTING_AT_ONCE: usize = 64;
 /// How long a shutdown waits for another node to take a leadership over.
 pub(crate) const HANDOVER_WAIT: Duration = Duration::from_secs(2);
 /// How often a node whose clock is wrong tries to hand its leaderships away.
@@ -127,8 +130,11 @@ impl Node {
             shared.pulse.clone(),
         );
         let mut shards = BTreeMap::new();
-        for (engine, log) in opened.shards {
-            let replica = Replica::start(&shared, engine, log).await?;
+        // Many at once: what a new shard writes first is synced with what others write.
+        let starting = stream::iter(opened.shards)
+            .map(|(engine, log)| Replica::start(&shared, engine, log))
+            .buffered(STARTING_AT_ONCE);
+        for replica in starting.try_collect::<Vec<Arc<Replica>>>().await? {
             peer_service.add(&replica);
             shards.insert(replica.id, Shard::new(replica, shared.base.clone()));
         }

@@ -1,6 +1,5 @@
 //! One shard's replica on this node: openraft, and the tasks around it.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -201,10 +200,11 @@ async fn found(
 ) -> Result<(), Error> {
     let failed = |error: &dyn std::fmt::Display| Error::Log(error.to_string());
     let state = log.get_log_state().await.map_err(|error| failed(&error))?;
-    if state.last_log_id.is_some() || engine.applied().log_id.is_some() {
+    let voters = options.founders(engine.id());
+    let founds = log.life().is_none() && voters.contains(&options.node);
+    if !founds || state.last_log_id.is_some() || engine.applied().log_id.is_some() {
         return Ok(());
     }
-    let voters = options.founders(engine.id());
     let entry = Entry {
         log_id: log_id(0, 0),
         payload: EntryPayload::Membership(Membership::new_with_defaults(vec![voters], [])),
@@ -244,9 +244,7 @@ impl Replica {
             flushed: flushed.clone(),
         });
         let ballot = Ballot::new(log.clone());
-        if log.life().is_none() && options.founders(id).contains(&options.node) {
-            found(options, &engine, &mut log).await?;
-        }
+        found(options, &engine, &mut log).await?;
         let applier = applier(shared, &engine, &log);
         let (applied, outbox) = (&applier.applied, &applier.outbox);
         let machine = StateMachine(applier.clone());

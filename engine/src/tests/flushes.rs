@@ -275,7 +275,7 @@ fn shards_share_a_file() {
             shards[1].send(7, "after the freeze");
             assert!(store.ingest(built).unwrap());
             for shard in &shards {
-                assert_eq!(shard.flushed().is_some(), true);
+                assert!(shard.flushed().is_some());
                 assert_eq!(shard.bodies(1)[0], "edited");
             }
             assert!(!shards[0].flush_due(u64::MAX) && shards[1].flush_due(u64::MAX));

@@ -19,7 +19,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::{Pulse, QUIET};
 use crate::election;
-use crate::peer_link::Peers;
+use crate::peers::Peers;
 
 /// Unanswered pulses to one peer: a peer that is slower is as good as silent.
 const UNANSWERED_MAX: usize = 4;
