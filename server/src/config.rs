@@ -239,7 +239,7 @@ impl Default for ClusterConfig {
             id: "mailbox".into(),
             secret_file: "./mailbox.secret".into(),
             slot_count: 1024,
-            shards: 1,
+            shards: 16,
             body_bytes_max: ByteSize(16 * 1024 - 1),
             group_members_max: 500,
             dedup_window_ms: 7 * 24 * 3600 * 1000,
