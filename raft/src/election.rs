@@ -61,7 +61,7 @@ pub(crate) async fn stand(
             }
         }
     }
-    tracing::info!(shard, term = vote.leader_id.term + 1, "stands for election");
+    tracing::debug!(shard, term = vote.leader_id.term + 1, "stands for election");
     // A replica that stops leads nothing.
     let _ = raft.trigger().elect(false).await;
     true

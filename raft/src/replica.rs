@@ -209,7 +209,7 @@ async fn found(
         log_id: log_id(0, 0),
         payload: EntryPayload::Membership(Membership::new_with_defaults(vec![voters], [])),
     };
-    tracing::info!(shard = engine.id().0, "new shard");
+    tracing::debug!(shard = engine.id().0, "new shard");
     let written = log.blocking_append([entry]).await;
     written.map_err(|error| failed(&error))
 }

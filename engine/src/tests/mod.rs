@@ -105,6 +105,7 @@ impl Shard {
         if cut {
             state.freeze(true);
         }
+        self.count_memtables(&state);
         result
     }
 
