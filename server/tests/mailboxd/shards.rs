@@ -425,7 +425,12 @@ async fn a_dev_server_delivers_and_refuses_between_its_four_shards() {
     assert_eq!(told.refused_seq, lost);
     assert_eq!(told.refusal(), ErrorCode::UnknownUser);
 
-    // A group elsewhere than its members: the reply comes when their lists know of it.
+    a_group_far_from_its_members(&client, alice, bob, nobody).await;
+    assert!(dev.process.stop(Signal::TERM).success());
+}
+
+/// A group elsewhere than its members: the reply comes when their lists know of it.
+async fn a_group_far_from_its_members(client: &Client, alice: u64, bob: u64, nobody: u64) {
     let created = client.create_group(v1::CreateGroupRequest {
         creator: Some(user_id(alice)),
         name: "far".into(),
@@ -467,5 +472,4 @@ async fn a_dev_server_delivers_and_refuses_between_its_four_shards() {
     };
     let groups = client.sync(request).await.expect("synced").groups;
     assert_eq!(groups[0].spans[0].left_seq, left_seq);
-    assert!(dev.process.stop(Signal::TERM).success());
 }
