@@ -318,6 +318,12 @@ impl State {
             return;
         };
         let lead = self.lead(shard, local);
+        // The only voter has nobody to wait for.
+        let alone = local
+            .view
+            .voters
+            .iter()
+            .all(|voters| voters.iter().eq([&self.node]));
         let (was_led, before) = (
             local.was_led,
             local.vacancy.as_ref().map(|vacancy| vacancy.gone),
@@ -336,6 +342,7 @@ impl State {
         self.epoch += 1;
         let wait = match lead {
             Lead::Alive => Duration::ZERO,
+            _ if alone => Duration::ZERO,
             Lead::Doubtful => self.random(self.pace.retry_min, self.pace.retry_max),
             // A node that has just started hears of a leader soon, if there is one.
             Lead::Gone if !was_led => self.pace.interval * 2 + self.turn(shard),
