@@ -1,7 +1,9 @@
 //! From memtable to file: freeze, build, ingest, publish.
 //!
 //! The owner calls these from its own threads, one flush of a shard at a time. Ingest is called
-//! by the one thread that changes the base store, after the log has synced the entries.
+//! by the one thread that changes the base store, after the log has synced the entries. Memtables
+//! of several shards may share a file ([`Store::build`]): it is ingested whole or not at all, with
+//! the applied row of each.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,7 +11,7 @@ use std::sync::atomic::Ordering;
 use fail::fail_point;
 
 use crate::applied::LogId;
-use crate::base::{FileWriter, StagedFile};
+use crate::base::{FileWriter, ReadView, StagedFile};
 use crate::error::Error;
 use crate::id::{RangeId, SlotId, TimelineId};
 use crate::key::{NodeKey, StateKey, StoredKey, hour_of};
@@ -18,6 +20,7 @@ use crate::memtable::{Memtable, Tail};
 use crate::range::Ranges;
 use crate::shard::Shard;
 use crate::state::{CutView, Frozen};
+use crate::store::{Store, StoreCore};
 
 /// A memtable that takes no more rows: the argument of [`Shard::build`].
 pub struct FrozenFlush {
@@ -54,13 +57,119 @@ impl BuiltFlush {
     }
 }
 
+/// A finished file of several shards in the staging directory: the argument of [`Store::ingest`].
+pub struct SharedFlush {
+    parts: Vec<(Arc<Shard>, Arc<Frozen>)>,
+    file: StagedFile,
+}
+
+impl SharedFlush {
+    /// Bytes of the file.
+    pub fn bytes(&self) -> u64 {
+        self.file.bytes
+    }
+}
+
+impl Store {
+    /// Writes frozen memtables of different shards as one sorted file, the applied row of each in
+    /// it. Changes nothing.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn build(&self, flushes: Vec<(Arc<Shard>, FrozenFlush)>) -> Result<SharedFlush, Error> {
+        let parts = flushes
+            .into_iter()
+            .map(|(shard, flush)| (shard, flush.frozen));
+        let parts: Vec<(Arc<Shard>, Arc<Frozen>)> = parts.collect();
+        let borrowed: Vec<_> = parts
+            .iter()
+            .map(|(shard, frozen)| (shard.as_ref(), frozen))
+            .collect();
+        let file = build_file(&self.core, &borrowed)?;
+        Ok(SharedFlush { parts, file })
+    }
+
+    /// As [`Shard::ingest`], for all shards of the file. False if an install has thrown away one
+    /// of the memtables meanwhile: then nothing was changed, and the others are to be flushed
+    /// anew.
+    ///
+    /// # Errors
+    /// The base store failed: the replicas must stop.
+    pub fn ingest(&self, built: SharedFlush) -> Result<bool, Error> {
+        let SharedFlush { parts, file } = built;
+        let parts: Vec<_> = parts
+            .iter()
+            .map(|(shard, frozen)| (shard.as_ref(), frozen))
+            .collect();
+        ingest_file(&self.core, &parts, file)
+    }
+}
+
+fn build_file(core: &StoreCore, parts: &[(&Shard, &Arc<Frozen>)]) -> Result<StagedFile, Error> {
+    let mut applied: Vec<(Vec<u8>, Vec<u8>)> = Vec::with_capacity(parts.len());
+    let mut ranges = Vec::with_capacity(parts.len());
+    for (shard, frozen) in parts {
+        let mut key = Vec::with_capacity(64);
+        StoredKey::State {
+            range: RangeId::NODE,
+            suffix: NodeKey::Applied(shard.id()).encode().as_slice(),
+        }
+        .encode(&mut key);
+        applied.push((key, frozen.applied.encode()));
+        ranges.push(shard.state.read().ranges.clone());
+    }
+    applied.sort_unstable();
+    let rows = parts.iter().zip(&ranges).map(|((_, frozen), ranges)| Part {
+        memtable: &frozen.memtable,
+        ranges: ranges.as_ref(),
+    });
+    let rows: Vec<Part<'_>> = rows.collect();
+    let mut writer = core.base.writer()?;
+    for (key, row) in &applied {
+        writer.put(key, row)?;
+    }
+    write_parts(&rows, writer.as_mut())?;
+    writer.finish()
+}
+
+fn ingest_file(
+    core: &StoreCore,
+    parts: &[(&Shard, &Arc<Frozen>)],
+    file: StagedFile,
+) -> Result<bool, Error> {
+    let _change = core.change.lock();
+    let is_current = |(shard, frozen): &(&Shard, &Arc<Frozen>)| {
+        shard.state.read().generation == frozen.generation
+    };
+    if !parts.iter().all(is_current) {
+        return Ok(false);
+    }
+    fail_point!("before_ingest", |_| std::process::abort());
+    let mut bytes = file.bytes;
+    core.base.ingest(vec![file], &[])?;
+    fail_point!("after_ingest", |_| std::process::abort());
+    let (files, level0_files) = (core.base.view(), core.base.level0_files());
+    for (shard, frozen) in parts {
+        shard.publish(frozen, &files);
+        let counters = &shard.counters;
+        counters.flushes.fetch_add(1, Ordering::Relaxed);
+        // The file's bytes count once, for whichever shard comes first.
+        let bytes = std::mem::take(&mut bytes);
+        counters.flushed_bytes.fetch_add(bytes, Ordering::Relaxed);
+        counters.level0_files.store(level0_files, Ordering::Relaxed);
+    }
+    Ok(true)
+}
+
 impl Shard {
     /// Whether [`Shard::freeze`] would give something worth its file: a frozen memtable waits, the
-    /// active one is full, or it has something and is `age_ms` old, which the owner measures.
+    /// active one is full, all of the node's are together and it is one of them, or it has
+    /// something and is `age_ms` old, which the owner measures.
     pub fn flush_due(&self, age_ms: u64) -> bool {
+        let full = self.core.memtables_full();
         let state = self.state.read();
         let old = age_ms >= state.options.memtable_age_ms_max;
-        !state.frozen.is_empty() || state.is_full() || (old && state.is_dirty())
+        !state.frozen.is_empty() || state.is_full() || ((old || full) && state.is_dirty())
     }
 
     /// Gives the oldest frozen memtable; freezes the active one if there is none. `None` if
@@ -84,22 +193,9 @@ impl Shard {
     /// # Errors
     /// The file cannot be written.
     pub fn build(&self, flush: &FrozenFlush) -> Result<BuiltFlush, Error> {
-        let ranges = self.state.read().ranges.clone();
         let frozen = flush.frozen.clone();
-        let mut writer = self.core.base.writer()?;
-        let applied = NodeKey::Applied(self.id()).encode();
-        let mut key = Vec::with_capacity(64);
-        StoredKey::State {
-            range: RangeId::NODE,
-            suffix: applied.as_slice(),
-        }
-        .encode(&mut key);
-        writer.put(&key, &frozen.applied.encode())?;
-        write_rows(&frozen.memtable, &ranges, writer.as_mut())?;
-        Ok(BuiltFlush {
-            frozen,
-            file: writer.finish()?,
-        })
+        let file = build_file(&self.core, &[(self, &frozen)])?;
+        Ok(BuiltFlush { frozen, file })
     }
 
     /// Takes the file into the base store and publishes it: readers change from the memtable to
@@ -112,30 +208,15 @@ impl Shard {
     /// # Errors
     /// The base store failed: the replica must stop.
     pub fn ingest(&self, built: BuiltFlush) -> Result<LogId, Error> {
-        let _change = self.core.change.lock();
         let BuiltFlush { frozen, file } = built;
-        if self.state.read().generation == frozen.generation {
-            fail_point!("before_ingest", |_| std::process::abort());
-            let bytes = file.bytes;
-            self.core.base.ingest(vec![file], &[])?;
-            fail_point!("after_ingest", |_| std::process::abort());
-            self.publish(&frozen);
-            self.counters.flushes.fetch_add(1, Ordering::Relaxed);
-            self.counters
-                .flushed_bytes
-                .fetch_add(bytes, Ordering::Relaxed);
-            self.counters
-                .level0_files
-                .store(self.core.base.level0_files(), Ordering::Relaxed);
-        }
+        ingest_file(&self.core, &[(self, &frozen)], file)?;
         let flushed = self.state.read().flushed.log_id;
         flushed.ok_or_else(|| Error::Stopped {
             reason: "nothing was applied".to_owned(),
         })
     }
 
-    fn publish(&self, frozen: &Arc<Frozen>) {
-        let files = self.core.base.view();
+    fn publish(&self, frozen: &Arc<Frozen>, files: &Arc<dyn ReadView>) {
         let time_ms = frozen.applied.time_ms;
         let early = KnownKeys::early_keys(&frozen.memtable, time_ms);
         let slot_count = self.core.options.slot_count;
@@ -148,17 +229,18 @@ impl Shard {
         state.files = files.clone();
         state
             .hidden_hours
-            .flushed(frozen.floor_ms.map(hour_of), &files);
+            .flushed(frozen.floor_ms.map(hour_of), files);
         state.flushed = frozen.applied.clone();
         if frozen.cut {
             let (ranges, applied) = (state.ranges.clone(), frozen.applied.clone());
             state.cut_hash = None;
             state.cut = Some(CutView {
-                files,
+                files: files.clone(),
                 ranges,
                 applied,
             });
         }
+        self.count_memtables(&state);
         let ranges = state.ranges.clone();
         let in_range = |(slot, key)| Some((ranges.of_slot(slot)?, key));
         state
@@ -186,26 +268,38 @@ pub(crate) fn write_rows(
     ranges: &Ranges,
     writer: &mut dyn FileWriter,
 ) -> Result<(), Error> {
-    write_state(memtable, ranges, writer)?;
-    fail_point!("build", |_| std::process::abort());
-    write_dedup(memtable, ranges, writer)
+    write_parts(&[Part { memtable, ranges }], writer)
 }
 
-/// State rows and timelines, range by range. In a range the message rows come first; overwritten
-/// ones are among the state rows, so the two are merged.
-fn write_state(
-    memtable: &Memtable,
-    ranges: &Ranges,
-    writer: &mut dyn FileWriter,
-) -> Result<(), Error> {
+/// One shard's share of a file.
+struct Part<'a> {
+    memtable: &'a Memtable,
+    ranges: &'a Ranges,
+}
+
+fn write_parts(parts: &[Part<'_>], writer: &mut dyn FileWriter) -> Result<(), Error> {
+    write_state(parts, writer)?;
+    fail_point!("build", |_| std::process::abort());
+    write_dedup(parts, writer)
+}
+
+/// State rows and timelines, range by range; a range is one shard's. In a range the message rows
+/// come first; overwritten ones are among the state rows, so the two are merged.
+fn write_state(parts: &[Part<'_>], writer: &mut dyn FileWriter) -> Result<(), Error> {
     let mut timelines: Vec<(RangeId, TimelineId, &Tail)> = Vec::new();
-    for (timeline, tail) in memtable.timelines() {
-        timelines.push((range_of(ranges, tail.slot())?, *timeline, tail));
+    let mut ranges: Vec<(RangeId, SlotId, &Memtable)> = Vec::new();
+    for part in parts {
+        for (timeline, tail) in part.memtable.timelines() {
+            timelines.push((range_of(part.ranges, tail.slot())?, *timeline, tail));
+        }
+        let of_part = part.ranges.by_range();
+        ranges.extend(of_part.map(|(range, slot)| (range, slot, part.memtable)));
     }
     timelines.sort_unstable_by_key(|(range, timeline, _)| (*range, *timeline));
+    ranges.sort_unstable_by_key(|(range, ..)| *range);
     let mut timelines = timelines.into_iter().peekable();
     let mut row_bytes = Vec::new();
-    for (range, slot) in ranges.by_range() {
+    for (range, slot, memtable) in ranges {
         let mut rows = memtable
             .state_from((slot, [].as_slice().into()))
             .take_while(|((row_slot, _), _)| *row_slot == slot)
@@ -247,18 +341,21 @@ fn write_row(writer: &mut dyn FileWriter, key: &[u8], value: Option<&[u8]>) -> R
     }
 }
 
-fn write_dedup(
-    memtable: &Memtable,
-    ranges: &Ranges,
-    writer: &mut dyn FileWriter,
-) -> Result<(), Error> {
-    let mut rows = Vec::with_capacity(memtable.dedup_rows().len());
-    for row in memtable.dedup_rows() {
-        rows.push((row.key.hour(), range_of(ranges, row.slot)?, row.key, row));
+fn write_dedup(parts: &[Part<'_>], writer: &mut dyn FileWriter) -> Result<(), Error> {
+    let count = parts
+        .iter()
+        .map(|part| part.memtable.dedup_rows().len())
+        .sum();
+    let mut rows = Vec::with_capacity(count);
+    for Part { memtable, ranges } in parts {
+        for row in memtable.dedup_rows() {
+            let range = range_of(ranges, row.slot)?;
+            rows.push((row.key.hour(), range, row.key, *memtable, row));
+        }
     }
-    rows.sort_unstable_by_key(|(hour, range, key, _)| (*hour, *range, *key));
+    rows.sort_unstable_by_key(|(hour, range, key, ..)| (*hour, *range, *key));
     let mut stored = Vec::with_capacity(64);
-    for (hour, range, key, row) in rows {
+    for (hour, range, key, memtable, row) in rows {
         stored.clear();
         StoredKey::Dedup {
             hour,

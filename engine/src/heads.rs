@@ -11,6 +11,10 @@ use crate::id::{RangeId, Seq, TimelineId};
 /// Places per set. A lookup reads one set: two cache lines.
 const WAYS: usize = 4;
 
+/// Sets that are allocated together, when the first of them is needed: a shard that nobody writes to
+/// holds none.
+const CHUNK_SETS: usize = 64;
+
 /// One timeline's head. Range 0 marks a free place: no timeline is in it.
 #[derive(Clone, Copy, Default)]
 struct Place {
@@ -22,22 +26,27 @@ struct Place {
 
 /// A set-associative cache of heads, keyed by range and timeline.
 pub(crate) struct HeadCache {
-    sets: Vec<[Place; WAYS]>,
+    chunks: Vec<Option<Box<[Set; CHUNK_SETS]>>>,
+    /// A power of two.
+    sets: usize,
 }
+
+type Set = [Place; WAYS];
 
 impl HeadCache {
     /// A cache for about this many timelines.
     pub(crate) fn new(entries: usize) -> HeadCache {
         let sets = (entries / WAYS).max(1).next_power_of_two();
-        HeadCache {
-            sets: vec![[Place::default(); WAYS]; sets],
-        }
+        let mut chunks = Vec::new();
+        chunks.resize_with(sets.div_ceil(CHUNK_SETS), || None);
+        HeadCache { chunks, sets }
     }
 
     /// The head of a timeline, if it is here.
     pub(crate) fn get(&self, range: RangeId, timeline: TimelineId) -> Option<Seq> {
         let wanted = Place::of(range, timeline, Seq::ZERO);
-        let set = &self.sets[self.set(wanted)];
+        let index = self.set(wanted);
+        let set = &self.chunks[index / CHUNK_SETS].as_ref()?[index % CHUNK_SETS];
         set.iter()
             .find(|place| place.is(wanted))
             .map(|place| Seq(place.seq))
@@ -47,7 +56,9 @@ impl HeadCache {
     pub(crate) fn put(&mut self, range: RangeId, timeline: TimelineId, head: Seq) {
         let place = Place::of(range, timeline, head);
         let set_index = self.set(place);
-        let set = &mut self.sets[set_index];
+        let chunk = self.chunks[set_index / CHUNK_SETS]
+            .get_or_insert_with(|| Box::new([Set::default(); CHUNK_SETS]));
+        let set = &mut chunk[set_index % CHUNK_SETS];
         let last = set
             .iter()
             .position(|other| other.is(place))
@@ -61,7 +72,7 @@ impl HeadCache {
         key[..8].copy_from_slice(&place.owner.to_be_bytes());
         key[8..12].copy_from_slice(&place.range.to_be_bytes());
         key[12] = place.kind;
-        let mask = u64::try_from(self.sets.len() - 1).expect("a usize fits");
+        let mask = u64::try_from(self.sets - 1).expect("a usize fits");
         usize::try_from(xxh3_64(&key) & mask).expect("below the number of sets")
     }
 }
@@ -97,6 +108,22 @@ mod tests {
         assert_eq!(heads.get(RangeId(1), GroupId(1).timeline()), None);
         heads.put(RangeId(1), mailbox, Seq(6));
         assert_eq!(heads.get(RangeId(1), mailbox), Some(Seq(6)));
+    }
+
+    #[test]
+    fn memory_is_taken_only_for_heads_that_are_there() {
+        let mut heads = HeadCache::new(1 << 20);
+        let taken = |heads: &HeadCache| heads.chunks.iter().flatten().count();
+        assert_eq!(heads.get(RangeId(1), UserId(1).mailbox()), None);
+        assert_eq!(taken(&heads), 0);
+        for owner in 1..=20 {
+            heads.put(RangeId(1), UserId(owner).mailbox(), Seq(owner));
+        }
+        assert!((1..=20).contains(&taken(&heads)));
+        for owner in 1..=20 {
+            let head = heads.get(RangeId(1), UserId(owner).mailbox());
+            assert_eq!(head, Some(Seq(owner)));
+        }
     }
 
     #[test]

@@ -38,7 +38,13 @@ impl Shard {
     /// failed: the replica must stop.
     pub fn install(&self, meta: &SnapshotMeta, files: &[PathBuf]) -> Result<(), Error> {
         self.check_meta(meta)?;
-        let old = self.state.read().ranges.clone();
+        let old = {
+            let state = self.state.read();
+            if state.retired {
+                state.check()?;
+            }
+            state.ranges.clone()
+        };
         let mut new = Ranges::default();
         {
             // Ranges rise with the slots: the order of a snapshot's rows is that of their keys.
@@ -184,6 +190,7 @@ impl Shard {
         state.rewrites += 1;
         state.active = Memtable::default();
         state.fault = None;
+        self.count_memtables(&state);
         self.tails.lock().clear();
         drop(state);
         drop(thrown);

@@ -26,6 +26,7 @@ mod cluster_options;
 mod command;
 mod decode;
 mod dedup;
+mod drop_shard;
 mod entry;
 mod error;
 mod flush;
@@ -71,7 +72,7 @@ pub use command::{
 pub use decode::Malformed;
 pub use entry::{Commands, Entry, EntryBuilder};
 pub use error::{Error, KeyText};
-pub use flush::{BuiltFlush, FrozenFlush};
+pub use flush::{BuiltFlush, FrozenFlush, SharedFlush};
 pub use handle::{HANDLE_BYTES_MAX, check_handle};
 pub use hash::StateHash;
 pub use hlc::Hlc;

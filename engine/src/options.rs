@@ -10,6 +10,9 @@ pub struct EngineOptions {
     pub slot_count: u16,
     /// Allocations that the active memtable of a shard may pin, in bytes, before a flush is due.
     pub memtable_bytes_max: u64,
+    /// The same of all shards of the node together: above it a flush of all is due, above twice as
+    /// much apply stalls. What one shard does not need another may use.
+    pub memtables_bytes_max: u64,
     /// Age at which a memtable with anything in it is flushed, in milliseconds by the owner's clock.
     pub memtable_age_ms_max: u64,
     /// Frozen memtables of a shard that may wait for their flush before apply stalls. At least 1.
@@ -35,6 +38,7 @@ impl Default for EngineOptions {
         Self {
             slot_count: 1024,
             memtable_bytes_max: 64 << 20,
+            memtables_bytes_max: 256 << 20,
             memtable_age_ms_max: 30_000,
             memtables_frozen_max: 1,
             block_cache_bytes: 64 << 20,

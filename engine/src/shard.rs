@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::id::{RangeId, Seq, ShardId, SlotId, TimelineId};
 use crate::item::{LaneId, OutboxItem};
 use crate::key::{KeyBytes, StateKey};
+use crate::memtable::Memtable;
 use crate::row::Row;
 use crate::state::{Context, Effects, ShardState};
 use crate::store::StoreCore;
@@ -87,6 +88,8 @@ pub(crate) struct Counters {
     pub(crate) flushed_bytes: AtomicU64,
     pub(crate) installs: AtomicU64,
     pub(crate) level0_files: AtomicU64,
+    /// This shard's part of `StoreCore::memtable_bytes`.
+    memtable_bytes: AtomicU64,
 }
 
 /// One shard's replica on this node. Apply has one caller; reads may come from any thread.
@@ -101,6 +104,13 @@ pub struct Shard {
     pub(crate) counters: Counters,
 }
 
+impl Drop for Shard {
+    fn drop(&mut self) {
+        let bytes = *self.counters.memtable_bytes.get_mut();
+        self.core.memtable_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
 impl Shard {
     pub(crate) fn new(id: ShardId, core: Arc<StoreCore>, state: ShardState) -> Shard {
         let tails = Mutex::new(TailCache::new(core.options.tail_cache_bytes));
@@ -112,6 +122,14 @@ impl Shard {
             tails,
             counters,
         }
+    }
+
+    /// To be called under the write lock whenever memtables have grown or gone.
+    pub(crate) fn count_memtables(&self, state: &ShardState) {
+        let now = state.memtables().map(Memtable::bytes).sum::<u64>();
+        let before = self.counters.memtable_bytes.swap(now, Ordering::Relaxed);
+        let grown = now.wrapping_sub(before);
+        self.core.memtable_bytes.fetch_add(grown, Ordering::Relaxed);
     }
 
     /// Which shard this is.
@@ -147,7 +165,10 @@ impl Shard {
             let mut state = self.state.write();
             state.check()?;
             match self.apply_one(&mut state, entry, &mut effects, number) {
-                Ok(of_entry) => replies.push(of_entry),
+                Ok(of_entry) => {
+                    self.count_memtables(&state);
+                    replies.push(of_entry);
+                }
                 Err(error) => {
                     state.fault = Some(error.to_string());
                     return Err(error);
@@ -208,15 +229,16 @@ impl Shard {
         Ok(replies)
     }
 
-    /// The owner waits between two entries while this is true: a second memtable is full, or
-    /// compaction falls behind. No lock is held meanwhile.
+    /// The owner waits between two entries while this is true: a second memtable is full, the
+    /// node's memtables are twice over their budget, or compaction falls behind. No lock is held
+    /// meanwhile.
     pub fn stalled(&self) -> bool {
         let full = {
             let state = self.state.read();
             state.frozen.len() > state.options.memtables_frozen_max
                 || (state.is_full() && state.frozen.len() >= state.options.memtables_frozen_max)
         };
-        full || self.too_many_files()
+        full || self.core.memtables_overfull() || self.too_many_files()
     }
 
     fn too_many_files(&self) -> bool {

@@ -57,6 +57,8 @@ pub(crate) struct ShardState {
     pub(crate) batches: u64,
     /// Why the shard can't go on.
     pub(crate) fault: Option<String>,
+    /// The replica was removed from the node: nothing may bring it back through this handle.
+    pub(crate) retired: bool,
 }
 
 /// A memtable on its way into a file, with the applied row of its last entry.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -44,6 +44,20 @@ pub(crate) struct StoreCore {
     pub(crate) change: Mutex<RangeCounter>,
     /// The hour before which files of dedup rows have been removed.
     pub(crate) hours_dropped: AtomicU32,
+    /// Bytes pinned by all memtables of the node.
+    pub(crate) memtable_bytes: AtomicU64,
+}
+
+impl StoreCore {
+    /// The memtables of all shards together have reached their budget.
+    pub(crate) fn memtables_full(&self) -> bool {
+        self.memtable_bytes.load(Ordering::Relaxed) >= self.options.memtables_bytes_max
+    }
+
+    /// They are so far beyond it that apply must wait.
+    pub(crate) fn memtables_overfull(&self) -> bool {
+        self.memtable_bytes.load(Ordering::Relaxed) / 2 >= self.options.memtables_bytes_max
+    }
 }
 
 /// The greatest range ever given out on this node.
@@ -62,7 +76,7 @@ impl RangeCounter {
 
 /// Everything that one node has flushed, and its shards.
 pub struct Store {
-    core: Arc<StoreCore>,
+    pub(crate) core: Arc<StoreCore>,
     shards: RwLock<BTreeMap<ShardId, Arc<Shard>>>,
 }
 
@@ -103,6 +117,7 @@ impl Store {
             options,
             change,
             hours_dropped: AtomicU32::new(0),
+            memtable_bytes: AtomicU64::new(0),
         });
         let files = core.base.view();
         let mut shards = BTreeMap::new();
@@ -177,6 +192,11 @@ impl Store {
         ));
         self.shards.write().insert(shard, made.clone());
         Ok(made)
+    }
+
+    /// After the ingest that removed its rows.
+    pub(crate) fn forget(&self, shard: ShardId) {
+        self.shards.write().remove(&shard);
     }
 
     /// Removes files of dedup rows that no read can show any more, see `hidden_hours.rs`. To be
@@ -257,6 +277,7 @@ fn new_shard(
         rewrites: 0,
         batches: 0,
         fault,
+        retired: false,
     };
     Shard::new(shard, core.clone(), state)
 }

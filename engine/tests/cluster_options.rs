@@ -102,6 +102,7 @@ fn other() -> EngineOptions {
     EngineOptions {
         slot_count: 4,
         memtable_bytes_max: 1000,
+        memtables_bytes_max: 1 << 20,
         memtable_age_ms_max: 1,
         memtables_frozen_max: 7,
         block_cache_bytes: 1 << 20,

@@ -126,6 +126,31 @@ fn go_on(shard: &Shard, to: u64) {
     }
 }
 
+/// Two shards that apply the same and share each file.
+fn go_on_together(store: &Store, shards: &[Arc<Shard>; 2], to: u64) {
+    for index in applied_index(&shards[0]) + 1..=to {
+        for shard in shards {
+            shard.apply(&[entry(shard, index)]).unwrap();
+        }
+        if index % FLUSH_EVERY == 0 {
+            let frozen = shards
+                .each_ref()
+                .map(|shard| (shard.clone(), shard.freeze().unwrap()));
+            let built = store.build(frozen.into()).unwrap();
+            assert!(store.ingest(built).unwrap());
+        }
+    }
+}
+
+fn open_both(dir: &Path) -> (Store, [Arc<Shard>; 2]) {
+    let (store, first) = open(dir);
+    let other = ShardId(1);
+    let second = store
+        .shard(other)
+        .unwrap_or_else(|| store.create_shard(other, 0..=SLOTS - 1).unwrap());
+    (store, [first, second])
+}
+
 /// The hashes after each entry, from a store that never crashes.
 fn reference() -> Vec<Option<StateHash>> {
     let store = Store::open_in_memory(&MemoryDisk::new(), options()).unwrap();
@@ -144,12 +169,20 @@ fn child() {
     let Ok(dir) = std::env::var(DIR) else { return };
     let dir = PathBuf::from(dir);
     let _scenario = fail::FailScenario::setup();
-    let (_store, shard) = open(&dir.join("node"));
+    let (store, shard) = open(&dir.join("node"));
     match std::env::var(WORK).as_deref() {
+        Ok("drop") => {
+            assert!(store.drop_shard(SHARD).unwrap());
+        }
         Ok("install") => {
             let meta = std::fs::read(dir.join("meta")).unwrap();
             let meta = SnapshotMeta::decode(&meta).unwrap();
             shard.install(&meta, &[dir.join("000001.rows")]).unwrap();
+        }
+        Ok("together") => {
+            drop((store, shard));
+            let (store, shards) = open_both(&dir.join("node"));
+            go_on_together(&store, &shards, ENTRIES);
         }
         Ok(_) | Err(_) => {
             go_on(&shard, ENTRIES);
@@ -222,6 +255,45 @@ fn an_abort_in_a_flush_leaves_whole_entries() {
 }
 
 #[test]
+fn an_abort_in_a_shared_flush_leaves_all_its_shards_at_one_entry() {
+    let reference = reference();
+    for (failpoint, flushed) in [
+        ("build", false),
+        ("before_ingest", false),
+        ("after_ingest", true),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let node = dir.path().join("node");
+        let crash = format!("{failpoint}=2*off->return");
+        let ended = start(dir.path(), "together", &crash)
+            .wait_with_output()
+            .unwrap();
+        assert!(!ended.status.success(), "{failpoint} was not reached");
+        let wanted = (2 + u64::from(flushed)) * FLUSH_EVERY;
+        {
+            let (_store, shards) = open_both(&node);
+            for shard in &shards {
+                assert_eq!(applied_index(shard), wanted, "{failpoint}");
+                let hash = shard.state_hash_now().unwrap();
+                assert_eq!(
+                    hash.map(|hash| hash.hash),
+                    reference_hash(&reference, wanted)
+                );
+            }
+        }
+        let ended = start(dir.path(), "together", "")
+            .wait_with_output()
+            .unwrap();
+        assert!(ended.status.success());
+    }
+}
+
+fn reference_hash(reference: &[Option<StateHash>], index: u64) -> Option<u128> {
+    let of_index = &reference[usize::try_from(index).unwrap()];
+    of_index.as_ref().map(|hash| hash.hash)
+}
+
+#[test]
 fn a_kill_at_any_moment_leaves_whole_entries() {
     let reference = reference();
     let dir = tempfile::tempdir().unwrap();
@@ -280,4 +352,45 @@ fn an_abort_in_an_install_leaves_the_old_state_or_the_new() {
         assert!(ended.status.success());
         assert_eq!(check(&node, &reference), ENTRIES);
     }
+}
+
+#[test]
+fn an_abort_in_a_drop_leaves_the_replica_or_nothing_of_it() {
+    let reference = reference();
+    for (failpoint, dropped) in [("before_drop", false), ("after_drop", true)] {
+        let dir = tempfile::tempdir().unwrap();
+        let node = dir.path().join("node");
+        let neighbour = ShardId(1);
+        {
+            let (store, shard) = open(&node);
+            go_on(&shard, 20);
+            flush(&shard);
+            store.create_shard(neighbour, 0..=SLOTS - 1).unwrap();
+            let other = store.shard(neighbour).unwrap();
+            go_on(&other, 30);
+            flush(&other);
+        }
+        let ended = start(dir.path(), "drop", &format!("{failpoint}=return"))
+            .wait_with_output()
+            .unwrap();
+        assert!(!ended.status.success(), "{failpoint} was not reached");
+        {
+            let store = Store::open(&node, options()).unwrap();
+            assert_eq!(store.shard(SHARD).is_none(), dropped);
+            let other = store.shard(neighbour).unwrap();
+            assert_eq!(other.state_hash_now().unwrap(), reference_of(neighbour, 30));
+        }
+        // Whole again, or hosted anew from nothing.
+        let found = check(&node, &reference);
+        assert_eq!(found, if dropped { 0 } else { 20 });
+        check_end(&node, &reference);
+    }
+}
+
+/// The hash of another shard after some entries.
+fn reference_of(shard: ShardId, entries: u64) -> Option<StateHash> {
+    let store = Store::open_in_memory(&MemoryDisk::new(), options()).unwrap();
+    let shard = store.create_shard(shard, 0..=SLOTS - 1).unwrap();
+    go_on(&shard, entries);
+    shard.state_hash_now().unwrap()
 }

@@ -128,6 +128,15 @@ impl Replica {
             disk.crash();
         }
         self.store = Some(self.disk.open());
+        self.apply_again();
+    }
+
+    /// From what the store has to the end of the log; from nothing, if the replica was dropped.
+    fn apply_again(&mut self) {
+        let store = self.store.as_ref().unwrap();
+        if store.shard(SHARD).is_none() {
+            store.create_shard(SHARD, 0..=SLOT_COUNT - 1).unwrap();
+        }
         let shard = self.shard();
         let applied = shard.applied().log_id.map_or(0, |log_id| log_id.index);
         assert_eq!(shard.flushed(), shard.applied().log_id);
@@ -135,6 +144,27 @@ impl Replica {
         for (entry, replies) in self.log[from..].iter().zip(&self.replies[from..]) {
             let again = shard.apply(std::slice::from_ref(entry)).unwrap();
             assert_eq!(again.replies, std::slice::from_ref(replies));
+        }
+    }
+
+    /// Takes the replica off the node, dies on the way or not, and hosts it again.
+    fn drop_shard(&mut self, dying: Option<Dying>) {
+        let (former, store) = (self.shard(), self.store.as_ref().unwrap());
+        self.built = None;
+        match (&self.disk, dying) {
+            (Disk::Memory(disk), Some(dying)) => {
+                disk.crash_next_ingest(dying.into());
+                assert!(store.drop_shard(SHARD).is_err());
+                self.store = None;
+                drop(former);
+                self.reopen();
+            }
+            (Disk::Memory(_) | Disk::Rocks(_), _) => {
+                assert!(store.drop_shard(SHARD).unwrap());
+                assert!(!store.drop_shard(SHARD).unwrap());
+                assert!(former.head(UserId(1).mailbox()).is_err());
+                self.apply_again();
+            }
         }
     }
 
@@ -188,6 +218,7 @@ fn run(steps: &[Step], disk: Disk) -> (Replica, Reference) {
             Step::Build => replica.build(),
             Step::Reopen => replica.reopen(),
             Step::Crash(dying) => replica.crash(*dying),
+            Step::Drop(dying) => replica.drop_shard(*dying),
         }
         compare_heads(&replica.shard(), &reference);
     }

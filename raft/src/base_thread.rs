@@ -1,5 +1,7 @@
-//! The one thread that changes the store of rows: flushes, installs and checkpoints, one at a time.
+//! The one thread that changes the store of rows: flushes, installs, replicas that come and go, and checkpoints,
+//! one at a time.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,7 +9,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use mailbox_engine::{LogId, Shard, ShardId, SnapshotMeta, Store};
+use mailbox_engine::{FrozenFlush, LogId, Shard, ShardId, SnapshotMeta, Store};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot, watch};
@@ -18,6 +20,8 @@ use crate::types::log_id;
 
 /// How often ages are looked at when nothing else happens.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+/// Bytes of memtables that go into one file, about.
+const FILE_BYTES_FULL: u64 = 64 << 20;
 
 /// What the thread knows of a shard.
 pub(crate) struct FlushedShard {
@@ -31,6 +35,19 @@ enum Job {
     /// Look which shards are due.
     Look,
     Add(FlushedShard),
+    /// Flush this shard no more.
+    Forget(ShardId),
+    /// Make an empty replica with these slots, unless it is there.
+    Create {
+        shard: ShardId,
+        slots: RangeInclusive<u16>,
+        done: oneshot::Sender<Result<Arc<Shard>, Error>>,
+    },
+    /// Remove a replica with all its rows, if it is there.
+    Drop {
+        shard: ShardId,
+        done: oneshot::Sender<Result<(), Error>>,
+    },
     /// Flush everything that was applied, due or not.
     FlushAll(oneshot::Sender<Result<(), Error>>),
     Install {
@@ -93,6 +110,10 @@ impl BaseThread {
         self.push(Job::Add(shard));
     }
 
+    pub(crate) fn forget(&self, shard: ShardId) {
+        self.push(Job::Forget(shard));
+    }
+
     pub(crate) fn look(&self) {
         if !self.looking.swap(true, Ordering::AcqRel) {
             self.push(Job::Look);
@@ -107,6 +128,23 @@ impl BaseThread {
     pub(crate) async fn flush_all(&self) -> Result<(), Error> {
         let (done, answer) = oneshot::channel();
         self.push(Job::FlushAll(done));
+        answered(answer).await
+    }
+
+    pub(crate) async fn create(
+        &self,
+        shard: ShardId,
+        slots: RangeInclusive<u16>,
+    ) -> Result<Arc<Shard>, Error> {
+        let (done, answer) = oneshot::channel();
+        self.push(Job::Create { shard, slots, done });
+        answered(answer).await
+    }
+
+    /// Nothing may be applied to the shard any more.
+    pub(crate) async fn drop_shard(&self, shard: ShardId) -> Result<(), Error> {
+        let (done, answer) = oneshot::channel();
+        self.push(Job::Drop { shard, done });
         answered(answer).await
     }
 
@@ -151,7 +189,7 @@ impl Drop for BaseThread {
     }
 }
 
-async fn answered(answer: oneshot::Receiver<Result<(), Error>>) -> Result<(), Error> {
+async fn answered<T>(answer: oneshot::Receiver<Result<T, Error>>) -> Result<T, Error> {
     answer
         .await
         .unwrap_or_else(|_| Err(Error::Log("the base store's thread has stopped".to_owned())))
@@ -159,7 +197,21 @@ async fn answered(answer: oneshot::Receiver<Result<(), Error>>) -> Result<(), Er
 
 struct Entry {
     shard: FlushedShard,
-    last_flush: Instant,
+    /// Since when there is something that files do not have, as far as was seen.
+    dirty_since: Option<Instant>,
+}
+
+impl Entry {
+    /// How long there has been something to flush; `None` if there is nothing.
+    fn age_ms(&mut self, now: Instant) -> Option<u64> {
+        if !self.shard.engine.flush_due(u64::MAX) {
+            self.dirty_since = None;
+            return None;
+        }
+        let since = *self.dirty_since.get_or_insert(now);
+        let age = now.saturating_duration_since(since).as_millis();
+        Some(u64::try_from(age).unwrap_or(u64::MAX - 1))
+    }
 }
 
 struct Run {
@@ -191,13 +243,24 @@ impl Run {
             Job::Stop => {}
             Job::Add(shard) => self.shards.push(Entry {
                 shard,
-                last_flush: Instant::now(),
+                dirty_since: None,
             }),
             Job::Look => {
                 // Before the look: who asks while it goes on is heard.
                 self.looking.store(false, Ordering::Release);
                 let result = self.flush_due();
                 self.note(&result);
+            }
+            Job::Forget(shard) => self.forget(shard),
+            Job::Create { shard, slots, done } => {
+                let result = self.create(shard, slots);
+                self.note(&result);
+                let _ = done.send(result);
+            }
+            Job::Drop { shard, done } => {
+                let result = self.drop_shard(shard);
+                self.note(&result);
+                let _ = done.send(result);
             }
             Job::FlushAll(done) => {
                 let result = self.flush_all();
@@ -211,7 +274,6 @@ impl Run {
                 done,
             } => {
                 let result = self.install(shard, &meta, &files);
-                self.note(&result);
                 let _ = done.send(result);
             }
             Job::Checkpoint { dir, done } => {
@@ -222,7 +284,7 @@ impl Run {
     }
 
     /// A change that failed half-way must not be built upon: the node stops.
-    fn note(&self, result: &Result<(), Error>) {
+    fn note<T>(&self, result: &Result<T, Error>) {
         if let Err(error) = result {
             report(&self.fault, &error_chain(error));
         }
@@ -231,21 +293,29 @@ impl Run {
 
     fn flush_due(&mut self) -> Result<(), Error> {
         let mut any = false;
-        for entry in &mut self.shards {
-            loop {
-                let age = entry.last_flush.elapsed().as_millis();
-                let age = u64::try_from(age).unwrap_or(u64::MAX);
-                if self.fault.borrow().is_some() || !entry.shard.engine.flush_due(age) {
-                    break;
-                }
-                let flushed = flush(&entry.shard, &self.runtime)?;
-                entry.last_flush = Instant::now();
-                self.changed.notify_waiters();
-                any |= flushed;
-                if !flushed {
-                    break;
-                }
+        while self.fault.borrow().is_none() {
+            let now = Instant::now();
+            let ages = self.shards.iter_mut().map(|entry| entry.age_ms(now));
+            let ages: Vec<Option<u64>> = ages.collect();
+            let due = |times: u64| {
+                let of_entry = |(entry, age): (&Entry, &Option<u64>)| {
+                    age.is_some_and(|age| entry.shard.engine.flush_due(age.saturating_mul(times)))
+                };
+                self.shards
+                    .iter()
+                    .zip(&ages)
+                    .map(of_entry)
+                    .collect::<Vec<bool>>()
+            };
+            if !due(1).contains(&true) {
+                break;
             }
+            // What will be due before long goes along: one file for all.
+            let wanted = due(2);
+            if !self.flush(&wanted)? {
+                break;
+            }
+            any = true;
         }
         if any {
             self.store.drop_hidden_hours()?;
@@ -254,10 +324,61 @@ impl Run {
     }
 
     fn flush_all(&mut self) -> Result<(), Error> {
-        for entry in &mut self.shards {
-            while flush(&entry.shard, &self.runtime)? {}
-            entry.last_flush = Instant::now();
+        let all = vec![true; self.shards.len()];
+        while self.flush(&all)? {}
+        Ok(())
+    }
+
+    /// Flushes one memtable of each wanted shard that has something, in as few files as their sizes allow. False
+    /// if none had. A file may only be ingested when this node's log has synced the entries in it: else, after a
+    /// power cut, the log would end below the applied state.
+    fn flush(&mut self, wanted: &[bool]) -> Result<bool, Error> {
+        let (mut part, mut bytes, mut any) = (Vec::new(), 0, false);
+        for (index, _) in wanted.iter().enumerate().filter(|(_, wanted)| **wanted) {
+            let engine = &self.shards[index].shard.engine;
+            let Some(frozen) = engine.freeze() else {
+                continue;
+            };
+            any = true;
+            bytes += frozen.bytes();
+            part.push((index, engine.clone(), frozen));
+            if bytes >= FILE_BYTES_FULL {
+                self.flush_part(std::mem::take(&mut part))?;
+                bytes = 0;
+            }
         }
+        if !part.is_empty() {
+            self.flush_part(part)?;
+        }
+        Ok(any)
+    }
+
+    fn flush_part(&mut self, part: Vec<(usize, Arc<Shard>, FrozenFlush)>) -> Result<(), Error> {
+        let ids: Vec<_> = part
+            .iter()
+            .map(|(index, _, frozen)| (*index, frozen.log_id()))
+            .collect();
+        let flushes = part.into_iter().map(|(_, engine, frozen)| (engine, frozen));
+        let built = self.store.build(flushes.collect())?;
+        for (index, id) in &ids {
+            if let Some(id) = id {
+                let log = &self.shards[*index].shard.log;
+                self.runtime
+                    .block_on(log.wait_synced(log_id(id.term, id.index)))
+                    .map_err(|error| Error::Log(error.to_string()))?;
+            }
+        }
+        let bytes = built.bytes();
+        // Installs are made by this thread: none can have come in between.
+        let ingested = self.store.ingest(built)?;
+        tracing::debug!(shards = ids.len(), bytes, ingested, "flushed");
+        for (index, _) in ids {
+            let entry = &mut self.shards[index];
+            entry.dirty_since = None;
+            let flushed = entry.shard.engine.flushed();
+            entry.shard.flushed.send_replace(flushed);
+        }
+        self.changed.notify_waiters();
         Ok(())
     }
 
@@ -272,38 +393,36 @@ impl Run {
             .iter_mut()
             .find(|entry| entry.shard.engine.id() == shard);
         let Some(entry) = entry else {
+            // It was removed while the snapshot was on its way: no fault.
             return Err(mailbox_engine::Error::UnknownShard { shard }.into());
         };
-        entry.shard.engine.install(meta, files)?;
-        entry.last_flush = Instant::now();
-        let flushed = entry.shard.engine.flushed();
-        entry.shard.flushed.send_replace(flushed);
+        let installed = entry.shard.engine.install(meta, files);
+        if installed.is_ok() {
+            entry.dirty_since = None;
+            let flushed = entry.shard.engine.flushed();
+            entry.shard.flushed.send_replace(flushed);
+        }
+        let installed = installed.map_err(Error::from);
+        self.note(&installed);
+        installed
+    }
+
+    fn create(&self, shard: ShardId, slots: RangeInclusive<u16>) -> Result<Arc<Shard>, Error> {
+        if let Some(there) = self.store.shard(shard) {
+            return Ok(there);
+        }
+        Ok(self.store.create_shard(shard, slots)?)
+    }
+
+    fn forget(&mut self, shard: ShardId) {
+        self.shards.retain(|entry| entry.shard.engine.id() != shard);
+    }
+
+    fn drop_shard(&mut self, shard: ShardId) -> Result<(), Error> {
+        self.forget(shard);
+        self.store.drop_shard(shard)?;
         Ok(())
     }
-}
-
-/// Flushes one memtable, if there is anything. The file may only be ingested when this node's log has synced
-/// the entries in it: else, after a power cut, the log would end below the applied state.
-fn flush(shard: &FlushedShard, runtime: &Handle) -> Result<bool, Error> {
-    let Some(frozen) = shard.engine.freeze() else {
-        return Ok(false);
-    };
-    let built = shard.engine.build(&frozen)?;
-    if let Some(id) = frozen.log_id() {
-        runtime
-            .block_on(shard.log.wait_synced(log_id(id.term, id.index)))
-            .map_err(|error| Error::Log(error.to_string()))?;
-    }
-    let bytes = built.bytes();
-    let flushed = shard.engine.ingest(built)?;
-    shard.flushed.send_replace(Some(flushed));
-    tracing::debug!(
-        shard = shard.engine.id().0,
-        index = flushed.index,
-        bytes,
-        "flushed"
-    );
-    Ok(true)
 }
 
 /// Tells of a fault, unless one was told before: the first one explains the others.

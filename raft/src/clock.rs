@@ -10,7 +10,8 @@ use mailbox_api::peer::control_response::Response as Answer;
 use parking_lot::Mutex;
 
 use crate::error::ClockFault;
-use crate::peer_link::{Link, Peers};
+use crate::peer_link::Link;
+use crate::peers::Peers;
 
 /// How often clocks are compared, and how soon again until the first comparison worked.
 const COMPARE_INTERVAL: Duration = Duration::from_secs(1);
@@ -100,15 +101,12 @@ fn lower_median(values: &mut [i64]) -> i64 {
     values[(values.len() - 1) / 2]
 }
 
-/// Compares clocks for ever. Without any peer's answer nothing changes: such a node cannot commit either.
+/// Compares clocks for ever. Without any peer's answer nothing changes: such a node cannot commit either. One that
+/// has no peers follows its own clock; one that does not know them yet has no time.
 pub(crate) async fn run(clock: Arc<Clock>, peers: Arc<Peers>) {
-    if peers.links().next().is_none() {
-        return follow_wall(&clock).await;
-    }
     loop {
         let mut probes = Vec::new();
         for link in peers.links() {
-            let link = link.clone();
             probes.push(tokio::spawn(async move { probe(&link).await }));
         }
         let mut ahead = Vec::with_capacity(probes.len());
@@ -118,7 +116,7 @@ pub(crate) async fn run(clock: Arc<Clock>, peers: Arc<Peers>) {
             }
         }
         let before = clock.fault();
-        if !ahead.is_empty() {
+        if !ahead.is_empty() || peers.is_alone() {
             clock.compare(ahead);
         }
         let after = clock.fault();
@@ -134,13 +132,6 @@ pub(crate) async fn run(clock: Arc<Clock>, peers: Arc<Peers>) {
             COMPARE_INTERVAL
         })
         .await;
-    }
-}
-
-async fn follow_wall(clock: &Clock) {
-    loop {
-        clock.compare(Vec::new());
-        tokio::time::sleep(COMPARE_INTERVAL).await;
     }
 }
 

@@ -1,5 +1,5 @@
-//! The file that says whose directory this is: `IDENTITY`, one `name = value` a line. Written once, last of
-//! all at bootstrap: a directory without it holds nothing that anybody relies on.
+//! The file that says whose directory this is: `IDENTITY`, one `name = value` a line. Written last of all at a
+//! node's first start: a directory without it holds nothing that anybody relies on.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -12,9 +12,14 @@ use crate::error::Error;
 use crate::peer_link::PEER_PROTOCOL;
 
 const FILE: &str = "IDENTITY";
+/// The field that names the format of the file.
+const NODE: &str = "node_format";
 /// Format of the file itself and of the directory's layout. 1: one shard, with id 0, holds every slot, and
-/// `shard_count` is not there; no build reads both.
-const NODE_FORMAT: u32 = 2;
+/// `shard_count` is not there; no build reads both. 2: every shard has a replica here, and there is no
+/// `incarnation`; one is made and the file written anew when a node of this build opens it.
+const NODE_FORMAT: u32 = 3;
+/// The oldest format that is read.
+const NODE_FORMAT_READ: u32 = 2;
 
 /// Who a directory belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,11 +28,20 @@ pub(crate) struct Identity {
     pub(crate) node: u64,
     pub(crate) slot_count: u16,
     pub(crate) shard_count: u16,
+    /// Tells this directory from any other one of a node with this id. `None` only in a file of format 2.
+    pub(crate) incarnation: Option<u64>,
+}
+
+/// A number that nobody else makes; never 0.
+pub(crate) fn new_incarnation() -> u64 {
+    let (high, low) = uuid::Uuid::now_v7().as_u64_pair();
+    // The time is in the upper bits of `high` only; the upper ones of `low` are not random.
+    (high ^ low.rotate_left(32)).max(1)
 }
 
 fn formats() -> [(&'static str, u32); 4] {
     [
-        ("node_format", NODE_FORMAT),
+        (NODE, NODE_FORMAT),
         ("store_format", STORE_FORMAT),
         ("snapshot_format", SNAPSHOT_FORMAT),
         ("peer_protocol", PEER_PROTOCOL),
@@ -77,7 +91,8 @@ impl Identity {
         };
         for (what, supported) in formats() {
             let found = u32::try_from(number(what)?).unwrap_or(u32::MAX);
-            if found != supported {
+            let older = what == NODE && (NODE_FORMAT_READ..NODE_FORMAT).contains(&found);
+            if found != supported && !older {
                 return Err(Error::UnknownFormat {
                     path: path.to_owned(),
                     what,
@@ -86,11 +101,19 @@ impl Identity {
                 });
             }
         }
+        let incarnation = match number(NODE)? {
+            format if format < NODE_FORMAT.into() => None,
+            _ => Some(number("incarnation")?),
+        };
+        if incarnation == Some(0) {
+            return Err(damaged("incarnation 0".to_owned()));
+        }
         Ok(Identity {
             cluster_id: field("cluster_id")?.to_owned(),
             node: number("node")?,
             slot_count: small("slot_count")?,
             shard_count: small("shard_count")?,
+            incarnation,
         })
     }
 
@@ -106,6 +129,8 @@ impl Identity {
             "cluster_id = {}\nnode = {}\nslot_count = {}\nshard_count = {}\n",
             self.cluster_id, self.node, self.slot_count, self.shard_count
         ));
+        let incarnation = self.incarnation.expect("made before the file is written");
+        text.push_str(&format!("incarnation = {incarnation}\n"));
         let draft = path.with_extension("new");
         let mut file = File::create(&draft).map_err(failed)?;
         file.write_all(text.as_bytes()).map_err(failed)?;
@@ -160,6 +185,7 @@ mod tests {
             node: 3,
             slot_count: 64,
             shard_count: 4,
+            incarnation: Some(77),
         }
     }
 
@@ -203,6 +229,44 @@ mod tests {
         let error = Identity::read(dir.path()).unwrap_err().to_string();
         assert!(error.contains("node_format format 1"), "{error}");
         assert!(error.contains("use a build that reads 1"), "{error}");
+    }
+
+    #[test]
+    fn a_directory_from_before_there_were_incarnations_is_read_and_written_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        identity().write(dir.path()).unwrap();
+        let path = Identity::path(dir.path());
+        let old = fs::read_to_string(&path).unwrap();
+        let old = old.replace("node_format = 3", "node_format = 2");
+        let old = old.replace("incarnation = 77\n", "");
+        fs::write(&path, old).unwrap();
+        let found = Identity::read(dir.path()).unwrap().unwrap();
+        let expected = Identity {
+            incarnation: None,
+            ..identity()
+        };
+        assert_eq!(found, expected);
+        let incarnation = Some(new_incarnation());
+        let renewed = Identity {
+            incarnation,
+            ..found
+        };
+        renewed.write(dir.path()).unwrap();
+        assert_eq!(Identity::read(dir.path()).unwrap(), Some(renewed));
+    }
+
+    #[test]
+    fn an_incarnation_is_there_and_not_0() {
+        let dir = tempfile::tempdir().unwrap();
+        identity().write(dir.path()).unwrap();
+        let path = Identity::path(dir.path());
+        let text = fs::read_to_string(&path).unwrap();
+        for bad in ["", "incarnation = 0\n"] {
+            fs::write(&path, text.replace("incarnation = 77\n", bad)).unwrap();
+            let refused = Identity::read(dir.path());
+            assert!(matches!(refused, Err(Error::DamagedIdentity { .. })));
+        }
+        assert_ne!(new_incarnation(), new_incarnation());
     }
 
     #[test]

@@ -1,20 +1,29 @@
 //! The replicas of one node: Raft groups, one shared log, snapshots and the peer network.
 
+mod ballot;
 mod base_thread;
+mod change;
 mod clock;
 mod cluster_options;
 mod disk;
+mod election;
 mod error;
+mod filling;
+mod hosting;
 mod identity;
 mod log;
+mod membership;
 mod network;
 mod node;
+mod open;
 mod options;
 mod outbox;
 mod peer_link;
 mod peer_service;
+mod peers;
 mod pending_acks;
 mod proposer;
+mod pulse;
 mod read_barrier;
 mod replica;
 mod shard;
@@ -31,6 +40,7 @@ pub use log::{
     Error as LogError, FSYNC_BUCKETS_US, LogBatch, LogBench, LogEntry, LogInspect, LogMetrics,
     LogOptions, LogPayload, ShardReport,
 };
+pub use membership::{ChangeError, Membership};
 pub use node::Node;
 pub use options::{ClientTls, NodeOptions, Timing};
 pub use outbox::{Outbox, Waiting};

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -18,7 +19,9 @@ use openraft::raft::{
 };
 use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
 
-use crate::peer_link::{Link, Peers};
+use crate::filling::Filling;
+use crate::peer_link::Link;
+use crate::peers::Peers;
 use crate::snapshot::{self, Snapshot, SnapshotData, SnapshotPace};
 use crate::types::{NodeId, TypeConfig, Vote};
 use crate::wire;
@@ -31,6 +34,7 @@ pub(crate) struct Network {
     pub(crate) shard: u32,
     pub(crate) peers: Arc<Peers>,
     pub(crate) pace: Arc<SnapshotPace>,
+    pub(crate) filling: Arc<Filling>,
 }
 
 impl Network {
@@ -38,9 +42,10 @@ impl Network {
         Conn {
             shard: self.shard,
             target,
-            link: self.peers.link(target),
+            peers: self.peers.clone(),
             heartbeat,
             pace: self.pace.clone(),
+            filling: self.filling.clone(),
         }
     }
 }
@@ -61,9 +66,10 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 pub(crate) struct Conn {
     shard: u32,
     target: NodeId,
-    link: Option<Arc<Link>>,
+    peers: Arc<Peers>,
     heartbeat: bool,
     pace: Arc<SnapshotPace>,
+    filling: Arc<Filling>,
 }
 
 /// Unreachable makes openraft back off; a plain network error is tried again at once, ten times.
@@ -72,10 +78,10 @@ fn unreachable(reason: impl std::fmt::Display) -> RPCError<TypeConfig> {
 }
 
 impl Conn {
-    fn link(&self) -> Result<&Arc<Link>, RPCError<TypeConfig>> {
-        self.link
-            .as_ref()
-            .ok_or_else(|| unreachable(format!("node {} is not a member", self.target)))
+    /// Asked for at every call: the peer may have moved.
+    fn link(&self) -> Result<Arc<Link>, RPCError<TypeConfig>> {
+        let link = self.peers.link(self.target);
+        link.ok_or_else(|| unreachable(format!("node {} is not known", self.target)))
     }
 
     async fn call(&self, ask: Ask, option: &RPCOption) -> Result<Answer, RPCError<TypeConfig>> {
@@ -95,7 +101,11 @@ impl Conn {
             hello: Some(link.hello(self.shard)),
             ..peer::AppendRequest::default()
         };
+        let messages = link.messages();
         let requests = stream::iter([hello]).chain(input.map(wire::append_out));
+        let requests = requests.inspect(move |_| {
+            messages.fetch_add(1, Ordering::Relaxed);
+        });
         let mut client = link.append_client();
         let opened = client.append(link.sign(requests));
         match tokio::time::timeout(OPEN_TIMEOUT, opened).await {
@@ -116,7 +126,8 @@ fn unexpected(answer: &Answer) -> RPCError<TypeConfig> {
 impl RaftNetworkV2<TypeConfig> for Conn {
     type SnapshotData = SnapshotData;
 
-    /// Heartbeats only: entries go through [`Self::stream_append`].
+    /// A shard's own heartbeat: asked for by a read, or by a leader that was quiet for long. Entries go through
+    /// [`Self::stream_append`].
     async fn append_entries(
         &mut self,
         request: AppendEntriesRequest<TypeConfig>,
@@ -202,11 +213,12 @@ impl RaftNetworkV2<TypeConfig> for Conn {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        let Some(link) = &self.link else {
-            let reason = format!("node {} is not a member", self.target);
+        let Some(link) = self.peers.link(self.target) else {
+            let reason = format!("node {} is not known", self.target);
             return Err(Unreachable::from_string(reason).into());
         };
-        let sent = snapshot::send(link, self.shard, vote, snapshot, &self.pace);
+        let _sending = self.filling.begin(self.target);
+        let sent = snapshot::send(&link, self.shard, vote, snapshot, &self.pace);
         tokio::select! {
             closed = cancel => Err(closed.into()),
             sent = sent => match sent {

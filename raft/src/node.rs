@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use mailbox_engine::{ShardId, Store};
-use openraft::storage::RaftLogStorage;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -15,38 +15,81 @@ use tokio::task::JoinHandle;
 
 use crate::base_thread::{BaseThread, report};
 use crate::clock::{self, Clock};
-use crate::cluster_options;
 use crate::disk::DiskRoom;
 use crate::error::{ClockFault, Error};
-use crate::identity::Identity;
-use crate::log::{LogMetrics, ShardLog, SharedLog};
+use crate::log::{LogMetrics, SharedLog};
+use crate::open::open;
 use crate::options::NodeOptions;
-use crate::peer_link::{Credentials, Peers};
+use crate::peer_link::Credentials;
 use crate::peer_service::PeerService;
+use crate::peers::Peers;
+use crate::pulse::{self, Pulse};
 use crate::replica::{Replica, Shared};
 use crate::shard::Shard;
 use crate::snapshot::SnapshotPace;
 use crate::status::PeerStatus;
 
+/// Replicas that start at the same time.
+const STARTING_AT_ONCE: usize = 64;
 /// How long a shutdown waits for another node to take a leadership over.
-const HANDOVER_WAIT: Duration = Duration::from_secs(2);
+pub(crate) const HANDOVER_WAIT: Duration = Duration::from_secs(2);
 /// How often a node whose clock is wrong tries to hand its leaderships away.
 const CLOCK_LOOK: Duration = Duration::from_secs(1);
 
 /// One node.
 pub struct Node {
-    shared: Shared,
-    log: SharedLog,
+    pub(crate) shared: Shared,
+    pub(crate) log: SharedLog,
     store: Mutex<Option<Arc<Store>>>,
-    peer_service: PeerService,
-    shards: Mutex<BTreeMap<ShardId, Shard>>,
+    incarnation: u64,
+    pub(crate) peer_service: PeerService,
+    pub(crate) shards: Arc<Hosted>,
+    /// Held while a replica comes or goes, and by a shutdown.
+    pub(crate) hosting: tokio::sync::Mutex<Hosting>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
-struct Opened {
-    store: Arc<Store>,
-    log: SharedLog,
-    shards: Vec<(Arc<mailbox_engine::Shard>, ShardLog)>,
+/// Whether replicas may come and go.
+#[derive(Default)]
+pub(crate) struct Hosting {
+    pub(crate) stopping: bool,
+}
+
+/// The replicas of a node that run.
+pub(crate) struct Hosted {
+    shards: Mutex<BTreeMap<ShardId, Shard>>,
+    changes: watch::Sender<u64>,
+}
+
+impl Hosted {
+    fn new(shards: BTreeMap<ShardId, Shard>) -> Arc<Hosted> {
+        Arc::new(Hosted {
+            shards: Mutex::new(shards),
+            changes: watch::Sender::new(0),
+        })
+    }
+
+    pub(crate) fn get(&self, shard: ShardId) -> Option<Shard> {
+        self.shards.lock().get(&shard).cloned()
+    }
+
+    fn all(&self) -> Vec<Shard> {
+        self.shards.lock().values().cloned().collect()
+    }
+
+    pub(crate) fn insert(&self, shard: Shard) {
+        self.shards.lock().insert(shard.id(), shard);
+        self.changes.send_modify(|changes| *changes += 1);
+    }
+
+    pub(crate) fn remove(&self, shard: ShardId) {
+        self.shards.lock().remove(&shard);
+        self.changes.send_modify(|changes| *changes += 1);
+    }
+
+    fn take_all(&self) -> BTreeMap<ShardId, Shard> {
+        std::mem::take(&mut *self.shards.lock())
+    }
 }
 
 impl Node {
@@ -67,32 +110,42 @@ impl Node {
         let fault = watch::Sender::new(None);
         let base = BaseThread::spawn(opened.store.clone(), fault.clone())
             .map_err(|error| Error::io("start a thread for", &options.dir, error))?;
-        let alone = options.members.len() == 1;
+        let peers = Peers::new(&options, &credentials)?;
         let staging = options.dir.join("staging");
         let shared = Shared {
             base,
-            peers: Peers::new(&options, &credentials)?,
+            clock: Arc::new(Clock::new(options.clock_skew_max_ms, peers.is_alone())),
+            peers: peers.clone(),
+            pulse: Pulse::new(options.node, &options.timing),
             pace: SnapshotPace::new(staging, options.snapshot_bytes_per_s),
-            clock: Arc::new(Clock::new(options.clock_skew_max_ms, alone)),
             disk: DiskRoom::new(options.dir.clone(), options.disk_free_min_bytes)?,
             fault,
             misfit: watch::Sender::new(None),
             options,
         };
-        let members = shared.options.members.clone();
-        let peer_service = PeerService::new(credentials, members, shared.pace.clone());
+        let peer_service = PeerService::new(
+            credentials,
+            peers,
+            shared.pace.clone(),
+            shared.pulse.clone(),
+        );
         let mut shards = BTreeMap::new();
-        for (engine, log) in opened.shards {
-            let replica = Replica::start(&shared, engine, log).await?;
-            peer_service.add(replica.id.0, replica.raft.clone());
+        // Many at once: what a new shard writes first is synced with what others write.
+        let starting = stream::iter(opened.shards)
+            .map(|(engine, log)| Replica::start(&shared, engine, log))
+            .buffered(STARTING_AT_ONCE);
+        for replica in starting.try_collect::<Vec<Arc<Replica>>>().await? {
+            peer_service.add(&replica);
             shards.insert(replica.id, Shard::new(replica, shared.base.clone()));
         }
         let node = Arc::new(Node {
             shared,
             log: opened.log,
             store: Mutex::new(Some(opened.store)),
+            incarnation: opened.incarnation,
             peer_service,
-            shards: Mutex::new(shards),
+            shards: Hosted::new(shards),
+            hosting: tokio::sync::Mutex::default(),
             tasks: Mutex::default(),
         });
         node.spawn_tasks();
@@ -103,16 +156,17 @@ impl Node {
         let Shared {
             clock,
             peers,
+            pulse,
             disk,
             fault,
             ..
         } = &self.shared;
-        let shards = self.shards();
         let tasks = vec![
             tokio::spawn(clock::run(clock.clone(), peers.clone())),
+            tokio::spawn(pulse::run(pulse.clone(), peers.clone())),
             tokio::spawn(disk.clone().run()),
             tokio::spawn(watch_log(self.log.fault(), fault.clone())),
-            tokio::spawn(watch_clock(clock.clone(), shards)),
+            tokio::spawn(watch_clock(clock.clone(), self.shards.clone())),
         ];
         self.tasks.lock().extend(tasks);
     }
@@ -124,12 +178,36 @@ impl Node {
 
     /// A shard with a replica here.
     pub fn shard(&self, shard: ShardId) -> Option<Shard> {
-        self.shards.lock().get(&shard).cloned()
+        self.shards.get(shard)
     }
 
     /// All shards with a replica here.
     pub fn shards(&self) -> Vec<Shard> {
-        self.shards.lock().values().cloned().collect()
+        self.shards.all()
+    }
+
+    /// A counter that moves when the set of shards with a replica here changes.
+    pub fn watch_shards(&self) -> watch::Receiver<u64> {
+        self.shards.changes.subscribe()
+    }
+
+    /// Tells all nodes that are known now: id → `host:port` of the peer service, this node among them or not.
+    /// Connections and leader hints follow; a node that is not among them is refused as a peer. To be called
+    /// again at every change, and harmless otherwise.
+    pub fn set_nodes(&self, nodes: BTreeMap<u64, String>) {
+        self.shared.peers.set(nodes);
+    }
+
+    /// Number of the last batch that this node's log has synced: it only ever rises. A node that comes back with
+    /// a smaller one than it has told before has lost what it promised to hold.
+    pub fn log_batch(&self) -> u64 {
+        self.log.last_batch()
+    }
+
+    /// A random number made at the node's first start and kept: tells this node from another one, with another
+    /// disk, under the same id. Never 0.
+    pub fn incarnation(&self) -> u64 {
+        self.incarnation
     }
 
     /// The first fault of this node's storage, once there is one: the process must stop then.
@@ -166,19 +244,19 @@ impl Node {
         self.log.metrics()
     }
 
+    /// Requests sent to other nodes, for all shards, since the node started; answers are not counted.
+    pub fn peer_messages(&self) -> u64 {
+        self.shared.peers.messages()
+    }
+
     /// All nodes, as this one sees them.
     pub fn peers(&self) -> Vec<PeerStatus> {
-        let own = self.shared.options.node;
-        let members = self.shared.options.members.iter();
-        let status = members.map(|(node, address)| PeerStatus {
-            node: *node,
-            address: address.clone(),
-            connected: *node == own
-                || self
-                    .shared
-                    .peers
-                    .link(*node)
-                    .is_some_and(|link| link.is_connected()),
+        let (own, peers) = (self.shared.options.node, &self.shared.peers);
+        let nodes = peers.nodes().into_iter();
+        let status = nodes.map(|(node, address)| PeerStatus {
+            node,
+            address,
+            connected: node == own || peers.link(node).is_some_and(|link| link.is_connected()),
         });
         status.collect()
     }
@@ -197,7 +275,9 @@ impl Node {
     /// # Errors
     /// What could not be flushed or closed; all is stopped nevertheless.
     pub async fn shutdown(&self) -> Result<(), Error> {
-        let shards = std::mem::take(&mut *self.shards.lock());
+        let mut hosting = self.hosting.lock().await;
+        hosting.stopping = true;
+        let shards = self.shards.take_all();
         let replicas = || shards.values().map(Shard::replica);
         // All at once: a shutdown takes as long as its slowest shard, not as all of them.
         join_all(replicas().map(|replica| replica.give_leadership_away(HANDOVER_WAIT))).await;
@@ -228,110 +308,6 @@ impl Node {
     }
 }
 
-/// Opens store and log, and makes them if this is a new node.
-fn open(options: &NodeOptions, runtime: &Handle) -> Result<Opened, Error> {
-    let dir = &options.dir;
-    std::fs::create_dir_all(dir).map_err(|error| Error::io("make", dir, error))?;
-    let wanted = Identity {
-        cluster_id: options.cluster_id.clone(),
-        node: options.node,
-        slot_count: options.engine.slot_count,
-        shard_count: options.shard_count,
-    };
-    let found = Identity::read(dir)?;
-    let lost = |what| Error::LostData {
-        path: Identity::path(dir),
-        what,
-    };
-    let log_dir = dir.join("log");
-    if let Some(found) = &found {
-        found.check(dir, &wanted)?;
-        if !dir.join("state").exists() {
-            return Err(lost("state"));
-        }
-        if !log_dir.join("CURRENT").exists() {
-            return Err(lost("log"));
-        }
-    }
-    let store = Arc::new(Store::open(dir, options.engine.clone())?);
-    let log = SharedLog::open(&log_dir, options.log.clone())
-        .map_err(|error| Error::Log(error.to_string()))?;
-    if found.is_none() {
-        bootstrap(&store, options)?;
-        wanted.write(dir)?;
-    }
-    let mut shards = Vec::new();
-    for id in store.shards() {
-        let engine = store.shard(id).ok_or_else(|| lost("shard"))?;
-        let shard_log = log
-            .shard_log(id)
-            .map_err(|error| Error::Log(error.to_string()))?;
-        check_log(&engine, &shard_log, &log_dir, runtime)?;
-        cluster_options::compare(&options.cluster_options, &engine)?;
-        shards.push((engine, shard_log));
-    }
-    let all = options.first_shards().map(|(shard, _)| shard);
-    if !all.eq(store.shards()) {
-        return Err(lost("shards"));
-    }
-    Ok(Opened { store, log, shards })
-}
-
-/// Makes the shards of a new cluster. A bootstrap that a crash has cut short has made some of them; with other
-/// options it has made others, and so has a node whose identity is lost.
-fn bootstrap(store: &Store, options: &NodeOptions) -> Result<(), Error> {
-    let wanted: BTreeMap<ShardId, _> = options.first_shards().collect();
-    for id in store.shards() {
-        let slots = store.shard(id).map(|shard| shard.slots());
-        let slots = slots.into_iter().flatten().map(|slot| slot.0);
-        if !wanted
-            .get(&id)
-            .is_some_and(|wanted| slots.eq(wanted.clone()))
-        {
-            return Err(Error::Leftover {
-                path: options.dir.clone(),
-                shard: id,
-                shard_count: options.shard_count,
-                slot_count: options.engine.slot_count,
-            });
-        }
-    }
-    for (shard, slots) in wanted {
-        if store.shard(shard).is_none() {
-            store.create_shard(shard, slots)?;
-        }
-    }
-    Ok(())
-}
-
-/// A log may end below the applied state only where a snapshot was installed: openraft then purges it up to
-/// there, silently. Anywhere else entries were lost that this node has promised to hold.
-fn check_log(
-    engine: &mailbox_engine::Shard,
-    log: &ShardLog,
-    path: &std::path::Path,
-    runtime: &Handle,
-) -> Result<(), Error> {
-    let applied = engine.applied();
-    let Some(id) = applied.log_id else {
-        return Ok(());
-    };
-    let state = runtime
-        .block_on(log.clone().get_log_state())
-        .map_err(|error| Error::Log(error.to_string()))?;
-    let last = state.last_log_id.map(|last| last.index);
-    let reaches = last.is_some_and(|last| last >= id.index);
-    if reaches || applied.last_install == Some(id) {
-        return Ok(());
-    }
-    Err(Error::LostLog {
-        shard: engine.id(),
-        path: path.to_owned(),
-        last: last.unwrap_or(0),
-        applied: id.index,
-    })
-}
-
 async fn watch_log(mut log: watch::Receiver<Option<String>>, fault: watch::Sender<Option<String>>) {
     if let Ok(first) = log.wait_for(Option::is_some).await
         && let Some(reason) = first.as_ref()
@@ -341,10 +317,11 @@ async fn watch_log(mut log: watch::Receiver<Option<String>>, fault: watch::Sende
 }
 
 /// A node whose clock is wrong proposes nothing: it must not lead either.
-async fn watch_clock(clock: Arc<Clock>, shards: Vec<Shard>) {
+async fn watch_clock(clock: Arc<Clock>, shards: Arc<Hosted>) {
     loop {
         tokio::time::sleep(CLOCK_LOOK).await;
         if let Some(ClockFault::Skewed { .. }) = clock.fault() {
+            let shards = shards.all();
             let replicas = shards.iter().map(Shard::replica);
             join_all(replicas.map(|replica| replica.give_leadership_away(Duration::ZERO))).await;
         }

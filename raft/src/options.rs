@@ -1,6 +1,6 @@
 //! What a node is told when it starts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,11 +12,12 @@ use crate::error::Error;
 /// Raft's clocks, in milliseconds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Timing {
-    /// How often a leader speaks to an idle follower. Below a third of `election_min_ms`.
+    /// How often a node tells each other one that it lives and what it leads. Below a third of `election_min_ms`.
     pub heartbeat_ms: u64,
-    /// Shortest silence after which a follower stands for election.
+    /// Shortest wait before a node stands again for a shard whose last election came to nothing.
     pub election_min_ms: u64,
-    /// Longest such silence, and how long a leader trusts its last quorum.
+    /// Longest such wait; also how long a node that is silent counts as alive, and how long a leader trusts its
+    /// last quorum.
     pub election_max_ms: u64,
 }
 
@@ -44,14 +45,19 @@ pub struct ClientTls {
 /// Everything that a node needs to start.
 #[derive(Clone)]
 pub struct NodeOptions {
-    /// This node's id, a key of `members`. Never reused after a disk is lost.
+    /// This node's id, a key of `members` unless it `joins`. Never reused after a disk is lost.
     pub node: u64,
     /// Chosen at bootstrap; never changes.
     pub cluster_id: String,
     /// Where `state`, `log`, `staging` and `IDENTITY` live; made if missing.
     pub dir: PathBuf,
-    /// All nodes, this one included: id → `host:port` of its peer service.
+    /// The nodes of a new cluster, this one included: id → `host:port` of its peer service. They make the shards
+    /// and their first memberships, once. Later it is only what this node knows before [`crate::Node::set_nodes`]
+    /// tells more.
     pub members: BTreeMap<u64, String>,
+    /// This node is no founder: at its first start it makes an identity and no shards. It need not be a key of
+    /// `members`, which may be empty. Means nothing at a later start.
+    pub joins: bool,
     /// Shards that all slots are split into: a cluster constant, stored at bootstrap. At most one a slot.
     pub shard_count: u16,
     /// Limits and budgets of the store of rows; those of a shard hold for each.
@@ -95,6 +101,7 @@ impl NodeOptions {
             cluster_id: cluster_id.into(),
             dir: dir.into(),
             members,
+            joins: false,
             shard_count: 1,
             engine: mailbox_engine::EngineOptions::default(),
             cluster_options: mailbox_engine::ClusterOptions::default(),
@@ -124,13 +131,18 @@ impl NodeOptions {
         (1..=shards).map(move |shard| (ShardId(shard), begin(shard)..=begin(shard + 1) - 1))
     }
 
-    /// How many nodes stand for a shard's first election before this one: shards begin at different nodes, so
-    /// that a new cluster's leaders are spread.
-    pub(crate) fn turn(&self, shard: ShardId) -> usize {
-        let nodes = self.members.len();
-        let own = self.members.keys().position(|node| *node == self.node);
-        let first = usize::try_from(shard.0).unwrap_or_default() % nodes;
-        (own.unwrap_or_default() + nodes - first) % nodes
+    /// The slots of a shard at bootstrap; `None` if the cluster has no such shard.
+    pub(crate) fn first_slots(&self, shard: ShardId) -> Option<RangeInclusive<u16>> {
+        let mut shards = self.first_shards();
+        shards.find_map(|(id, slots)| (id == shard).then_some(slots))
+    }
+
+    /// The nodes that make a shard's first membership; none of them, if this node joins.
+    pub(crate) fn founders(&self, shard: ShardId) -> BTreeSet<u64> {
+        if self.joins || self.first_slots(shard).is_none() {
+            return BTreeSet::new();
+        }
+        self.members.keys().copied().collect()
     }
 
     /// Refuses options that cannot work, naming the first.
@@ -151,7 +163,7 @@ impl NodeOptions {
         bound("node", self.node > 0, "0 is not a node id")?;
         bound(
             "members",
-            self.members.contains_key(&self.node),
+            self.joins || self.members.contains_key(&self.node),
             "this node is not a member",
         )?;
         bound(
@@ -239,21 +251,5 @@ mod tests {
             let error = options(1, shards, 16).validate().unwrap_err().to_string();
             assert!(error.contains(&format!("{shards} of 16 slots")), "{error}");
         }
-    }
-
-    #[test]
-    fn each_shard_begins_at_one_node_and_each_node_begins_as_many() {
-        let mut begun = BTreeMap::new();
-        for shard in (1..=6).map(ShardId) {
-            let turns: Vec<usize> = (1..=3)
-                .map(|node| options(node, 6, 64).turn(shard))
-                .collect();
-            let mut sorted = turns.clone();
-            sorted.sort_unstable();
-            assert_eq!(sorted, [0, 1, 2]);
-            let first = turns.iter().position(|turn| *turn == 0).unwrap();
-            *begun.entry(first).or_insert(0) += 1;
-        }
-        assert_eq!(begun, BTreeMap::from([(0, 2), (1, 2), (2, 2)]));
     }
 }

@@ -1,8 +1,8 @@
 //! This node's connections to one peer: control, append and snapshot, shared by all shards.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -18,14 +18,14 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
 use crate::error::Error;
-use crate::options::NodeOptions;
+use crate::options::{ClientTls, NodeOptions};
 
 /// Version of `peer.proto` and of the encodings in it.
-pub(crate) const PEER_PROTOCOL: u32 = 2;
+pub(crate) const PEER_PROTOCOL: u32 = 3;
 /// Largest message between nodes: one read of the log, or one entry above its cap, and some.
 pub(crate) const PEER_MESSAGE_BYTES_MAX: usize = 16 << 20;
 /// Unanswered control calls to one peer; more fail at once.
-const CONTROL_CALLS_MAX: usize = 256;
+const CONTROL_CALLS_MAX: usize = 2048;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const STREAM_WINDOW: u32 = 8 << 20;
 const CONNECTION_WINDOW: u32 = 32 << 20;
@@ -75,36 +75,6 @@ impl Credentials {
     }
 }
 
-/// All other nodes.
-pub(crate) struct Peers {
-    links: BTreeMap<u64, Arc<Link>>,
-}
-
-impl Peers {
-    /// Must be called in a tokio runtime. Connects when first used.
-    pub(crate) fn new(
-        options: &NodeOptions,
-        credentials: &Credentials,
-    ) -> Result<Arc<Peers>, Error> {
-        let mut links = BTreeMap::new();
-        for (node, address) in &options.members {
-            if *node != options.node {
-                let link = Link::new(*node, address, options, credentials)?;
-                links.insert(*node, link);
-            }
-        }
-        Ok(Arc::new(Peers { links }))
-    }
-
-    pub(crate) fn link(&self, node: u64) -> Option<Arc<Link>> {
-        self.links.get(&node).cloned()
-    }
-
-    pub(crate) fn links(&self) -> impl Iterator<Item = &Arc<Link>> {
-        self.links.values()
-    }
-}
-
 struct ControlCall {
     ask: Ask,
     answer: oneshot::Sender<Answer>,
@@ -119,17 +89,19 @@ pub(crate) struct Link {
     append: Channel,
     snapshot: Channel,
     connected: Arc<AtomicBool>,
+    messages: Arc<AtomicU64>,
 }
 
 impl Link {
-    fn new(
+    /// Must be called in a tokio runtime. Connects when first used.
+    pub(crate) fn new(
         node: u64,
         address: &str,
-        options: &NodeOptions,
+        tls: Option<&ClientTls>,
         credentials: &Credentials,
     ) -> Result<Arc<Link>, Error> {
         let (control, calls) = mpsc::channel(CONTROL_CALLS_MAX);
-        let endpoint = endpoint(address, options)?;
+        let endpoint = endpoint(address, tls)?;
         let connected = Arc::new(AtomicBool::new(false));
         let session = ControlSession {
             node,
@@ -148,7 +120,18 @@ impl Link {
             append: endpoint.connect_lazy(),
             snapshot: endpoint.connect_lazy(),
             connected,
+            messages: Arc::default(),
         }))
+    }
+
+    /// Counts a request to this peer that does not go through [`Link::call`].
+    pub(crate) fn messages(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.messages)
+    }
+
+    /// Requests sent to this peer.
+    pub(crate) fn sent(&self) -> u64 {
+        self.messages.load(Ordering::Relaxed)
     }
 
     pub(crate) fn is_connected(&self) -> bool {
@@ -174,6 +157,7 @@ impl Link {
     /// One small call. Fails fast if the peer is not reachable.
     pub(crate) async fn call(&self, ask: Ask, timeout: Duration) -> Result<Answer, String> {
         let (answer, answered) = oneshot::channel();
+        self.messages.fetch_add(1, Ordering::Relaxed);
         self.control
             .try_send(ControlCall { ask, answer })
             .map_err(|_| {
@@ -213,16 +197,12 @@ fn client(channel: Channel) -> PeerClient<Channel> {
         .max_encoding_message_size(PEER_MESSAGE_BYTES_MAX)
 }
 
-fn endpoint(address: &str, options: &NodeOptions) -> Result<Endpoint, Error> {
+fn endpoint(address: &str, tls: Option<&ClientTls>) -> Result<Endpoint, Error> {
     let invalid = |error: tonic::transport::Error| Error::Option {
         option: "members",
         reason: format!("{address}: {error}"),
     };
-    let scheme = if options.peer_tls.is_some() {
-        "https"
-    } else {
-        "http"
-    };
+    let scheme = if tls.is_some() { "https" } else { "http" };
     let endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))
         .map_err(invalid)?
         .tcp_nodelay(true)
@@ -232,7 +212,7 @@ fn endpoint(address: &str, options: &NodeOptions) -> Result<Endpoint, Error> {
         .keep_alive_while_idle(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW);
-    let Some(tls) = &options.peer_tls else {
+    let Some(tls) = tls else {
         return Ok(endpoint);
     };
     let mut config = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&tls.ca_pem));

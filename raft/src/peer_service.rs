@@ -12,6 +12,7 @@ use mailbox_api::peer::peer_server::{Peer, PeerServer};
 use mailbox_api::peer::snapshot_request::Step;
 use mailbox_api::peer::snapshot_response::Step as AnswerStep;
 use mailbox_api::{metadata, peer};
+use mailbox_engine::ShardId;
 use openraft::raft::AppendEntriesRequest;
 use parking_lot::RwLock;
 use subtle::ConstantTimeEq;
@@ -19,15 +20,19 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::ballot::Ballot;
 use crate::clock::wall_us;
+use crate::election;
 use crate::peer_link::{Credentials, PEER_MESSAGE_BYTES_MAX, PEER_PROTOCOL};
-use crate::replica::Raft;
+use crate::peers::Peers;
+use crate::pulse::Pulse;
+use crate::replica::{Raft, Replica};
 use crate::snapshot::{self, Snapshot, SnapshotData, SnapshotPace, raft_meta};
 use crate::types::TypeConfig;
 use crate::wire;
 
 /// Control calls of one peer that are worked on at once; more wait in the stream.
-const CALLS_AT_ONCE: usize = 64;
+const CALLS_AT_ONCE: usize = 512;
 /// How long a new stream may take to say who it is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -39,9 +44,17 @@ pub struct PeerService {
 
 struct Core {
     credentials: Credentials,
-    members: BTreeMap<u64, String>,
-    replicas: RwLock<BTreeMap<u32, Raft>>,
+    peers: Arc<Peers>,
+    replicas: RwLock<BTreeMap<u32, Served>>,
     pace: Arc<SnapshotPace>,
+    pulse: Arc<Pulse>,
+}
+
+/// A replica, as peers reach it.
+#[derive(Clone)]
+struct Served {
+    raft: Raft,
+    ballot: Arc<Ballot>,
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -49,15 +62,17 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 impl PeerService {
     pub(crate) fn new(
         credentials: Credentials,
-        members: BTreeMap<u64, String>,
+        peers: Arc<Peers>,
         pace: Arc<SnapshotPace>,
+        pulse: Arc<Pulse>,
     ) -> PeerService {
         PeerService {
             core: Arc::new(Core {
                 credentials,
-                members,
+                peers,
                 replicas: RwLock::default(),
                 pace,
+                pulse,
             }),
         }
     }
@@ -69,8 +84,21 @@ impl PeerService {
             .max_encoding_message_size(PEER_MESSAGE_BYTES_MAX)
     }
 
-    pub(crate) fn add(&self, shard: u32, raft: Raft) {
-        self.core.replicas.write().insert(shard, raft);
+    pub(crate) fn add(&self, replica: &Replica) {
+        let served = Served {
+            raft: replica.raft.clone(),
+            ballot: replica.ballot.clone(),
+        };
+        self.core.replicas.write().insert(replica.id.0, served);
+    }
+
+    pub(crate) fn remove(&self, shard: ShardId) {
+        self.core.replicas.write().remove(&shard.0);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn takes_part(&self, shard: ShardId) -> bool {
+        self.core.elector(shard.0).is_ok()
     }
 
     pub(crate) fn remove_all(&self) {
@@ -79,9 +107,35 @@ impl PeerService {
 }
 
 impl Core {
+    fn served(&self, shard: u32) -> Result<Served, Status> {
+        let served = self.replicas.read().get(&shard).cloned();
+        served.ok_or_else(|| Status::unavailable(format!("shard {shard} does not run here")))
+    }
+
     fn replica(&self, shard: u32) -> Result<Raft, Status> {
-        let replica = self.replicas.read().get(&shard).cloned();
-        replica.ok_or_else(|| Status::unavailable(format!("shard {shard} does not run here")))
+        self.served(shard).map(|served| served.raft)
+    }
+
+    /// The replica, if it may take part in elections.
+    fn elector(&self, shard: u32) -> Result<Raft, Status> {
+        let Served { raft, ballot } = self.served(shard)?;
+        if !ballot.is_open() {
+            return Err(Status::unavailable(format!(
+                "the replica of shard {shard} has not caught up with what this node held of it before"
+            )));
+        }
+        Ok(raft)
+    }
+
+    /// Whether a stream's other end is still one of the nodes.
+    fn check_peer(&self, from: u64) -> Result<(), Status> {
+        if self.peers.is_peer(from) {
+            return Ok(());
+        }
+        let own = self.credentials.node;
+        Err(Status::failed_precondition(format!(
+            "node {from} is not a peer of node {own}"
+        )))
     }
 
     /// The cluster and its secret, before anything of the stream is read.
@@ -120,32 +174,42 @@ impl Core {
                 hello.to_node
             )));
         }
-        if from == own || !self.members.contains_key(&from) {
-            return Err(Status::failed_precondition(format!(
-                "node {from} is not a peer of node {own}"
-            )));
-        }
+        self.check_peer(from)?;
         Ok(hello)
     }
 
-    async fn control_call(&self, ask: Ask) -> Result<Answer, Status> {
+    /// A vote, unless the shard has a leader that lives: then it is refused as a pre-vote is. openraft's own
+    /// lease is not asked, see `pulse`.
+    async fn vote(&self, call: peer::VoteCall) -> Result<peer::VoteReply, Status> {
+        let raft = self.elector(call.shard)?;
+        let shard = call.shard;
+        let mut request = wire::vote_request_in(call).map_err(malformed)?;
+        let candidate = request.vote.leader_id.voted_for;
+        if !request.leadership_transfer && self.pulse.would_depose(shard, candidate) {
+            return election::answer_pre_vote(&raft, &request, true)
+                .await
+                .map_err(|error| Status::unavailable(error.to_string()));
+        }
+        request.leadership_transfer = true;
+        let response = raft.vote(request).await;
+        let response = response.map_err(|error| Status::unavailable(error.to_string()))?;
+        Ok(wire::vote_response_out(&response))
+    }
+
+    async fn control_call(&self, from: u64, ask: Ask) -> Result<Answer, Status> {
         let fatal = |error: &dyn std::fmt::Display| Status::unavailable(error.to_string());
         Ok(match ask {
             Ask::Hello(_) => return Err(Status::invalid_argument("a second hello")),
-            Ask::Vote(call) => {
-                let raft = self.replica(call.shard)?;
-                let request = wire::vote_request_in(call).map_err(malformed)?;
-                let response = raft.vote(request).await.map_err(|error| fatal(&error))?;
-                Answer::Vote(wire::vote_response_out(&response))
-            }
+            Ask::Pulse(pulse) => Answer::Pulse(self.pulse.take(from, pulse)),
+            Ask::Vote(call) => Answer::Vote(self.vote(call).await?),
             Ask::PreVote(call) => {
-                let raft = self.replica(call.shard)?;
+                let raft = self.elector(call.shard)?;
+                let shard = call.shard;
                 let request = wire::vote_request_in(call).map_err(malformed)?;
-                let response = raft
-                    .pre_vote(request)
-                    .await
-                    .map_err(|error| fatal(&error))?;
-                Answer::Vote(wire::vote_response_out(&response))
+                let candidate = request.vote.leader_id.voted_for;
+                let refuse = self.pulse.would_depose(shard, candidate);
+                let reply = election::answer_pre_vote(&raft, &request, refuse).await;
+                Answer::Vote(reply.map_err(|error| fatal(&error))?)
             }
             Ask::Heartbeat(call) => {
                 let raft = self.replica(call.shard)?;
@@ -165,7 +229,7 @@ impl Core {
                 ))
             }
             Ask::Transfer(call) => {
-                let raft = self.replica(call.shard)?;
+                let raft = self.elector(call.shard)?;
                 let request = wire::transfer_in(call).map_err(malformed)?;
                 let response = raft
                     .handle_transfer_leader(request)
@@ -210,14 +274,17 @@ async fn first<T>(stream: &mut Streaming<T>) -> Result<T, Status> {
     message.ok_or_else(|| Status::invalid_argument("a stream begins with a hello"))
 }
 
-/// The stream's requests until it ends; a malformed one ends it.
+/// The stream's requests until it ends; a malformed one ends it, and so does a peer that is none any more.
 fn append_requests(
+    core: Arc<Core>,
+    from: u64,
     stream: Streaming<peer::AppendRequest>,
 ) -> impl Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + 'static {
-    stream::unfold(stream, |mut stream| async move {
+    stream::unfold((core, stream), move |(core, mut stream)| async move {
         match stream.message().await {
+            Ok(Some(_)) if !core.peers.is_peer(from) => None,
             Ok(Some(message)) => match wire::append_in(message) {
-                Ok(request) => Some((request, stream)),
+                Ok(request) => Some((request, (core, stream))),
                 Err(error) => {
                     tracing::warn!(%error, "append stream dropped");
                     None
@@ -248,15 +315,16 @@ impl Peer for PeerService {
             Some(Ask::Hello(hello)) => Some(hello),
             _ => None,
         };
-        self.core.check_hello(hello)?;
+        let from = self.core.check_hello(hello)?.from_node;
         let core = self.core.clone();
         let answers = calls
             .map(move |message| {
                 let core = core.clone();
                 async move {
                     let peer::ControlRequest { call, request } = message?;
+                    core.check_peer(from)?;
                     let answer = match request {
-                        Some(ask) => core.control_call(ask).await,
+                        Some(ask) => core.control_call(from, ask).await,
                         None => Err(Status::unimplemented("an unknown call")),
                     };
                     let answer =
@@ -279,7 +347,8 @@ impl Peer for PeerService {
         let mut requests = request.into_inner();
         let hello = self.core.check_hello(first(&mut requests).await?.hello)?;
         let raft = self.core.replica(hello.shard)?;
-        let results = raft.stream_append(append_requests(requests));
+        let requests = append_requests(self.core.clone(), hello.from_node, requests);
+        let results = raft.stream_append(requests);
         let answers = results.map(|result| match result {
             Ok(result) => Ok(wire::result_out(result)),
             Err(fatal) => Err(Status::unavailable(fatal.to_string())),

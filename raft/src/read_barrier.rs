@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use openraft::ReadPolicy;
+use openraft::LinearizerOption;
 use openraft::error::{LinearizableReadError, RaftError};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -26,7 +26,7 @@ pub(crate) struct ReadBarrier {
 }
 
 impl ReadBarrier {
-    /// `timeout` bounds one barrier.
+    /// `timeout` bounds one barrier. Its question is asked again twice within it.
     pub(crate) fn spawn(
         raft: Raft,
         applied: watch::Receiver<Option<LogId>>,
@@ -67,7 +67,7 @@ async fn run(
 ) {
     let mut waiters = Vec::new();
     while queue.recv_many(&mut waiters, READS_MAX).await > 0 {
-        let barrier = barrier(&raft, &mut applied, &road);
+        let barrier = barrier(&raft, &mut applied, &road, timeout / 3);
         let passed = tokio::time::timeout(timeout, barrier).await;
         let passed = passed.unwrap_or_else(|_| {
             Err(ProposeError::Unavailable {
@@ -85,9 +85,17 @@ async fn barrier(
     raft: &Raft,
     applied: &mut watch::Receiver<Option<LogId>>,
     road: &Road,
+    patience: Duration,
 ) -> Result<(), ProposeError> {
-    let linearizer = raft.get_read_linearizer(ReadPolicy::ReadIndex).await;
-    let linearizer = linearizer.map_err(|error| refused(error, road))?;
+    let question = LinearizerOption::new(Some(Duration::ZERO), true).with_wait_timeout(patience);
+    let linearizer = loop {
+        match raft.get_read_linearizer(question.clone()).await {
+            Ok(linearizer) => break linearizer,
+            // What was lost on the way nobody sends again by itself. The caller's timeout ends this.
+            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => {}
+            Err(error) => return Err(refused(error, road)),
+        }
+    };
     let read = linearizer.read_log_id().index();
     // Our own index, not openraft's: it counts once readers see the rows.
     let reached = applied

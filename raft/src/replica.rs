@@ -1,41 +1,47 @@
 //! One shard's replica on this node: openraft, and the tasks around it.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mailbox_engine::ShardId;
-use openraft::async_runtime::instant::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver;
-use openraft::impls::EmptyNode;
-use openraft::{Config, ServerState, SnapshotPolicy};
+use openraft::error::Fatal;
+use openraft::storage::{RaftLogStorage as _, RaftLogStorageExt as _};
+use openraft::{Config, EntryPayload, ServerState, SnapshotPolicy};
 use parking_lot::Mutex;
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
 
-use crate::base_thread::{BaseThread, FlushedShard, report};
+use crate::ballot::Ballot;
+use crate::base_thread::{BaseThread, FlushedShard};
 use crate::clock::Clock;
 use crate::cluster_options;
 use crate::disk::DiskRoom;
 use crate::error::{Error, LeaderHint, ProposeError};
+use crate::filling::Filling;
 use crate::log::ShardLog;
 use crate::network::Network;
 use crate::options::NodeOptions;
 use crate::outbox::OutboxFeed;
-use crate::peer_link::Peers;
+use crate::peers::Peers;
 use crate::proposer::{Guards, Proposer};
+use crate::pulse::{Pulse, View};
 use crate::read_barrier::ReadBarrier;
 use crate::snapshot::SnapshotPace;
 use crate::state_machine::{Applier, StateMachine};
 use crate::status::{AppliedTail, Leadership, ReplicaStatus, ShardStatus};
-use crate::types::{LogId, TypeConfig, log_id};
+use crate::types::{Entry, LogId, Membership, TypeConfig, log_id};
 
 pub(crate) type Raft = openraft::Raft<TypeConfig, StateMachine>;
 
 /// Batches of rows that a slow receiver may be behind before it has to read them from the store.
 const TAILS_KEPT: usize = 256;
-/// How often a leader looks whether it still has its quorum.
-const QUORUM_LOOK: Duration = Duration::from_millis(250);
+/// openraft's own lease: within it a leader may write, after it only once a heartbeat was answered. Who leads is
+/// decided by the node's pulse long before; a leader that is quiet speaks a few times in it.
+const OPENRAFT_LEASE_MS: u64 = 60_000;
+/// How often a leader looks how far a follower is that it fills.
+const FILLING_LOOK: Duration = Duration::from_millis(100);
 /// Before openraft has said who leads, and after it has stopped.
 const NOBODY: Leadership = Leadership::Follower {
     leader: None,
@@ -48,21 +54,19 @@ const PURGE_BATCH: u64 = 256;
 #[derive(Clone)]
 pub(crate) struct Road {
     node: u64,
-    members: Arc<BTreeMap<u64, String>>,
+    peers: Arc<Peers>,
 }
 
 impl Road {
-    pub(crate) fn new(options: &NodeOptions) -> Road {
-        Road {
-            node: options.node,
-            members: Arc::new(options.members.clone()),
-        }
+    pub(crate) fn hint(&self, leader: Option<u64>) -> Option<LeaderHint> {
+        let node = leader.filter(|leader| *leader != self.node)?;
+        let address = self.peers.address(node)?;
+        Some(LeaderHint { node, address })
     }
 
-    fn hint(&self, leader: Option<u64>) -> Option<LeaderHint> {
-        let node = leader.filter(|leader| *leader != self.node)?;
-        let address = self.members.get(&node)?.clone();
-        Some(LeaderHint { node, address })
+    /// Where a node is, if it is known.
+    pub(crate) fn address(&self, node: u64) -> Option<String> {
+        self.peers.address(node)
     }
 
     /// This node does not lead; `leader` may.
@@ -88,6 +92,7 @@ pub(crate) struct Shared {
     pub(crate) options: NodeOptions,
     pub(crate) base: Arc<BaseThread>,
     pub(crate) peers: Arc<Peers>,
+    pub(crate) pulse: Arc<Pulse>,
     pub(crate) pace: Arc<SnapshotPace>,
     pub(crate) clock: Arc<Clock>,
     pub(crate) disk: Arc<DiskRoom>,
@@ -108,6 +113,13 @@ pub(crate) struct Replica {
     pub(crate) proposer: Arc<Proposer>,
     pub(crate) barrier: ReadBarrier,
     pub(crate) road: Road,
+    pub(crate) pulse: Arc<Pulse>,
+    pub(crate) ballot: Arc<Ballot>,
+    /// Held while the membership changes.
+    pub(crate) changes: tokio::sync::Mutex<()>,
+    /// Somebody's change is under way.
+    pub(crate) changing: AtomicBool,
+    applier: Arc<Applier>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -115,11 +127,12 @@ fn config(options: &NodeOptions) -> Result<Arc<Config>, Error> {
     let timing = &options.timing;
     let config = Config {
         cluster_name: options.cluster_id.clone(),
-        heartbeat_interval: timing.heartbeat_ms,
-        heartbeat_min_interval: Some(timing.heartbeat_ms),
-        election_timeout_min: timing.election_min_ms,
-        election_timeout_max: timing.election_max_ms,
-        enable_pre_vote: Some(true),
+        // Nothing happens by openraft's clock: see `pulse`. So what it calls an interval bounds how long a
+        // heartbeat may take, and the shorter election timeout how long a vote may.
+        enable_tick: false,
+        heartbeat_interval: (timing.election_max_ms / 3).max(1),
+        election_timeout_min: timing.election_max_ms,
+        election_timeout_max: OPENRAFT_LEASE_MS.max(timing.election_max_ms * 2),
         // A node that comes back must not lead on what it remembers: its commit mark is written lazily.
         enable_leader_restore: Some(false),
         // Our flushes are the snapshots; each one is announced as it happens.
@@ -161,17 +174,59 @@ async fn start_raft(
     shard: ShardId,
     log: ShardLog,
     machine: StateMachine,
+    filling: &Arc<Filling>,
 ) -> Result<Raft, Error> {
     let options = &shared.options;
+    let config = config(options)?;
     let network = Network {
         shard: shard.0,
         peers: shared.peers.clone(),
         pace: shared.pace.clone(),
+        filling: filling.clone(),
     };
-    let raft = Raft::new(options.node, config(options)?, network, log, machine).await;
+    let raft = Raft::new(options.node, config, network, log, machine).await;
     raft.map_err(|error| Error::Stopped {
         shard,
         reason: error.to_string(),
+    })
+}
+
+/// Writes the entry that the log of a new shard begins with: its first membership. All founders write the same
+/// one, as openraft would have them do, but none of them stands for election by that.
+async fn found(
+    options: &NodeOptions,
+    engine: &mailbox_engine::Shard,
+    log: &mut ShardLog,
+) -> Result<(), Error> {
+    let failed = |error: &dyn std::fmt::Display| Error::Log(error.to_string());
+    let state = log.get_log_state().await.map_err(|error| failed(&error))?;
+    let voters = options.founders(engine.id());
+    let founds = log.life().is_none() && voters.contains(&options.node);
+    if !founds || state.last_log_id.is_some() || engine.applied().log_id.is_some() {
+        return Ok(());
+    }
+    let entry = Entry {
+        log_id: log_id(0, 0),
+        payload: EntryPayload::Membership(Membership::new_with_defaults(vec![voters], [])),
+    };
+    tracing::debug!(shard = engine.id().0, "new shard");
+    let written = log.blocking_append([entry]).await;
+    written.map_err(|error| failed(&error))
+}
+
+fn applier(shared: &Shared, engine: &Arc<mailbox_engine::Shard>, log: &ShardLog) -> Arc<Applier> {
+    let applied = engine.applied().log_id.map(|id| log_id(id.term, id.index));
+    let outbox = Arc::new(OutboxFeed::default());
+    outbox.replaced(engine.outbox_bytes());
+    Arc::new(Applier {
+        engine: engine.clone(),
+        log: log.clone(),
+        base: shared.base.clone(),
+        applied: watch::Sender::new(applied),
+        tails: broadcast::Sender::new(TAILS_KEPT),
+        outbox,
+        fault: shared.fault.clone(),
+        stopped: AtomicBool::new(false),
     })
 }
 
@@ -179,46 +234,42 @@ impl Replica {
     pub(crate) async fn start(
         shared: &Shared,
         engine: Arc<mailbox_engine::Shard>,
-        log: ShardLog,
+        mut log: ShardLog,
     ) -> Result<Arc<Replica>, Error> {
         let (id, options) = (engine.id(), &shared.options);
-        let applied = engine.applied().log_id.map(|id| log_id(id.term, id.index));
-        let applied = watch::Sender::new(applied);
         let flushed = watch::Sender::new(engine.flushed());
-        let tails = broadcast::Sender::new(TAILS_KEPT);
-        let outbox = Arc::new(OutboxFeed::default());
-        outbox.replaced(engine.outbox_bytes());
         shared.base.add(FlushedShard {
             engine: engine.clone(),
             log: log.clone(),
             flushed: flushed.clone(),
         });
-        let machine = StateMachine(Arc::new(Applier {
-            engine: engine.clone(),
-            log: log.clone(),
-            base: shared.base.clone(),
-            applied: applied.clone(),
-            tails: tails.clone(),
-            outbox: outbox.clone(),
-            fault: shared.fault.clone(),
-        }));
-        let raft = start_raft(shared, id, log, machine).await?;
-        let road = Road::new(options);
+        let ballot = Ballot::new(log.clone());
+        found(options, &engine, &mut log).await?;
+        let applier = applier(shared, &engine, &log);
+        let (applied, outbox) = (&applier.applied, &applier.outbox);
+        let machine = StateMachine(applier.clone());
+        let filling = Arc::new(Filling::default());
+        let raft = start_raft(shared, id, log, machine, &filling).await?;
+        shared.pulse.add(id.0, raft.clone(), ballot.clone());
+        let road = Road {
+            node: options.node,
+            peers: shared.peers.clone(),
+        };
         let leadership = watch::Sender::new(NOBODY);
         let (proposer, proposing) = Proposer::spawn(
             raft.clone(),
             engine.clone(),
             leadership.subscribe(),
-            guards(shared, &road, &outbox),
+            guards(shared, &road, outbox),
         );
         let timeout = Duration::from_millis(options.timing.election_max_ms);
         let (barrier, reading) =
             ReadBarrier::spawn(raft.clone(), applied.subscribe(), road.clone(), timeout);
         let watcher = LeadershipWatcher {
+            shard: id.0,
             raft: raft.clone(),
             road: road.clone(),
-            alone: options.members.len() == 1,
-            lease: timeout,
+            pulse: shared.pulse.clone(),
             applied: applied.subscribe(),
             leadership: leadership.clone(),
         };
@@ -229,25 +280,38 @@ impl Replica {
             reading,
             tokio::spawn(watcher.run()),
             cluster_options::watch(shared, engine.clone(), applied.subscribe()),
-            tokio::spawn(announce_flushes(raft.clone(), flushed.subscribe())),
-            spawn_begin(shared, id, &raft),
+            tokio::spawn(announce_flushes(raft.clone(), flushed.subscribe(), filling)),
         ];
-        Ok(Arc::new(Replica {
+        let replica = Arc::new(Replica {
             id,
             raft,
             engine,
             leadership,
             flushed,
-            tails,
-            outbox,
+            tails: applier.tails.clone(),
+            outbox: outbox.clone(),
             proposer,
             barrier,
             road,
+            pulse: shared.pulse.clone(),
+            ballot,
+            changes: tokio::sync::Mutex::default(),
+            changing: AtomicBool::new(false),
+            applier,
             tasks: Mutex::new(tasks),
-        }))
+        });
+        let tending = tokio::spawn(replica.clone().tend_membership());
+        replica.tasks.lock().push(tending);
+        Ok(replica)
     }
 
-    /// Hands leadership to the follower that is furthest, and waits a moment for it.
+    /// Asks this leader to hand its leadership to `to`. Whether `to` takes it or not, this node gives it up.
+    pub(crate) async fn hand_over(&self, to: u64) -> Result<(), Fatal<TypeConfig>> {
+        self.pulse.resign(self.id.0);
+        self.raft.trigger().transfer_leader(to).await
+    }
+
+    /// Hands leadership to the voter that is furthest, and waits a moment for it.
     pub(crate) async fn give_leadership_away(&self, wait: Duration) {
         let target = {
             let metrics = self.raft.metrics();
@@ -255,16 +319,22 @@ impl Replica {
             if metrics.state != ServerState::Leader {
                 return;
             }
+            let voters: Vec<u64> = metrics.membership_config.membership().voter_ids().collect();
             let replication = metrics.replication.iter().flatten();
+            // Equals take turns, so that not all of a node's shards go to the same one.
+            let turn = |node: u64| (node + u64::from(self.id.0)) % 3;
             replication
-                .filter(|(node, _)| **node != metrics.id)
-                .max_by_key(|(_, matched)| matched.map(|id| id.index))
+                .filter(|(node, _)| **node != metrics.id && voters.contains(node))
+                .max_by_key(|(node, matched)| {
+                    let reached = self.pulse.is_reached(**node);
+                    (reached, matched.map(|id| id.index), turn(**node))
+                })
                 .map(|(node, _)| *node)
         };
         let Some(target) = target else {
             return;
         };
-        if let Err(error) = self.raft.trigger().transfer_leader(target).await {
+        if let Err(error) = self.hand_over(target).await {
             tracing::warn!(shard = self.id.0, %error, "leadership stays");
             return;
         }
@@ -280,12 +350,15 @@ impl Replica {
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(shard = self.id.0, %error, "the replica did not stop cleanly");
         }
+        // What openraft's own task still does to the rows concerns nobody.
+        self.applier.stopped.store(true, Ordering::Release);
         let tasks = std::mem::take(&mut *self.tasks.lock());
         for task in tasks {
             task.abort();
             // Aborted or ended: both are an end.
             let _ = task.await;
         }
+        self.pulse.forget(self.id.0);
         self.leadership.send_replace(NOBODY);
     }
 
@@ -323,65 +396,39 @@ impl Replica {
     }
 }
 
-fn spawn_begin(shared: &Shared, id: ShardId, raft: &Raft) -> JoinHandle<()> {
-    let (options, fault) = (shared.options.clone(), shared.fault.clone());
-    tokio::spawn(begin(id, raft.clone(), options, fault))
-}
-
-/// Makes the first membership, once per cluster. All nodes write the same first entry, so it does not matter
-/// which of them do; one after the other goes, so that they do not all stand for election at once. The next one
-/// waits until the election of the one before it is over, if that one is there at all.
-async fn begin(
-    id: ShardId,
+/// Tells openraft of every flush, so that it purges what is in files; but not what a follower that is being filled
+/// needs next.
+async fn announce_flushes(
     raft: Raft,
-    options: NodeOptions,
-    fault: watch::Sender<Option<String>>,
+    mut flushed: watch::Receiver<Option<mailbox_engine::LogId>>,
+    filling: Arc<Filling>,
 ) {
-    let alone = options.members.len() == 1;
-    let turn = u32::try_from(options.turn(id)).unwrap_or(u32::MAX);
-    let election = Duration::from_millis(options.timing.election_max_ms) * 2;
-    tokio::time::sleep(election.saturating_mul(turn)).await;
-    match raft.is_initialized().await {
-        Ok(true) if alone => {
-            // There is nobody to wait for.
-            let _ = raft.trigger().elect(false).await;
-        }
-        Ok(true) => {}
-        Ok(false) => {
-            let members: BTreeMap<u64, EmptyNode> = options
-                .members
-                .keys()
-                .map(|node| (*node, EmptyNode {}))
-                .collect();
-            match raft.initialize(members).await {
-                Ok(()) => tracing::info!(shard = id.0, "new cluster"),
-                // Another node's first entry came in between.
-                Err(openraft::error::RaftError::APIError(error)) => {
-                    tracing::debug!(shard = id.0, %error, "initialised by another node");
-                }
-                Err(openraft::error::RaftError::Fatal(error)) => report(&fault, &error.to_string()),
-            }
-        }
-        Err(error) => report(&fault, &error.to_string()),
-    }
-}
-
-/// Tells openraft of every flush, so that it purges what is in files.
-async fn announce_flushes(raft: Raft, mut flushed: watch::Receiver<Option<mailbox_engine::LogId>>) {
     while flushed.changed().await.is_ok() {
+        loop {
+            // The newest one: it is what openraft is told of.
+            let upto = flushed.borrow_and_update().map_or(0, |id| id.index);
+            let replication = raft.metrics().borrow_watched().replication.clone();
+            let matched = |node| {
+                let matched = replication.as_ref()?.get(&node)?;
+                Some(matched.map_or(0, |id| id.index))
+            };
+            if filling.lets_go(upto, matched) {
+                break;
+            }
+            tokio::time::sleep(FILLING_LOOK).await;
+        }
         if raft.trigger().snapshot().await.is_err() {
             return;
         }
     }
 }
 
-/// Publishes who leads.
+/// Publishes who leads: what openraft says, as far as the node's pulse bears it out.
 struct LeadershipWatcher {
+    shard: u32,
     raft: Raft,
     road: Road,
-    alone: bool,
-    /// A leader whose quorum is silent for so long leads no more.
-    lease: Duration,
+    pulse: Arc<Pulse>,
     applied: watch::Receiver<Option<LogId>>,
     leadership: watch::Sender<Leadership>,
 }
@@ -389,13 +436,10 @@ struct LeadershipWatcher {
 impl LeadershipWatcher {
     async fn run(mut self) {
         let mut server = self.raft.server_metrics();
+        let mut pulse = self.pulse.subscribe();
         loop {
             let now = self.look();
-            self.leadership.send_if_modified(|before| {
-                let changed = *before != now;
-                *before = now;
-                changed
-            });
+            self.publish(now);
             // What is applied matters only until the leader is ready.
             let waiting = matches!(
                 *self.leadership.borrow(),
@@ -403,32 +447,48 @@ impl LeadershipWatcher {
             );
             let ended = tokio::select! {
                 changed = server.changed() => changed.is_err(),
+                changed = pulse.changed() => changed.is_err(),
                 changed = self.applied.changed(), if waiting => changed.is_err(),
-                () = tokio::time::sleep(QUORUM_LOOK) => false,
             };
             if ended {
+                self.pulse.forget(self.shard);
+                self.publish(NOBODY);
                 return;
             }
         }
     }
 
+    fn publish(&self, now: Leadership) {
+        self.leadership.send_if_modified(|before| {
+            let changed = *before != now;
+            *before = now;
+            changed
+        });
+    }
+
     fn look(&mut self) -> Leadership {
         let server = self.raft.server_metrics().borrow_watched().clone();
         let term = server.vote.leader_id.term;
-        if server.state != ServerState::Leader {
+        let membership = server.membership_config.membership();
+        let leads = server.state == ServerState::Leader;
+        let standing = self.pulse.note(
+            self.shard,
+            View {
+                term,
+                leads,
+                leader: server.current_leader,
+                voters: membership.get_joint_config().clone(),
+                nodes: membership.nodes().map(|(node, _)| *node).collect(),
+            },
+        );
+        if !leads {
+            let leader = server.current_leader.filter(|_| standing.has_leader);
             return Leadership::Follower {
-                leader: self.road.hint(server.current_leader),
+                leader: self.road.hint(leader),
                 term,
             };
         }
-        let (silent, stopped) = {
-            let metrics = self.raft.metrics();
-            let metrics = metrics.borrow_watched();
-            let acked = metrics.last_quorum_acked;
-            let silent = acked.is_some_and(|acked| acked.elapsed() > self.lease);
-            (silent && !self.alone, metrics.running_state.is_err())
-        };
-        if silent || stopped {
+        if !standing.has_quorum {
             return Leadership::Follower { leader: None, term };
         }
         let applied = *self.applied.borrow_and_update();

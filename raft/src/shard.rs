@@ -1,5 +1,6 @@
 //! The handle on this node's replica of a shard.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use tokio::sync::{Notify, broadcast, watch};
 
 use crate::base_thread::{BaseThread, error_chain};
 use crate::error::ProposeError;
+use crate::membership::{ChangeError, Membership};
 use crate::outbox::Outbox;
 use crate::replica::Replica;
 use crate::status::{AppliedTail, Leadership, ShardStatus};
@@ -147,16 +149,55 @@ impl Shard {
         self.replica.give_leadership_away(Duration::ZERO).await;
     }
 
-    /// Asks this leader to hand its leadership to `to`. Returns once asked, not once done.
+    /// Who holds replicas, as far as this one knows.
+    pub fn membership(&self) -> Membership {
+        self.replica.membership()
+    }
+
+    /// Gives `node` a replica that receives entries and does not vote. On the leader. Returns once the membership
+    /// is committed; how far the learner has caught up is in [`Shard::status`]. The node must host the shard
+    /// ([`crate::Node::host`]), now or later: until then entries wait for it. A voter stays what it is.
     ///
     /// # Errors
-    /// [`ProposeError::NotLeader`].
-    pub async fn transfer_leader(&self, to: u64) -> Result<(), ProposeError> {
-        if let Some(elsewhere) = self.replica.road.of(&self.leadership()) {
-            return Err(elsewhere);
-        }
-        let asked = self.replica.raft.trigger().transfer_leader(to).await;
-        asked.map_err(|error| unavailable(error.to_string()))
+    /// See [`ChangeError`]; `UnknownNode` before anything else is done.
+    pub async fn add_learner(&self, node: u64) -> Result<(), ChangeError> {
+        self.replica.add_learner(node).await
+    }
+
+    /// Makes learners of `add` into voters and removes the voters of `remove` altogether, in one joint change. On
+    /// the leader. Returns once the last membership of the change is committed. A node of `add` that votes
+    /// already, and one of `remove` that is not there, are no errors. A joint change that a leader before has
+    /// begun is finished first. A leader that removes itself leads until the change is committed, and then hands
+    /// its leadership over.
+    ///
+    /// How far learners are is not asked here: a voter that lags is no help to a majority.
+    ///
+    /// # Errors
+    /// See [`ChangeError`].
+    pub async fn change_voters(
+        &self,
+        add: BTreeSet<u64>,
+        remove: BTreeSet<u64>,
+    ) -> Result<(), ChangeError> {
+        self.replica.change_voters(add, remove).await
+    }
+
+    /// Takes a learner out. On the leader. Returns once the membership is committed. One that is not there is no
+    /// error.
+    ///
+    /// # Errors
+    /// See [`ChangeError`]; `IsVoter` if it votes.
+    pub async fn remove_learner(&self, node: u64) -> Result<(), ChangeError> {
+        self.replica.remove_learner(node).await
+    }
+
+    /// Hands the leadership to `to`, a voter. On the leader. Returns once this node leads no more, which is nearly
+    /// always because `to` does; no error if `to` is this node.
+    ///
+    /// # Errors
+    /// See [`ChangeError`]; `Unavailable` if this node still leads after some seconds, as when `to` does not run.
+    pub async fn transfer_leader(&self, to: u64) -> Result<(), ChangeError> {
+        self.replica.transfer_leader(to).await
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::{Stream, TryStreamExt};
@@ -39,6 +40,8 @@ pub(crate) struct Applier {
     pub(crate) tails: broadcast::Sender<Arc<AppliedTail>>,
     pub(crate) outbox: Arc<OutboxFeed>,
     pub(crate) fault: watch::Sender<Option<String>>,
+    /// The replica has stopped, and may be removed: what fails now is no fault of the node.
+    pub(crate) stopped: AtomicBool,
 }
 
 /// openraft's handle on the engine's shard.
@@ -88,7 +91,9 @@ impl Applier {
     /// openraft stops the replica on any error from here.
     fn failed(&self, error: &dyn std::error::Error) -> io::Error {
         let reason = format!("shard {}: {}", self.engine.id(), error_chain(error));
-        report(&self.fault, &reason);
+        if !self.stopped.load(Ordering::Acquire) {
+            report(&self.fault, &reason);
+        }
         io::Error::other(reason)
     }
 
@@ -156,6 +161,9 @@ impl Applier {
         while self.engine.stalled() {
             if let Some(reason) = self.fault.borrow().as_ref() {
                 return Err(io::Error::other(reason.clone()));
+            }
+            if self.stopped.load(Ordering::Acquire) {
+                return Err(io::Error::other("the replica has stopped"));
             }
             let changed = self.base.changed();
             self.base.look();

@@ -58,6 +58,9 @@ pub struct DevArgs {
     /// Where tools connect: gRPC.
     #[arg(long, default_value = "127.0.0.1:7700", value_name = "HOST:PORT")]
     pub grpc_listen: String,
+    /// Shards that the 64 slots are split into, for ever: a directory that was made with others is refused.
+    #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub shards: u16,
     /// One JSON object per line on stdout, in place of words.
     #[arg(long)]
     pub json: bool,

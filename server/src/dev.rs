@@ -163,6 +163,7 @@ fn configure(args: &DevArgs) -> Result<Config, Error> {
     config.cluster.id = String::from_utf8_lossy(id.trim_ascii_end()).into_owned();
     config.cluster.secret_file = secret_file;
     config.cluster.slot_count = 64;
+    config.cluster.shards = args.shards;
     config.cluster.nodes = [(1, args.grpc_listen.clone())].into();
     config.node.dir = dir.join("node");
     config.node.listen = args.grpc_listen.clone();
@@ -304,6 +305,7 @@ mod tests {
             dir: dir.path().join("dev"),
             listen: "127.0.0.1:0".into(),
             grpc_listen: "127.0.0.1:0".into(),
+            shards: 4,
             json: true,
             log: "warn".into(),
         };

@@ -329,13 +329,10 @@ impl Feed {
         Ok(())
     }
 
-    /// A sign of life, given only while a majority still follows this leader.
+    /// A sign of life, given only while a majority still follows this leader: the node's pulse knows, so that
+    /// nobody need be asked.
     async fn heartbeat(&mut self) -> Result<(), End> {
-        let limit = Duration::from_millis(self.core.cluster.election_max_ms);
-        match tokio::time::timeout(limit, self.core.barrier(&self.shard)).await {
-            Ok(barrier) => barrier?,
-            Err(_) => return Err(status::unavailable("the leader has lost its majority").into()),
-        }
+        self.check_term(&self.shard.leadership())?;
         for timeline in self.subscriptions.next_heads(HEADS_PER_HEARTBEAT_MAX) {
             let head = self
                 .shard

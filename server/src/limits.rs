@@ -115,8 +115,9 @@ pub(crate) fn raise_open_files() -> Result<u64, Error> {
 pub(crate) struct MemoryBudget {
     /// Shards that share it: what follows *of a shard* is there so many times.
     pub(crate) shards: u64,
-    /// Greatest size of one memtable of a shard; one more may be frozen at the same time.
-    pub(crate) memtable: u64,
+    /// Size of all active memtables together at which they are flushed; as much may be frozen at the same
+    /// time. One shard may take all of it.
+    pub(crate) memtables: u64,
     /// RocksDB's block cache.
     pub(crate) block_cache: u64,
     /// Newest rows of busy timelines, of a shard.
@@ -131,7 +132,7 @@ pub(crate) struct MemoryBudget {
     pub(crate) log_cache: u64,
 }
 
-/// Memtables of one shard that exist at once: the active one and a frozen one.
+/// Active memtables and frozen ones exist at once.
 const MEMTABLES: u64 = 2;
 
 /// Write buffers of the log that exist at once.
@@ -143,7 +144,6 @@ const MIB: u64 = 1 << 20;
 const HEADS: u64 = 1 << 20;
 
 /// What a shard needs to work at all, however many share the budget: then the node uses more than that.
-const MEMTABLE_MIN: u64 = MIB / 4;
 const TAILS_MIN: u64 = MIB / 16;
 /// One entry is at most 1 MiB; the next must not be refused while it is on its way.
 const QUEUES_MIN: u64 = 2 * MIB;
@@ -158,7 +158,7 @@ impl MemoryBudget {
         let of_shard = |percent: u32, min: u64| (share(percent) / shards).max(min);
         Self {
             shards,
-            memtable: of_shard(memory.memtables_percent, MEMTABLES * MEMTABLE_MIN) / MEMTABLES,
+            memtables: share(memory.memtables_percent) / MEMTABLES,
             block_cache: share(memory.block_cache_percent),
             tails: of_shard(memory.tails_percent, TAILS_MIN),
             queues: of_shard(memory.queues_percent, QUEUES_MIN),
@@ -183,8 +183,7 @@ pub(crate) fn log_budget(files: &FileBudget, limit: u64, memory: Option<&MemoryB
     if let Some(memory) = memory {
         tracing::info!(
             shards = memory.shards,
-            memtable_bytes = memory.memtable,
-            memtables = MEMTABLES,
+            memtables_bytes = memory.memtables * MEMTABLES,
             block_cache_bytes = memory.block_cache,
             tails_bytes = memory.tails,
             queues_bytes = memory.queues,
@@ -234,8 +233,8 @@ mod tests {
             config.cluster.shards = shards;
             let memory = MemoryBudget::of(&config);
             let log = memory.log_buffer * LOG_BUFFERS + memory.log_cache;
-            let of_shard = memory.memtable * MEMTABLES + memory.tails + memory.queues;
-            let sum = of_shard * memory.shards + memory.block_cache + log;
+            let of_shards = (memory.tails + memory.queues) * memory.shards;
+            let sum = memory.memtables * MEMTABLES + of_shards + memory.block_cache + log;
             assert!(sum <= config.memory.budget_bytes.0, "{shards} shards");
             assert!(
                 sum > config.memory.budget_bytes.0 * 9 / 10,
@@ -250,7 +249,11 @@ mod tests {
         let mut config = Config::default();
         config.cluster.shards = 1024;
         let memory = MemoryBudget::of(&config);
-        assert_eq!(memory.memtable, MEMTABLE_MIN);
+        assert_eq!(
+            memory.memtables,
+            MemoryBudget::of(&Config::default()).memtables,
+            "what one does not need another may use"
+        );
         assert_eq!(memory.queues, QUEUES_MIN);
         assert_eq!(memory.heads, HEADS_MIN);
     }

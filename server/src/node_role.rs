@@ -284,7 +284,8 @@ fn node_options(
     );
     options.engine = EngineOptions {
         slot_count: cluster.slot_count,
-        memtable_bytes_max: memory.memtable,
+        memtable_bytes_max: memory.memtables,
+        memtables_bytes_max: memory.memtables,
         memtable_age_ms_max: config.storage.flush_age_ms,
         block_cache_bytes: size(memory.block_cache),
         tail_cache_bytes: size(memory.tails),

@@ -194,6 +194,12 @@ impl Collector for ReplicaMetrics {
             i64::try_from(files.file_bytes).unwrap_or(i64::MAX),
         )?;
         encode_log(&mut encoder, &self.node.log_metrics())?;
+        node_counter(
+            &mut encoder,
+            "mailbox_raft_peer_messages",
+            "Requests sent to other nodes, for all shards",
+            self.node.peer_messages(),
+        )?;
         node_gauge(
             &mut encoder,
             "mailbox_node_disk_free_bytes",
@@ -221,6 +227,17 @@ fn node_gauge(
     gauge.encode(metric)
 }
 
+fn node_counter(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    value: u64,
+) -> Result<(), fmt::Error> {
+    let no_unit: Option<&Unit> = None;
+    let metric = encoder.encode_descriptor(name, help, no_unit, MetricType::Counter)?;
+    ConstCounter::new(value).encode(metric)
+}
+
 /// The shared log of the node.
 fn encode_log(encoder: &mut DescriptorEncoder<'_>, log: &LogMetrics) -> Result<(), fmt::Error> {
     let counters = [
@@ -239,9 +256,7 @@ fn encode_log(encoder: &mut DescriptorEncoder<'_>, log: &LogMetrics) -> Result<(
     ];
     let no_unit: Option<&Unit> = None;
     for (name, help, value) in counters {
-        let counter = ConstCounter::new(value);
-        let metric = encoder.encode_descriptor(name, help, no_unit, MetricType::Counter)?;
-        counter.encode(metric)?;
+        node_counter(encoder, name, help, value)?;
     }
     node_gauge(
         encoder,

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::{Disk, SHARD, bodies, index_of, mailbox, new_row, new_shard, options};
 use crate::base::memory::IngestCrash;
-use crate::id::{Seq, SlotId, UserId};
+use crate::id::{Seq, ShardId, SlotId, UserId};
 use crate::key::{DedupKey, Destination, StateKey};
 use crate::options::EngineOptions;
 
@@ -227,6 +227,135 @@ fn a_flush_is_all_or_nothing_whenever_it_crashes() {
             (hash, index)
         );
     }
+}
+
+/// Three shards whose ranges and dedup hours lie among each other's, with something to flush.
+fn three_shards(store: &crate::Store) -> Vec<std::sync::Arc<crate::Shard>> {
+    let ids = [ShardId(2), ShardId(0), ShardId(1)];
+    let shards = ids.map(|id| store.create_shard(id, 0..=7).unwrap());
+    for (number, shard) in (0_u64..).zip(&shards) {
+        for user in 0..6 {
+            shard.send(user, &format!("{number} {user}"));
+            put_dedup(shard, user * 3 + number);
+            let key = StateKey::User { user: UserId(user) };
+            shard.enter(|ctx| ctx.put(&key, Bytes::from(vec![u8::try_from(number).unwrap()])));
+        }
+        shard.edit(1, 1, "edited");
+    }
+    shards.into()
+}
+
+fn frozen(
+    shards: &[std::sync::Arc<crate::Shard>],
+) -> Vec<(std::sync::Arc<crate::Shard>, crate::FrozenFlush)> {
+    let frozen = shards
+        .iter()
+        .map(|shard| (shard.clone(), shard.freeze().unwrap()));
+    frozen.collect()
+}
+
+fn hashes(shards: &[std::sync::Arc<crate::Shard>]) -> Vec<u128> {
+    shards.iter().map(|shard| shard.hash_now()).collect()
+}
+
+fn reopened(store: &crate::Store) -> Vec<std::sync::Arc<crate::Shard>> {
+    let ids = [ShardId(2), ShardId(0), ShardId(1)];
+    ids.map(|id| store.shard(id).unwrap()).into()
+}
+
+#[test]
+fn shards_share_a_file() {
+    for disk in Disk::all() {
+        let (wanted, applied) = {
+            let store = disk.open();
+            let shards = three_shards(&store);
+            let wanted = hashes(&shards);
+            let built = store.build(frozen(&shards)).unwrap();
+            assert!(built.bytes() > 0);
+            shards[1].send(7, "after the freeze");
+            assert!(store.ingest(built).unwrap());
+            for shard in &shards {
+                assert!(shard.flushed().is_some());
+                assert_eq!(shard.bodies(1)[0], "edited");
+            }
+            assert!(!shards[0].flush_due(u64::MAX) && shards[1].flush_due(u64::MAX));
+            let flushes = shards.iter().map(|shard| shard.metrics().flushes);
+            assert!(flushes.eq([1, 1, 1]));
+            let applied = shards.iter().map(|shard| shard.flushed());
+            (wanted, applied.collect::<Vec<_>>())
+        };
+        let store = disk.open();
+        let shards = reopened(&store);
+        assert_eq!(hashes(&shards), wanted);
+        let now = shards.iter().map(|shard| shard.applied().log_id);
+        assert!(now.eq(applied));
+    }
+}
+
+#[test]
+fn a_shared_flush_is_all_or_nothing_for_every_shard() {
+    for at in [IngestCrash::Before, IngestCrash::After] {
+        let disk = Disk::all().into_iter().next().unwrap();
+        let Disk::Memory(memory) = &disk else {
+            unreachable!("memory comes first")
+        };
+        let after = {
+            let store = disk.open();
+            let shards = three_shards(&store);
+            let after = hashes(&shards);
+            memory.crash_next_ingest(at);
+            let built = store.build(frozen(&shards)).unwrap();
+            assert!(store.ingest(built).is_err());
+            after
+        };
+        memory.crash();
+        let store = disk.open();
+        let shards = reopened(&store);
+        match at {
+            IngestCrash::Before => {
+                let none = |shard: &std::sync::Arc<crate::Shard>| shard.applied().log_id.is_none();
+                assert!(shards.iter().all(none));
+            }
+            IngestCrash::After => assert_eq!(hashes(&shards), after),
+        }
+    }
+}
+
+#[test]
+fn memory_that_one_shard_does_not_need_another_may_use() {
+    let disk = Disk::all().into_iter().next().unwrap();
+    let store = disk
+        .open_with(EngineOptions {
+            memtables_bytes_max: 100_000,
+            ..options()
+        })
+        .unwrap();
+    let shards = three_shards(&store);
+    assert!(shards.iter().all(|shard| !shard.flush_due(0)));
+    let body = Bytes::from(vec![7; 70_000]);
+    let put = |shard: &crate::Shard, user| {
+        let user = UserId(user);
+        shard.enter(|ctx| ctx.put(&StateKey::User { user }, body.clone()));
+    };
+    put(&shards[0], 100);
+    assert!(!shards[0].flush_due(0));
+    put(&shards[1], 101);
+    assert!(
+        shards.iter().all(|shard| shard.flush_due(0)),
+        "all together are full"
+    );
+    assert!(!shards[2].stalled());
+    put(&shards[1], 102);
+    assert!(shards.iter().all(|shard| shard.stalled()), "twice as full");
+    let built = store.build(frozen(&shards)).unwrap();
+    assert!(store.ingest(built).unwrap());
+    assert!(
+        shards
+            .iter()
+            .all(|shard| !shard.stalled() && !shard.flush_due(u64::MAX))
+    );
+    put(&shards[2], 103);
+    assert!(!shards[2].flush_due(0), "what was flushed is free again");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::shard::Shard;
 use crate::snapshot::SnapshotMeta;
 use crate::store::Store;
 
-fn filled(store: &Store) -> std::sync::Arc<Shard> {
+pub(super) fn filled(store: &Store) -> std::sync::Arc<Shard> {
     let shard = new_shard(store);
     for user in 0..30_u64 {
         shard.send(user, "first");
@@ -32,7 +32,7 @@ fn filled(store: &Store) -> std::sync::Arc<Shard> {
     shard
 }
 
-fn snapshot_of(shard: &Shard, dir: &std::path::Path) -> (SnapshotMeta, Vec<PathBuf>) {
+pub(super) fn snapshot_of(shard: &Shard, dir: &std::path::Path) -> (SnapshotMeta, Vec<PathBuf>) {
     let snapshot = shard.snapshot().unwrap();
     let mut told = 0;
     let files = snapshot
@@ -103,7 +103,7 @@ fn ranges_are_never_reused_and_old_ones_are_gone() {
     }
 }
 
-fn stored_ranges(shard: &Shard) -> Vec<u32> {
+pub(super) fn stored_ranges(shard: &Shard) -> Vec<u32> {
     let view = shard.core.base.view();
     let mut cursor = view.cursor(&[], &[0xFF]);
     cursor.seek(&[]).unwrap();
@@ -176,6 +176,36 @@ fn a_flush_from_before_an_install_is_void() {
             index_of(&shard.applied()),
             meta.applied.log_id.unwrap().index
         );
+    }
+}
+
+#[test]
+fn a_shared_flush_from_before_an_install_is_void_and_the_others_are_flushed_anew() {
+    for disk in Disk::all() {
+        let files_dir = tempfile::tempdir().unwrap();
+        let store = disk.open();
+        let shard = filled(&store);
+        let other = store.create_shard(crate::ShardId(9), 0..=7).unwrap();
+        let (meta, files) = snapshot_of(&shard, files_dir.path());
+        shard.send(1, "thrown away");
+        other.send(1, "stays");
+        let both = [&shard, &other].map(|shard| (shard.clone(), shard.freeze().unwrap()));
+        let built = store.build(both.into()).unwrap();
+        shard.install(&meta, &files).unwrap();
+        let hash = shard.hash_now();
+        assert!(!store.ingest(built).unwrap());
+        assert_eq!(
+            (shard.hash_now(), shard.flushed()),
+            (hash, meta.applied.log_id)
+        );
+        assert_eq!(other.flushed(), None);
+        other.flush().unwrap();
+        assert_eq!(other.bodies(1), ["stays"]);
+        drop((shard, other, store));
+        let store = disk.open();
+        assert_eq!(store.shard(SHARD).unwrap().hash_now(), hash);
+        let other = store.shard(crate::ShardId(9)).unwrap();
+        assert_eq!(other.bodies(1), ["stays"]);
     }
 }
 

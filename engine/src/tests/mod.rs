@@ -1,6 +1,7 @@
 //! Tests of the storage under the procedures: what is read must not depend on where rows are.
 
 mod caches;
+mod drops;
 mod faults;
 mod flushes;
 mod hours;
@@ -104,6 +105,7 @@ impl Shard {
         if cut {
             state.freeze(true);
         }
+        self.count_memtables(&state);
         result
     }
 

@@ -29,6 +29,9 @@ pub(crate) enum Step {
     Reopen,
     /// It dies inside an ingest and starts again.
     Crash(Dying),
+    /// The replica is taken off the node and hosted again from nothing; or the process dies inside
+    /// the ingest that takes it off.
+    Drop(Option<Dying>),
 }
 
 /// Where it dies.
@@ -86,6 +89,10 @@ enum Id {
     Again(prop::sample::Index),
 }
 
+fn dying() -> impl Strategy<Value = Dying> {
+    prop_oneof![Just(Dying::Before), Just(Dying::After)]
+}
+
 /// Steps from an empty shard on. Its options come early, but not always first.
 pub(crate) fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
@@ -96,7 +103,8 @@ pub(crate) fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => Just(Step::Flush),
         1 => Just(Step::Build),
         1 => Just(Step::Reopen),
-        1 => prop_oneof![Just(Dying::Before), Just(Dying::After)].prop_map(Step::Crash),
+        1 => dying().prop_map(Step::Crash),
+        1 => prop::option::of(dying()).prop_map(Step::Drop),
     ];
     let options = (any::<[u8; 4]>(), 0..4_usize);
     (prop::collection::vec(step, 1..60), options).prop_map(|(mut steps, (parts, at))| {

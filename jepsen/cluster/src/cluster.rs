@@ -18,8 +18,8 @@ use crate::usage::IoBytes;
 use crate::{binary, config};
 
 const READY_POLL: Duration = Duration::from_millis(50);
-/// So many ids fall into all of 64 slots.
-const OWNERS_LOOKED_AT: u64 = 2000;
+/// So many ids fall into all shards.
+const OWNERS_LOOKED_AT: u64 = 10_000;
 const OUTBOX_ITEMS: &str = "mailbox_lane_outbox_items";
 
 /// What [`Cluster::start`] makes.
@@ -33,7 +33,7 @@ pub struct ClusterOptions {
     pub dir: Option<PathBuf>,
     /// The `mailboxd` to run. `None`: `$MAILBOXD`, else the file beside the running executable.
     pub binary: Option<PathBuf>,
-    /// Shards that the cluster's slots are split into, 1 to 64.
+    /// Shards that the cluster's slots are split into, 1 to 64; to have more, set `cluster.slot_count` too.
     pub shards: u16,
     /// Whether each node has a gateway beside it.
     pub gateway: bool,

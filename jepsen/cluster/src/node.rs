@@ -9,7 +9,7 @@ use anyhow::bail;
 
 use crate::layout::Ports;
 use crate::process::{Process, Spawner};
-use crate::usage::{IoBytes, Usage};
+use crate::usage::{IoBytes, Usage, rss_bytes};
 
 /// A node; its addresses and files stay the same over restarts. `start`, `kill`, `pause`, `resume`
 /// and `stop` are about the server, the store node proper; its gateway is a process of its own.
@@ -189,6 +189,12 @@ impl Node {
     /// Bytes moved by this node's processes, dead ones included.
     pub fn io_bytes(&self) -> IoBytes {
         self.usage().io
+    }
+
+    /// Memory that this node's running processes hold now, shared pages included.
+    pub fn rss_bytes(&self) -> u64 {
+        let processes = [self.pid(), self.gateway_pid()];
+        processes.into_iter().flatten().map(rss_bytes).sum()
     }
 
     fn usage(&self) -> Usage {

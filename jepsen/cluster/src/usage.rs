@@ -58,6 +58,20 @@ impl Usage {
     }
 }
 
+/// Memory that a process holds now; zero where there is no `/proc`.
+pub(crate) fn rss_bytes(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"));
+    status.ok().and_then(|status| rss(&status)).unwrap_or(0)
+}
+
+fn rss(status: &str) -> Option<u64> {
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
 /// User and system time. The command's name may hold anything, so fields count from its last `)`.
 fn cpu_time(stat: &str) -> Option<Duration> {
     let fields = stat.rsplit_once(')')?.1;
@@ -88,6 +102,14 @@ mod tests {
         let stat = "12 (a) b (c) S 1 12 12 0 -1 4194560 9 0 0 0 150 25 7 8 20 0 1 0 5 6 7";
         assert_eq!(cpu_time(stat), Some(Duration::from_millis(1750)));
         assert_eq!(cpu_time("nonsense"), None);
+    }
+
+    #[test]
+    fn resident_memory_is_found_by_name() {
+        let status = "Name:\tmailboxd\nVmHWM:\t  900 kB\nVmRSS:\t  123 kB\nThreads:\t4\n";
+        assert_eq!(rss(status), Some(123 << 10));
+        assert_eq!(rss("Name:\tmailboxd\n"), None);
+        assert!(rss_bytes(std::process::id()) > 0);
     }
 
     #[test]

@@ -16,6 +16,7 @@ use rocksdb::DB;
 use tokio::sync::{oneshot, watch};
 
 use super::error::Error;
+use super::life::Life;
 use super::metrics::Counters;
 use super::options::LogOptions;
 use super::row::row_len;
@@ -49,6 +50,17 @@ pub(super) enum Op {
         shard: u32,
         committed: Option<LogId>,
     },
+    Life {
+        shard: u32,
+        life: Life,
+        done: oneshot::Sender<Result<(), Error>>,
+    },
+    /// Removes everything of the shard but its vote and its life.
+    Wipe {
+        shard: u32,
+        life: Life,
+        done: oneshot::Sender<Result<(), Error>>,
+    },
 }
 
 impl Op {
@@ -56,16 +68,23 @@ impl Op {
         OPERATION_BYTES
             + match self {
                 Op::Append { entries, .. } => entries.iter().map(row_len).sum(),
-                Op::Truncate { .. } | Op::Purge { .. } | Op::Vote { .. } | Op::Committed { .. } => {
-                    0
-                }
+                Op::Truncate { .. }
+                | Op::Purge { .. }
+                | Op::Vote { .. }
+                | Op::Committed { .. }
+                | Op::Life { .. }
+                | Op::Wipe { .. } => 0,
             }
     }
 
     /// Whether anybody may wait for it, or for what comes after it.
     fn is_urgent(&self) -> bool {
         match self {
-            Op::Append { .. } | Op::Truncate { .. } | Op::Vote { .. } => true,
+            Op::Append { .. }
+            | Op::Truncate { .. }
+            | Op::Vote { .. }
+            | Op::Life { .. }
+            | Op::Wipe { .. } => true,
             Op::Purge { .. } | Op::Committed { .. } => false,
         }
     }
@@ -73,7 +92,9 @@ impl Op {
     pub(super) fn fail(self, error: &Error) {
         match self {
             Op::Append { done, .. } => done.io_completed(Err(error.clone().into())),
-            Op::Vote { done, .. } => drop(done.send(Err(error.clone()))),
+            Op::Vote { done, .. } | Op::Life { done, .. } | Op::Wipe { done, .. } => {
+                drop(done.send(Err(error.clone())));
+            }
             Op::Truncate { .. } | Op::Purge { .. } | Op::Committed { .. } => {}
         }
     }

@@ -5,15 +5,14 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use mailbox_engine::ShardId;
 use openraft::EntryPayload;
-use rocksdb::{DB, ReadOptions};
+use rocksdb::DB;
 
 use super::check::{WalView, open_read_only};
 use super::error::Error;
-use super::key::Key;
 use super::mark::MarkFile;
 use super::options::LogOptions;
 use super::read::DiskEntries;
-use super::stored::StoredShard;
+use super::stored::{self, StoredShard};
 use super::wal::{scan, wal_files};
 use crate::types::{Entry, StoredMembership, encode_stored_membership};
 
@@ -162,31 +161,7 @@ impl LogInspect {
     /// # Errors
     /// A key that is none of the log's, or a read error.
     pub fn shards(&self) -> Result<Vec<ShardId>, Error> {
-        let mut options = ReadOptions::default();
-        options.set_total_order_seek(true);
-        let mut rows = self.db.raw_iterator_opt(options);
-        let mut shards = std::collections::BTreeSet::new();
-        rows.seek_to_first();
-        while let Some(bytes) = rows.key() {
-            let key = Key::decode(bytes).ok_or_else(|| Error::Row {
-                path: self.dir.clone(),
-                row: format!("{bytes:02x?}"),
-                reason: "no key of this format".to_owned(),
-            })?;
-            match key {
-                Key::Batch | Key::Filler => rows.next(),
-                Key::Vote(shard) | Key::Committed(shard) | Key::Purged(shard) => {
-                    shards.insert(ShardId(shard));
-                    rows.next();
-                }
-                Key::Entry(shard, _) => {
-                    shards.insert(ShardId(shard));
-                    rows.seek(Key::Entry(shard, u64::MAX).encode());
-                }
-            }
-        }
-        rows.status()
-            .map_err(|error| Error::storage(&self.dir, "read", error))?;
+        let shards = stored::shards(&self.dir, &self.db)?;
         Ok(shards.into_iter().collect())
     }
 

@@ -10,6 +10,7 @@ const TAG_VOTE: u8 = 2;
 const TAG_COMMITTED: u8 = 3;
 const TAG_PURGED: u8 = 4;
 const TAG_FILLER: u8 = 5;
+const TAG_LIFE: u8 = 6;
 const TAG_ENTRY: u8 = 16;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +31,10 @@ pub(super) enum Key {
     /// Means nothing: written to make RocksDB begin another WAL file.
     /// Key: `5`      Value: empty
     Filler,
+    /// How a shard's replica came to this node or left it, see `life.rs`; absent for one that the cluster's
+    /// bootstrap made. Outlives the replica, as its vote does.
+    /// Key: `6 shard(4)`      Value: life
+    Life(u32),
     /// An entry.
     /// Key: `16 shard(4) index(8)`      Value: `crc u32 | entry`, see `row.rs`
     Entry(u32, u64),
@@ -51,6 +56,7 @@ impl Key {
             Key::Vote(shard) => (TAG_VOTE, shard),
             Key::Committed(shard) => (TAG_COMMITTED, shard),
             Key::Purged(shard) => (TAG_PURGED, shard),
+            Key::Life(shard) => (TAG_LIFE, shard),
             Key::Entry(shard, index) => {
                 out.extend_from_slice(&entry_key(shard, index));
                 return;
@@ -81,6 +87,7 @@ impl Key {
             TAG_VOTE => rest.is_empty().then_some(Key::Vote(shard)),
             TAG_COMMITTED => rest.is_empty().then_some(Key::Committed(shard)),
             TAG_PURGED => rest.is_empty().then_some(Key::Purged(shard)),
+            TAG_LIFE => rest.is_empty().then_some(Key::Life(shard)),
             TAG_ENTRY => {
                 let index = <[u8; 8]>::try_from(rest).ok()?;
                 Some(Key::Entry(shard, u64::from_be_bytes(index)))
@@ -106,7 +113,7 @@ mod tests {
     proptest! {
         #[test]
         fn keys_survive_encoding_and_sort_by_index(shard: u32, a: u64, b: u64) {
-            for key in [Key::Batch, Key::Filler, Key::Vote(shard), Key::Committed(shard), Key::Purged(shard), Key::Entry(shard, a)] {
+            for key in [Key::Batch, Key::Filler, Key::Vote(shard), Key::Committed(shard), Key::Purged(shard), Key::Life(shard), Key::Entry(shard, a)] {
                 prop_assert_eq!(Key::decode(&key.encode()), Some(key));
             }
             prop_assert_eq!(entry_key(shard, a).cmp(&entry_key(shard, b)), a.cmp(&b));

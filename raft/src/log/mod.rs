@@ -8,6 +8,7 @@
 //! | `state.rs`, `cache.rs`, `read.rs` | what a shard's replica sees: changed at once, read from memory or disk |
 //! | `core.rs`, `writer.rs` | the queue and the thread that empties it |
 //! | `mark.rs`, `wal.rs`, `check.rs` | finding out at open whether synced batches are missing |
+//! | `life.rs` | what outlives a replica that leaves the node |
 //! | `inspect.rs` | offline, read-only |
 //!
 //! Nothing here bounds the queue: an append must not wait. What enters is bounded where it comes from, by the
@@ -21,6 +22,7 @@ mod crc32c;
 mod error;
 mod inspect;
 mod key;
+mod life;
 mod mark;
 mod metrics;
 mod options;
@@ -34,9 +36,10 @@ mod tests;
 mod wal;
 mod writer;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
 use mailbox_engine::ShardId;
@@ -47,6 +50,7 @@ use tokio::sync::watch;
 pub use self::bench::LogBench;
 pub use self::error::Error;
 pub use self::inspect::{LogBatch, LogEntry, LogInspect, LogPayload, ShardReport};
+pub(crate) use self::life::Stage;
 pub use self::metrics::{FSYNC_BUCKETS_US, LogMetrics};
 pub use self::options::LogOptions;
 pub(crate) use self::shard_log::ShardLog;
@@ -134,6 +138,37 @@ impl SharedLog {
             }
         };
         Ok(ShardLog::new(Arc::clone(core), state))
+    }
+
+    /// The shards that have rows here, be it only what a former life has left, in order.
+    ///
+    /// # Errors
+    /// A key that is none of the log's, or a read error.
+    pub(crate) fn shards(&self) -> Result<BTreeSet<ShardId>, Error> {
+        let core = &self.inner.core;
+        stored::shards(&core.dir, &*core.db()?)
+    }
+
+    /// Removes what the log holds of `shard`, durably: all but its vote, and what a next life must know. Whoever
+    /// still holds its [`ShardLog`] is refused from now on; the next one begins empty.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] after a fault, or the shard's rows cannot be read.
+    pub(crate) async fn wipe(&self, shard: ShardId) -> Result<(), Error> {
+        let log = self.shard_log(shard)?;
+        let synced = log.shard.wipe(&self.inner.core)?;
+        synced.await.unwrap_or_else(|_| Err(self::core::closed()))?;
+        // Not before: a state that is loaded anew must find the rows gone.
+        let wiped = self.inner.shards.lock().remove(&shard);
+        if wiped.is_some() {
+            self.inner.core.shards_open.fetch_sub(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Number of the last synced batch.
+    pub(crate) fn last_batch(&self) -> u64 {
+        self.inner.core.last_batch()
     }
 
     /// The first fault of the log's storage, once there is one: the node must stop then.

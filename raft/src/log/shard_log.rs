@@ -11,6 +11,7 @@ use openraft::{OptionalSend, RaftLogReader};
 
 use super::core::Core;
 use super::error::Error;
+use super::life::{Life, Stage};
 use super::read::read;
 use super::state::ShardState;
 use crate::types::{Entry, LogId, TypeConfig, Vote};
@@ -65,6 +66,31 @@ impl ShardLog {
     /// [`Error::Stopped`] after a fault.
     pub(crate) async fn drained(&self) -> Result<(), Error> {
         self.core.wait_queued().await
+    }
+
+    /// How the replica came here, and what it held before; `None` for one that the bootstrap made.
+    pub(crate) fn life(&self) -> Option<Life> {
+        self.shard.state.lock().life
+    }
+
+    /// The last log id, purged or not.
+    pub(crate) fn last(&self) -> Option<LogId> {
+        self.shard.state.lock().last
+    }
+
+    /// Whether there is anything of a replica: entries, or a vote that no life explains.
+    pub(crate) fn is_used(&self) -> bool {
+        let state = self.shard.state.lock();
+        state.last.is_some() || (state.life.is_none() && state.vote.is_some())
+    }
+
+    /// Goes over to a stage, durably.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] after a fault, or if the log was wiped.
+    pub(crate) async fn enter(&self, stage: Stage) -> Result<(), Error> {
+        let synced = self.shard.enter(&self.core, stage)?;
+        synced.await.unwrap_or_else(|_| Err(super::core::closed()))
     }
 
     fn read(&self, start: u64, end: u64, bytes_max: usize) -> Result<Vec<Entry>, io::Error> {

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use super::cache::Cache;
 use super::core::{Core, Op};
 use super::error::Error;
+use super::life::{Life, Stage};
 use super::stored::StoredShard;
 use crate::types::{Entry, LogId, TypeConfig, Vote};
 
@@ -30,15 +31,34 @@ pub(super) struct State {
     pub(super) first: u64,
     pub(super) vote: Option<Vote>,
     pub(super) committed: Option<LogId>,
+    pub(super) life: Option<Life>,
     pub(super) cache: Cache,
     /// The entries below this index, as they are now, are in RocksDB.
     written_end: u64,
     /// Grows with every truncation: a write that completes later says nothing about the entries that
     /// took the place of the truncated ones.
     epoch: u64,
+    /// The shard's rows were wiped: whoever still holds this log has nothing to say in the shard's next life.
+    wiped: bool,
 }
 
+type Synced = oneshot::Receiver<Result<(), Error>>;
+
 impl State {
+    fn check(&self) -> Result<(), Error> {
+        if self.wiped {
+            return Err(Error::Stopped {
+                reason: "the replica was removed from this node".to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    /// The greatest log id ever held here, the present life included.
+    fn greatest(&self) -> Option<LogId> {
+        self.last.max(self.life.and_then(|life| life.former))
+    }
+
     /// First index behind the log.
     pub(super) fn end(&self) -> u64 {
         self.last.map_or(self.first, |last| last.index + 1)
@@ -58,6 +78,7 @@ impl ShardState {
                 first: stored.first,
                 vote: stored.vote,
                 committed: stored.committed,
+                life: stored.life,
                 written_end: stored.last.map_or(0, |last| last.index + 1),
                 ..State::default()
             }),
@@ -75,6 +96,10 @@ impl ShardState {
             return Ok(());
         };
         let mut state = self.state.lock();
+        if let Err(error) = state.check() {
+            done.io_completed(Err(error.clone().into()));
+            return Err(error);
+        }
         // openraft judges a log by its last id alone: a hole would stay unseen.
         if state.last.is_none() {
             state.first = first.log_id.index;
@@ -109,6 +134,7 @@ impl ShardState {
 
     pub(super) fn truncate_after(&self, core: &Core, last: Option<LogId>) -> Result<(), Error> {
         let mut state = self.state.lock();
+        state.check()?;
         let end = state.end();
         let last = last.max(state.purged);
         let from = last.map_or(state.first, |last| last.index + 1);
@@ -129,6 +155,7 @@ impl ShardState {
     /// `upto` may lie behind the last entry: then a snapshot has taken the place of the whole log.
     pub(super) fn purge(&self, core: &Core, upto: LogId) -> Result<(), Error> {
         let mut state = self.state.lock();
+        state.check()?;
         if state
             .purged
             .is_some_and(|purged| purged.index >= upto.index)
@@ -151,13 +178,10 @@ impl ShardState {
     }
 
     /// The receiver tells when the vote is synced.
-    pub(super) fn save_vote(
-        &self,
-        core: &Core,
-        vote: Vote,
-    ) -> Result<oneshot::Receiver<Result<(), Error>>, Error> {
+    pub(super) fn save_vote(&self, core: &Core, vote: Vote) -> Result<Synced, Error> {
         let (done, receiver) = oneshot::channel();
         let mut state = self.state.lock();
+        state.check()?;
         state.vote = Some(vote);
         core.push(Op::Vote {
             shard: self.shard,
@@ -173,6 +197,7 @@ impl ShardState {
         committed: Option<LogId>,
     ) -> Result<(), Error> {
         let mut state = self.state.lock();
+        state.check()?;
         if state.committed == committed {
             return Ok(());
         }
@@ -181,5 +206,50 @@ impl ShardState {
             shard: self.shard,
             committed,
         })
+    }
+
+    /// The receiver tells when the stage is synced. `Leaving` keeps the greatest log id for the next life; nothing
+    /// may be appended any more.
+    pub(super) fn enter(&self, core: &Core, stage: Stage) -> Result<Synced, Error> {
+        let (done, receiver) = oneshot::channel();
+        let mut state = self.state.lock();
+        state.check()?;
+        let former = match stage {
+            Stage::Hosted => state.life.and_then(|life| life.former),
+            Stage::Leaving | Stage::Gone => state.greatest(),
+        };
+        let life = Life { stage, former };
+        state.life = Some(life);
+        core.push(Op::Life {
+            shard: self.shard,
+            life,
+            done,
+        })?;
+        Ok(receiver)
+    }
+
+    /// Forgets everything but the vote and what the next life must know. The receiver tells when that is synced.
+    pub(super) fn wipe(&self, core: &Core) -> Result<Synced, Error> {
+        let (done, receiver) = oneshot::channel();
+        let mut state = self.state.lock();
+        state.check()?;
+        let life = Life {
+            stage: Stage::Gone,
+            former: state.greatest(),
+        };
+        let (vote, epoch) = (state.vote, state.epoch + 1);
+        *state = State {
+            vote,
+            life: Some(life),
+            epoch,
+            wiped: true,
+            ..State::default()
+        };
+        core.push(Op::Wipe {
+            shard: self.shard,
+            life,
+            done,
+        })?;
+        Ok(receiver)
     }
 }

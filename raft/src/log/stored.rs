@@ -1,11 +1,14 @@
 //! What the database says about one shard.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
+use mailbox_engine::ShardId;
 use rocksdb::{DB, ReadOptions};
 
 use super::error::Error;
 use super::key::{Key, entry_key};
+use super::life::Life;
 use super::row::decode_row;
 use crate::types::{DecodeError, Entry, LogId, Vote, decode_log_id, decode_vote};
 
@@ -19,6 +22,7 @@ pub(super) struct StoredShard {
     pub(super) last: Option<LogId>,
     pub(super) vote: Option<Vote>,
     pub(super) committed: Option<LogId>,
+    pub(super) life: Option<Life>,
 }
 
 impl StoredShard {
@@ -44,8 +48,39 @@ impl StoredShard {
             last,
             vote: row(dir, db, Key::Vote(shard), decode_vote)?,
             committed: row(dir, db, Key::Committed(shard), decode_log_id)?,
+            life: row(dir, db, Key::Life(shard), Life::decode)?,
         })
     }
+}
+
+/// The shards that have rows in the log, in order.
+pub(super) fn shards(dir: &Path, db: &DB) -> Result<BTreeSet<ShardId>, Error> {
+    let mut options = ReadOptions::default();
+    options.set_total_order_seek(true);
+    let mut rows = db.raw_iterator_opt(options);
+    let mut shards = BTreeSet::new();
+    rows.seek_to_first();
+    while let Some(bytes) = rows.key() {
+        let key = Key::decode(bytes).ok_or_else(|| Error::Row {
+            path: dir.to_owned(),
+            row: format!("{bytes:02x?}"),
+            reason: "no key of this format".to_owned(),
+        })?;
+        match key {
+            Key::Batch | Key::Filler => rows.next(),
+            Key::Vote(shard) | Key::Committed(shard) | Key::Purged(shard) | Key::Life(shard) => {
+                shards.insert(ShardId(shard));
+                rows.next();
+            }
+            Key::Entry(shard, _) => {
+                shards.insert(ShardId(shard));
+                rows.seek(Key::Entry(shard, u64::MAX).encode());
+            }
+        }
+    }
+    rows.status()
+        .map_err(|error| Error::storage(dir, "read", error))?;
+    Ok(shards)
 }
 
 fn row<T>(

@@ -12,6 +12,7 @@ use rocksdb::{DB, WriteBatch, WriteOptions};
 use super::core::{Core, Drained, Op};
 use super::error::Error;
 use super::key::{Key, entry_key};
+use super::life::Life;
 use super::mark::MarkFile;
 use super::options::flush_options;
 use super::row::{BatchRow, put_row};
@@ -120,8 +121,23 @@ impl Writer {
                     None => batch.delete(&self.key),
                 }
             }
+            Op::Life { shard, life, .. } => self.put_life(batch, *shard, life),
+            Op::Wipe { shard, life, .. } => {
+                // The bound is exclusive; no log ever reaches the last index.
+                batch.delete_range(entry_key(*shard, 0), entry_key(*shard, u64::MAX));
+                for key in [Key::Committed(*shard), Key::Purged(*shard)] {
+                    key.put(&mut self.key);
+                    batch.delete(&self.key);
+                }
+                self.put_life(batch, *shard, life);
+            }
         }
         0
+    }
+
+    fn put_life(&mut self, batch: &mut WriteBatch, shard: u32, life: &Life) {
+        Key::Life(shard).put(&mut self.key);
+        batch.put(&self.key, life.encode());
     }
 
     fn complete(&self, drained: Drained) {
@@ -139,7 +155,9 @@ impl Writer {
                     done.io_completed(Ok(()));
                 }
                 // The replica may have stopped waiting.
-                Op::Vote { done, .. } => drop(done.send(Ok(()))),
+                Op::Vote { done, .. } | Op::Life { done, .. } | Op::Wipe { done, .. } => {
+                    drop(done.send(Ok(())));
+                }
                 Op::Truncate { .. } | Op::Purge { .. } | Op::Committed { .. } => {}
             }
         }

@@ -1,9 +1,7 @@
 //! Leaders that die, lose their majority, or are asked to go.
 
-use std::time::Duration;
-
 use mailbox_engine::Seq;
-use mailbox_raft::{Leadership, ProposeError};
+use mailbox_raft::{ChangeError, Leadership, ProposeError};
 use uuid::Uuid;
 
 use crate::nodes::{Cluster, WAIT, eventually, send, send_with_id, seq_of};
@@ -127,18 +125,18 @@ fn leadership_moves_where_it_is_asked_to() {
     cluster.register("alice");
     let leader = cluster.leader();
     let target = (leader + 1) % 3;
-    let old = &cluster.nodes[leader];
+    let node = target as u64 + 1;
+    cluster.change(async |shard| shard.transfer_leader(node).await);
     eventually("the target leads", || {
-        if old.shard().leadership().is_ready() {
-            // Refused while the target's log is behind: asked again.
-            let _ = old.run(old.shard().transfer_leader(target as u64 + 1));
-        }
-        std::thread::sleep(Duration::from_millis(200));
-        cluster.nodes[target]
-            .shard()
-            .leadership()
-            .is_ready()
-            .then_some(())
+        let leadership = cluster.nodes[target].shard().leadership();
+        leadership.is_ready().then_some(())
     });
+    // Again: it leads already.
+    let shard = cluster.nodes[target].shard();
+    cluster.nodes[target]
+        .run(shard.transfer_leader(node))
+        .unwrap();
+    let stranger = cluster.nodes[target].run(shard.transfer_leader(9));
+    assert_eq!(stranger, Err(ChangeError::NotVoter { node: 9 }));
     cluster.register("bob");
 }

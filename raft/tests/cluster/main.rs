@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod hosting;
 mod leadership;
+mod membership;
 mod nodes;
 mod proposals;
 mod restarts;

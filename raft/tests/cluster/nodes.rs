@@ -1,6 +1,6 @@
 //! What the tests share: nodes that can be killed, and the cluster that they make.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use mailbox_engine::{
     Command, Flags, MessageId, MessageType, RegisterUser, Reply, Send, Seq, ShardId, UserId,
     content_crc,
 };
-use mailbox_raft::{Node, NodeOptions, ProposeError, Shard, Timing};
+use mailbox_raft::{ChangeError, Node, NodeOptions, ProposeError, Shard, Timing};
 use tokio::runtime::Runtime;
 use uuid::Uuid;
 
@@ -80,8 +80,17 @@ impl TestNode {
     }
 
     pub(crate) fn shard_of(&self, shard: ShardId) -> Shard {
-        let running = self.running.as_ref().unwrap();
-        running.node.shard(shard).unwrap()
+        self.node().shard(shard).unwrap()
+    }
+
+    pub(crate) fn node(&self) -> &Arc<Node> {
+        &self.running.as_ref().unwrap().node
+    }
+
+    /// Runs, and has a replica of the first shard.
+    pub(crate) fn hosts(&self) -> bool {
+        let running = self.running.as_ref();
+        running.is_some_and(|running| running.node.shard(ShardId(1)).is_some())
     }
 
     pub(crate) fn run<T>(&self, future: impl Future<Output = T>) -> T {
@@ -114,7 +123,7 @@ pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> 
 
 pub(crate) struct Cluster {
     pub(crate) nodes: Vec<TestNode>,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Cluster {
@@ -153,18 +162,101 @@ impl Cluster {
             });
         }
         nodes.iter_mut().for_each(TestNode::start);
-        Cluster { nodes, _dir: dir }
+        Cluster { nodes, dir }
     }
 
+    /// The nodes that run and have a replica.
     fn running(&self) -> impl Iterator<Item = &TestNode> {
-        self.nodes.iter().filter(|node| node.running.is_some())
+        self.nodes.iter().filter(|node| node.hosts())
+    }
+
+    /// Starts one more node, which knows all others and is known to them. It has no replica yet.
+    pub(crate) fn join(&mut self) -> usize {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let mut options = self.nodes[0].options.clone();
+        options.node = self.nodes.len() as u64 + 1;
+        options.dir = self.dir.path().join(options.node.to_string());
+        options.members = BTreeMap::new();
+        options.joins = true;
+        let mut node = TestNode {
+            options,
+            address,
+            running: None,
+        };
+        node.start();
+        self.nodes.push(node);
+        self.tell_all();
+        self.nodes.len() - 1
+    }
+
+    pub(crate) fn addresses(&self) -> BTreeMap<u64, String> {
+        let addresses = self.nodes.iter().map(|node| node.address.to_string());
+        (1..).zip(addresses).collect()
+    }
+
+    /// Tells all running nodes of all nodes, as a map of the cluster would.
+    pub(crate) fn tell_all(&self) {
+        for node in self.nodes.iter().filter(|node| node.running.is_some()) {
+            node.node().set_nodes(self.addresses());
+        }
+    }
+
+    pub(crate) fn start_again(&mut self, node: usize) {
+        self.nodes[node].start();
+        self.tell_all();
+    }
+
+    pub(crate) fn host(&self, node: usize) {
+        let node = &self.nodes[node];
+        node.run(node.node().host(ShardId(1))).unwrap();
+    }
+
+    /// Asks the leader until it has done it, whoever leads.
+    pub(crate) fn change(&self, call: impl AsyncFn(Shard) -> Result<(), ChangeError>) {
+        eventually("the membership is changed", || {
+            let leader = &self.nodes[self.leader()];
+            match leader.run(call(leader.shard())) {
+                Ok(()) => Some(()),
+                Err(
+                    ChangeError::NotLeader { .. }
+                    | ChangeError::Changing
+                    | ChangeError::Unavailable { .. },
+                ) => None,
+                Err(error) => panic!("{error}"),
+            }
+        });
+    }
+
+    pub(crate) fn add_learner(&self, node: usize) {
+        self.change(async |shard| shard.add_learner(node as u64 + 1).await);
+    }
+
+    /// One joint change.
+    pub(crate) fn replace(&self, old: usize, new: usize) {
+        let (old, new) = ([old as u64 + 1].into(), [new as u64 + 1].into());
+        self.change(async |shard: Shard| {
+            shard
+                .change_voters(BTreeSet::clone(&new), BTreeSet::clone(&old))
+                .await
+        });
+    }
+
+    /// Waits until a replica has all that its leader has now.
+    pub(crate) fn wait_caught_up(&self, node: usize) {
+        let leader = self.leader();
+        let last = self.nodes[leader].shard().status().last_index;
+        eventually("the replica has caught up", || {
+            (self.nodes[node].shard().status().applied_index >= last).then_some(())
+        });
     }
 
     pub(crate) fn leader(&self) -> usize {
         eventually("a leader is ready", || {
             self.nodes
                 .iter()
-                .position(|node| node.running.is_some() && node.shard().leadership().is_ready())
+                .position(|node| node.hosts() && node.shard().leadership().is_ready())
         })
     }
 

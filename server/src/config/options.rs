@@ -182,20 +182,21 @@ pub const OPTIONS: &[OptionFacts] = &[
         "cluster.heartbeat_ms",
         (10, 10_000),
         "ms",
-        "Time between a leader's heartbeats. Less than a third of election_min_ms.",
+        "Time between two signs of life that a node gives to each other one, for all its shards together. Less than \
+         a third of election_min_ms.",
     ),
     number(
         "cluster.election_min_ms",
         (50, 60_000),
         "ms",
-        "Least time without a leader before a replica stands for election.",
+        "Least time before a node stands again for a shard whose last election came to nothing.",
     ),
     number(
         "cluster.election_max_ms",
         (100, 120_000),
         "ms",
-        "Greatest time without a leader before a replica stands for election. More than \
-         election_min_ms.",
+        "Greatest such time, how long a silent node counts as alive, and how long a leader trusts its last \
+         majority. More than election_min_ms.",
     ),
     text(
         "cluster.nodes",

@@ -18,7 +18,7 @@ pub(crate) fn write_config(dir: &Path, more: &str) -> String {
     std::fs::write(dir.join("secret"), SECRET).unwrap();
     let file = dir.join("mailbox.toml");
     let text = format!(
-        "[cluster]\nid = \"test\"\nsecret_file = \"{dir}/secret\"\nslot_count = 16\n\
+        "[cluster]\nid = \"test\"\nsecret_file = \"{dir}/secret\"\nslot_count = 16\nshards = 1\n\
          [cluster.nodes]\n1 = \"127.0.0.1:0\"\n\
          [node]\ndir = \"{dir}/node\"\nlisten = \"127.0.0.1:0\"\nmetrics_listen = \"127.0.0.1:0\"\n\
          disk_free_min_percent = 0\ndisk_free_min_bytes = \"16 MiB\"\nconnections_max = 64\n\
@@ -85,6 +85,8 @@ fn a_directory_is_used_by_one_process_at_a_time() {
         free,
         "--grpc-listen",
         free,
+        "--shards",
+        "1",
     ]);
     assert!(!ended.status.success());
     assert!(

@@ -143,19 +143,16 @@ pub(crate) struct Dev {
 }
 
 impl Dev {
+    /// With one shard: what is sent is where it belongs once it is acked.
     pub(crate) fn start(dir: &Path) -> Self {
+        Self::start_with(dir, &["--shards", "1"])
+    }
+
+    pub(crate) fn start_with(dir: &Path, more: &[&str]) -> Self {
         let dir = dir.to_str().unwrap();
         let free = "127.0.0.1:0";
-        let process = Process::start(&[
-            "dev",
-            "--json",
-            "--dir",
-            dir,
-            "--listen",
-            free,
-            "--grpc-listen",
-            free,
-        ]);
+        let args = ["dev", "--json", "--dir", dir, "--listen", free];
+        let process = Process::start(&[&args[..], &["--grpc-listen", free], more].concat());
         let ready = process.says();
         assert_eq!(ready["event"], "ready", "{ready}");
         Self { process, ready }

@@ -18,7 +18,7 @@ use rustix::process::Signal;
 use crate::chat::{mailbox, text_to};
 use crate::cluster::{Trio, with_secret_of};
 use crate::operate::{SECRET, write_config};
-use crate::process::{Process, run};
+use crate::process::{Dev, Process, run};
 
 const SHARDS: u16 = 4;
 /// Enough for each shard to have users that are whole in it.
@@ -353,4 +353,123 @@ async fn every_node_finds_every_handle_and_passes_calls_on() {
             "{answer}"
         );
     }
+}
+
+/// A user in another shard than `from`, registered now.
+async fn stranger_of(client: &Client, from: u64) -> u64 {
+    for number in 0..64 {
+        let handle = format!("stranger-{from}-{number}");
+        let registered = client.register_user(register(&handle, client)).await;
+        let user = registered.expect("registered").user;
+        if client.shard_of_owner(user) != client.shard_of_owner(from) {
+            return user;
+        }
+    }
+    panic!("64 users are all in one shard");
+}
+
+/// The messages of a mailbox, once there are so many.
+async fn messages(client: &Client, user: u64, count: usize) -> Vec<v1::Message> {
+    let (handle, mut events) = client.subscribe();
+    handle.add(mailbox(user), 1).expect("subscribe");
+    let mut found = Vec::new();
+    while found.len() < count {
+        let event = tokio::time::timeout(Duration::from_secs(30), events.recv());
+        match event.await.expect("in time").expect("open") {
+            SubscribeEvent::Batch { messages, .. } => found.extend(messages),
+            SubscribeEvent::Heads(_) => {}
+            SubscribeEvent::Ended { error, .. } => panic!("ended: {error}"),
+        }
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dev_server_delivers_and_refuses_between_its_four_shards() {
+    let dir = tempfile::tempdir().unwrap();
+    let dev = Dev::start_with(dir.path(), &[]);
+    let client = crate::chat::client(&dev).await;
+    assert_eq!(client.shard_map().await.expect("a map").shards.len(), 4);
+    let alice: u64 = dev.user("alice", "id").parse().unwrap();
+    // A user may send as soon as the registration is answered, wherever the row had to go.
+    let bob = stranger_of(&client, alice).await;
+    for number in 0..5 {
+        let text = format!("number {number}");
+        let sent = client.send(text_to(&client, alice, bob, &text)).await;
+        assert_eq!(sent.expect("acked").seq, number + 1);
+    }
+    let arrived = messages(&client, bob, 5).await;
+    let texts: Vec<_> = arrived.iter().map(|row| row.body.as_ref()).collect();
+    assert_eq!(
+        texts,
+        [
+            b"number 0",
+            b"number 1",
+            b"number 2",
+            b"number 3",
+            b"number 4"
+        ]
+    );
+    let back = client.send(text_to(&client, bob, alice, "thanks")).await;
+    assert_eq!(back.expect("acked").seq, 6);
+
+    // Nobody: acked, then told by a refusal in the sender's own mailbox.
+    let nobody = (1 << 40..)
+        .find(|user| client.shard_of_owner(*user) != client.shard_of_owner(alice))
+        .unwrap();
+    let before = messages(&client, alice, 6).await.len() as u64;
+    let lost = client.send(text_to(&client, alice, nobody, "lost")).await;
+    let lost = lost.expect("acked").seq;
+    assert_eq!(lost, before + 1);
+    let told = messages(&client, alice, 8).await.pop().unwrap();
+    assert_eq!(told.refused_seq, lost);
+    assert_eq!(told.refusal(), ErrorCode::UnknownUser);
+
+    a_group_far_from_its_members(&client, alice, bob, nobody).await;
+    assert!(dev.process.stop(Signal::TERM).success());
+}
+
+/// A group elsewhere than its members: the reply comes when their lists know of it.
+async fn a_group_far_from_its_members(client: &Client, alice: u64, bob: u64, nobody: u64) {
+    let created = client.create_group(v1::CreateGroupRequest {
+        creator: Some(user_id(alice)),
+        name: "far".into(),
+        ..v1::CreateGroupRequest::default()
+    });
+    let group = created.await.expect("created").group;
+    let join = client.join_group(v1::JoinGroupRequest {
+        group,
+        user: Some(user_id(bob)),
+        ..v1::JoinGroupRequest::default()
+    });
+    let join_seq = join.await.expect("joined").join_seq;
+    let nobody_joins = client.join_group(v1::JoinGroupRequest {
+        group,
+        user: Some(user_id(nobody)),
+        ..v1::JoinGroupRequest::default()
+    });
+    let refused = nobody_joins.await.expect_err("nobody");
+    assert_eq!(refused.code(), ErrorCode::UnknownUser, "{refused}");
+    for (user, joined) in [(alice, 1), (bob, join_seq)] {
+        let request = SyncRequest {
+            groups_of: Some(user_id(user)),
+            ..SyncRequest::default()
+        };
+        let groups = client.sync(request).await.expect("synced").groups;
+        assert_eq!(groups.len(), 1, "{groups:?}");
+        assert_eq!(groups[0].group, group);
+        assert_eq!(groups[0].spans[0].join_seq, joined);
+    }
+    let left = client.leave_group(v1::LeaveGroupRequest {
+        group,
+        user: Some(user_id(bob)),
+        ..v1::LeaveGroupRequest::default()
+    });
+    let left_seq = left.await.expect("left").left_seq;
+    let request = SyncRequest {
+        groups_of: Some(user_id(bob)),
+        ..SyncRequest::default()
+    };
+    let groups = client.sync(request).await.expect("synced").groups;
+    assert_eq!(groups[0].spans[0].left_seq, left_seq);
 }

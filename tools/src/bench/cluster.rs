@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use futures_util::{StreamExt as _, TryStreamExt as _};
@@ -32,7 +32,7 @@ pub(super) struct SpawnArgs {
     #[arg(long, value_name = "DIR", default_value = "./target/bench")]
     pub(super) dir: PathBuf,
     /// Shards of a spawned cluster
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(super) shards: u16,
     /// Take a DIR in memory, where an fsync costs and proves nothing
     #[arg(long)]
@@ -51,6 +51,8 @@ pub(super) struct Spawned {
     pub(super) cluster: Cluster,
     pub(super) file_system: String,
     pub(super) fdatasync_per_s: f64,
+    /// From the first process's start until every shard was read from.
+    pub(super) started_in: Duration,
     dir: tempfile::TempDir,
 }
 
@@ -76,12 +78,19 @@ impl Spawned {
             .tempdir_in(&args.dir)
             .with_context(|| format!("make a directory in {}", args.dir.display()))?;
         eprintln!("starting {nodes} node(s) in {}", dir.path().display());
+        // A slot for each shard, at least.
+        let extra_config = match args.shards {
+            ..=64 => String::new(),
+            _ => "[cluster]\nslot_count = 1024".to_owned(),
+        };
+        let begin = Instant::now();
         let cluster = Cluster::start(ClusterOptions {
             nodes,
             dir: Some(dir.path().to_owned()),
             binary: args.mailboxd.clone(),
             gateway,
             shards: args.shards,
+            extra_config,
             ..ClusterOptions::default()
         })
         .await
@@ -90,6 +99,7 @@ impl Spawned {
             cluster,
             file_system,
             fdatasync_per_s,
+            started_in: begin.elapsed(),
             dir,
         })
     }

@@ -4,6 +4,7 @@ mod cluster;
 mod delivery;
 mod disk;
 mod gateway;
+mod idle;
 mod load;
 mod profile;
 mod report;
@@ -35,6 +36,7 @@ pub(crate) struct Cli {
 enum Command {
     Send(send::Args),
     Gateway(Box<gateway::Args>),
+    Idle(idle::Args),
 }
 
 /// Runs `mailbox-bench` with the process's arguments.
@@ -46,6 +48,10 @@ pub fn mailbox_bench() -> ExitCode {
         let report = match cli.command {
             Command::Send(args) => send::run(args).await?,
             Command::Gateway(args) => gateway::run(*args).await?,
+            Command::Idle(args) => {
+                output.print(&idle::run(args).await?, idle::Report::human)?;
+                return Ok(true);
+            }
         };
         output.print(&report, report::Report::human)?;
         Ok(report.errors == 0)
@@ -75,6 +81,7 @@ mod tests {
                 "127.0.0.1:7700",
             ],
             &["mailbox-bench", "send", "--spawn", "2"],
+            &["mailbox-bench", "idle", "--seconds", "0"],
             &[
                 "mailbox-bench",
                 "send",

@@ -2,6 +2,7 @@
 
 mod damage;
 mod kill;
+mod lives;
 mod model;
 mod order;
 mod recycle;

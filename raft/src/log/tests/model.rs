@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
+use crate::log::life::{Life, Stage};
 
 #[derive(Debug, Clone)]
 enum Change {
@@ -26,6 +27,8 @@ enum Change {
         by: u8,
     },
     Vote,
+    /// The replica leaves, and another one comes.
+    Wipe,
     Stop,
     Crash,
 }
@@ -37,6 +40,7 @@ fn changes() -> impl Strategy<Value = Vec<(bool, Change)>> {
         2 => any::<u8>().prop_map(|share| Change::Purge { share }),
         1 => any::<u8>().prop_map(|by| Change::PurgeBeyond { by }),
         1 => Just(Change::Vote),
+        1 => Just(Change::Wipe),
         1 => Just(Change::Stop),
         1 => Just(Change::Crash),
     ];
@@ -49,6 +53,7 @@ struct Model {
     purged: Option<LogId>,
     term: u64,
     vote: Option<Vote>,
+    life: Option<Life>,
 }
 
 impl Model {
@@ -100,8 +105,18 @@ impl Model {
                 self.vote = Some(vote(self.term, 1));
                 log.save_vote(&vote(self.term, 1)).await.unwrap();
             }
-            Change::Stop | Change::Crash => {}
+            Change::Wipe | Change::Stop | Change::Crash => {}
         }
+    }
+
+    fn wipe(&mut self) {
+        let former = self.last().max(self.life.and_then(|life| life.former));
+        self.life = Some(Life {
+            stage: Stage::Gone,
+            former,
+        });
+        self.entries.clear();
+        self.purged = None;
     }
 
     async fn purge(&mut self, log: &mut ShardLog, upto: LogId) {
@@ -115,6 +130,7 @@ impl Model {
         assert_eq!(state.last_purged_log_id, self.purged);
         assert_eq!(state.last_log_id, self.last());
         assert_eq!(log.read_vote().await.unwrap(), self.vote);
+        assert_eq!(log.life(), self.life);
         let entries = log.try_get_log_entries(..).await.unwrap();
         assert_eq!(entries.len(), self.entries.len());
         for (found, (index, (term, len))) in entries.into_iter().zip(&self.entries) {
@@ -146,6 +162,13 @@ async fn run(changes: Vec<(bool, Change)>) {
                 copy(dir.path(), crashed.path());
                 log = reopen(crashed.path());
                 dir = crashed;
+            }
+            Change::Wipe => {
+                let at = usize::from(second);
+                let mut former = log.shard_log(ids[at]).unwrap();
+                log.wipe(ids[at]).await.unwrap();
+                models[at].wipe();
+                assert!(former.save_vote(&vote(u64::MAX, 1)).await.is_err());
             }
             Change::Append { .. }
             | Change::Truncate { .. }

@@ -1,0 +1,100 @@
+//! Standing for election, and what a voter says to that.
+//!
+//! First the voters are asked whether they would vote (pre-vote): a node that cannot win must not raise its term,
+//! for a leader that meets a greater term steps down. Then openraft holds the election.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use mailbox_api::peer;
+use mailbox_api::peer::control_request::Request as Ask;
+use mailbox_api::peer::control_response::Response as Answer;
+use openraft::error::Fatal;
+use openraft::raft::VoteRequest;
+
+use crate::peer_link::Link;
+use crate::peers::Peers;
+use crate::pulse::is_quorum;
+use crate::replica::Raft;
+use crate::types::{LogId, TypeConfig, Vote};
+use crate::wire;
+
+/// A replica's vote and the last entry of its log.
+async fn position(raft: &Raft) -> Result<(Vote, Option<LogId>), Fatal<TypeConfig>> {
+    raft.with_raft_state(|state| (*state.vote_ref(), state.log_ids.last().copied()))
+        .await
+}
+
+/// Asks the voters, and begins an election if a majority of each set would vote for this node. False if too few
+/// answered at all.
+pub(crate) async fn stand(
+    raft: &Raft,
+    peers: &Peers,
+    shard: u32,
+    voters: &[BTreeSet<u64>],
+    timeout: Duration,
+) -> bool {
+    let Ok((vote, last)) = position(raft).await else {
+        return false;
+    };
+    let own = peers.node();
+    let request = VoteRequest::new(Vote::new(vote.leader_id.term + 1, own), last);
+    let call = wire::vote_request_out(shard, &request);
+    let others: BTreeSet<u64> = voters.iter().flatten().copied().collect();
+    let mut answers: FuturesUnordered<_> = others
+        .into_iter()
+        .filter(|node| *node != own)
+        .map(|node| would_vote(node, peers.link(node), call, timeout))
+        .collect();
+    let (mut heard, mut granted) = (BTreeSet::from([own]), BTreeSet::from([own]));
+    while !is_quorum(voters, |node| granted.contains(&node)) {
+        let Some((node, answer)) = answers.next().await else {
+            return is_quorum(voters, |node| heard.contains(&node));
+        };
+        if let Some(grants) = answer {
+            heard.insert(node);
+            if grants {
+                granted.insert(node);
+            }
+        }
+    }
+    tracing::debug!(shard, term = vote.leader_id.term + 1, "stands for election");
+    // A replica that stops leads nothing.
+    let _ = raft.trigger().elect(false).await;
+    true
+}
+
+async fn would_vote(
+    node: u64,
+    link: Option<Arc<Link>>,
+    call: peer::VoteCall,
+    timeout: Duration,
+) -> (u64, Option<bool>) {
+    let Some(link) = link else {
+        return (node, None);
+    };
+    let answer = link.call(Ask::PreVote(call), timeout).await;
+    match answer {
+        Ok(Answer::Vote(reply)) => (node, Some(reply.granted)),
+        Ok(_) | Err(_) => (node, None),
+    }
+}
+
+/// Answers a pre-vote: changes nothing. `refuse` because the shard has a leader.
+pub(crate) async fn answer_pre_vote(
+    raft: &Raft,
+    request: &VoteRequest<TypeConfig>,
+    refuse: bool,
+) -> Result<peer::VoteReply, Fatal<TypeConfig>> {
+    let (vote, last) = position(raft).await?;
+    // The term is not looked at: one that is too small is found out by the vote itself, which brings it up.
+    let granted = !refuse && request.last_log_id >= last;
+    Ok(peer::VoteReply {
+        vote: Some(wire::vote_out(&vote)),
+        granted,
+        last: last.map(wire::log_id_out),
+    })
+}

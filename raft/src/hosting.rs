@@ -1,0 +1,130 @@
+//! Replicas that come to a running node and leave it.
+//!
+//! | step of a removal | a crash behind it leaves |
+//! |---|---|
+//! | the replica stops | a replica that runs again at the next start |
+//! | the log says that it is leaving | a removal that the next start finishes, from here on |
+//! | its rows leave the base store, in one ingest | entries that belong to no replica |
+//! | its entries leave the log | the vote, and what the next life must know |
+
+use std::sync::Arc;
+
+use mailbox_engine::ShardId;
+
+use crate::base_thread::BaseThread;
+use crate::error::Error;
+use crate::log::{SharedLog, Stage};
+use crate::node::{HANDOVER_WAIT, Node};
+use crate::replica::Replica;
+use crate::shard::Shard;
+
+impl Node {
+    /// Makes an empty replica of a shard, with the slots that the shard had at bootstrap, and starts it: entries
+    /// or a snapshot bring it what it lacks once the shard's leader has it as a learner. It never begins a
+    /// membership by itself. Durable; if the replica is here already it is given as it is.
+    ///
+    /// # Errors
+    /// [`Error`]: no such shard, a fault of the storage, or the node is stopping.
+    pub async fn host(self: &Arc<Self>, shard: ShardId) -> Result<Shard, Error> {
+        let node = self.clone();
+        // What has begun goes on when its caller goes away.
+        let hosted = tokio::spawn(async move { node.host_now(shard).await });
+        hosted.await.unwrap_or_else(|error| Err(stopped(error)))
+    }
+
+    /// Stops a replica and removes its rows and its entries. What it voted is kept, so that the shard may be
+    /// hosted here again. Durable, and finished at the next start if a crash cuts it short; if there is no such
+    /// replica, nothing is done. Handles on it stay valid and refuse everything.
+    ///
+    /// Without `force` it is refused while the membership that is known here names this node. A replica that was
+    /// removed may never learn so: whoever knows that the removal is committed forces it.
+    ///
+    /// # Errors
+    /// [`Error::StillMember`], a fault of the storage, or the node is stopping.
+    pub async fn unhost(self: &Arc<Self>, shard: ShardId, force: bool) -> Result<(), Error> {
+        let node = self.clone();
+        let removed = tokio::spawn(async move { node.unhost_now(shard, force).await });
+        removed.await.unwrap_or_else(|error| Err(stopped(error)))
+    }
+
+    async fn host_now(&self, id: ShardId) -> Result<Shard, Error> {
+        let hosting = self.hosting.lock().await;
+        if hosting.stopping {
+            return Err(Error::Stopping);
+        }
+        if let Some(there) = self.shards.get(id) {
+            return Ok(there);
+        }
+        let Some(slots) = self.shared.options.first_slots(id) else {
+            let shard_count = self.shared.options.shard_count;
+            return Err(Error::UnknownShard {
+                shard: id,
+                shard_count,
+            });
+        };
+        let base = &self.shared.base;
+        let log = self.log.shard_log(id).map_err(log_error)?;
+        let log = match log.life().map(|life| life.stage) {
+            Some(Stage::Leaving) => {
+                // A fault has cut its removal short, in this very process.
+                remove_rows(base, &self.log, id).await?;
+                self.log.shard_log(id).map_err(log_error)?
+            }
+            Some(Stage::Hosted | Stage::Gone) | None => log,
+        };
+        log.enter(Stage::Hosted).await.map_err(log_error)?;
+        let engine = base.create(id, slots).await?;
+        let replica = match Replica::start(&self.shared, engine, log).await {
+            Ok(replica) => replica,
+            Err(error) => {
+                base.forget(id);
+                return Err(error);
+            }
+        };
+        self.peer_service.add(&replica);
+        let shard = Shard::new(replica, base.clone());
+        self.shards.insert(shard.clone());
+        tracing::info!(shard = id.0, "hosted");
+        Ok(shard)
+    }
+
+    async fn unhost_now(&self, id: ShardId, force: bool) -> Result<(), Error> {
+        let hosting = self.hosting.lock().await;
+        if hosting.stopping {
+            return Err(Error::Stopping);
+        }
+        let Some(shard) = self.shards.get(id) else {
+            return Ok(());
+        };
+        let replica = shard.replica();
+        if !force && replica.is_member() {
+            let node = self.shared.options.node;
+            return Err(Error::StillMember { shard: id, node });
+        }
+        replica.give_leadership_away(HANDOVER_WAIT).await;
+        self.peer_service.remove(id);
+        self.shards.remove(id);
+        replica.stop().await;
+        let log = self.log.shard_log(id).map_err(log_error)?;
+        log.enter(Stage::Leaving).await.map_err(log_error)?;
+        remove_rows(&self.shared.base, &self.log, id).await?;
+        tracing::info!(shard = id.0, force, "no longer hosted");
+        Ok(())
+    }
+}
+
+/// The rest of a removal that the log knows of. Nothing of the replica runs.
+async fn remove_rows(base: &BaseThread, log: &SharedLog, shard: ShardId) -> Result<(), Error> {
+    base.drop_shard(shard).await?;
+    log.wipe(shard).await.map_err(log_error)
+}
+
+fn log_error(error: crate::log::Error) -> Error {
+    Error::Log(error.to_string())
+}
+
+/// Its task has panicked, or the runtime is going down.
+fn stopped(error: tokio::task::JoinError) -> Error {
+    tracing::error!(%error, "a replica did not come or go");
+    Error::Stopping
+}
