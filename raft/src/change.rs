@@ -20,6 +20,8 @@ use crate::types::{self, LogId, NodeId, TypeConfig};
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a transfer of the leadership may take.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How soon a change looks again at what is being told.
+const LOOK: Duration = Duration::from_millis(5);
 /// How often a leader looks after its learners.
 const TEND_INTERVAL: Duration = Duration::from_secs(1);
 /// A leader that waits for a follower so many entries behind would serve nobody meanwhile.
@@ -176,8 +178,8 @@ impl Replica {
             let term = self.wait_ready().await?;
             let server = self.server_metrics();
             if server.state != ServerState::Leader || server.vote.leader_id.term != term {
-                // It changed in between.
-                tokio::task::yield_now().await;
+                // It changed in between, and is about to be told.
+                tokio::time::sleep(LOOK).await;
                 continue;
             }
             if !is_settled(&server) {
@@ -348,12 +350,21 @@ impl Replica {
     }
 
     pub(crate) async fn transfer_leader(&self, to: NodeId) -> Result<(), ChangeError> {
+        let transferred = tokio::time::timeout(TRANSFER_TIMEOUT, self.transfer(to));
+        transferred.await.unwrap_or_else(|_| {
+            Err(unavailable(format!(
+                "node {to} does not lead after {TRANSFER_TIMEOUT:?}"
+            )))
+        })
+    }
+
+    async fn transfer(&self, to: NodeId) -> Result<(), ChangeError> {
         self.wait_ready().await?;
-        let server = self.server_metrics();
-        if to == server.id {
+        let own = self.server_metrics();
+        if to == own.id {
             return Ok(());
         }
-        let mut voters = server.membership_config.membership().voter_ids();
+        let mut voters = own.membership_config.membership().voter_ids();
         if !voters.any(|voter| voter == to) {
             return Err(ChangeError::NotVoter { node: to });
         }
@@ -364,24 +375,16 @@ impl Replica {
         let asked = self.hand_over(to).await;
         asked.map_err(unavailable)?;
         let mut server = self.raft.server_metrics();
-        let moved = async {
-            loop {
-                let leader = server.borrow_watched().current_leader;
-                if leader == Some(to) {
-                    return Ok(());
+        loop {
+            let leader = server.borrow_watched().current_leader;
+            match leader {
+                Some(leader) if leader == to => return Ok(()),
+                Some(leader) if leader != own.id => {
+                    return Err(unavailable(format!("node {leader} leads now")));
                 }
-                if let Some(other) = leader.filter(|leader| *leader != server.borrow_watched().id) {
-                    return Err(unavailable(format!("node {other} leads now")));
-                }
-                server.changed().await.map_err(unavailable)?;
+                Some(_) | None => server.changed().await.map_err(unavailable)?,
             }
-        };
-        let moved = tokio::time::timeout(TRANSFER_TIMEOUT, moved).await;
-        moved.unwrap_or_else(|_| {
-            Err(unavailable(format!(
-                "node {to} does not lead after {TRANSFER_TIMEOUT:?}"
-            )))
-        })
+        }
     }
 
     /// Entries of this leader that `node` is not known to have.

@@ -108,10 +108,12 @@ fn finish_removals(
                 store.drop_shard(id)?;
                 runtime.block_on(log.wipe(id)).map_err(log_error)?;
             }
+            Some(Stage::Hosted | Stage::Gone) | None if store.shard(id).is_some() => {}
             Some(Stage::Hosted | Stage::Gone) | None => {
-                if store.shard(id).is_none() && shard_log.is_used() {
+                if shard_log.is_used() {
                     return Err(lost(dir, "shard"));
                 }
+                log.release(id);
             }
         }
     }

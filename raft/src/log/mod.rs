@@ -159,11 +159,15 @@ impl SharedLog {
         let synced = log.shard.wipe(&self.inner.core)?;
         synced.await.unwrap_or_else(|_| Err(self::core::closed()))?;
         // Not before: a state that is loaded anew must find the rows gone.
-        let wiped = self.inner.shards.lock().remove(&shard);
-        if wiped.is_some() {
+        self.release(shard);
+        Ok(())
+    }
+
+    /// Forgets what is in memory of a shard that has no replica here: it takes no share of the cache.
+    pub(crate) fn release(&self, shard: ShardId) {
+        if self.inner.shards.lock().remove(&shard).is_some() {
             self.inner.core.shards_open.fetch_sub(1, Ordering::Relaxed);
         }
-        Ok(())
     }
 
     /// Number of the last synced batch.
