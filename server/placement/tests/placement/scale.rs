@@ -102,9 +102,3 @@ fn live(shards: u32, per_zone: usize) {
 fn ten_thousand_shards_on_three_hundred_nodes() {
     live(10_000, 100);
 }
-
-#[test]
-#[ignore = "takes long: ten times the size, for the curve"]
-fn a_hundred_thousand_shards_on_a_thousand_nodes() {
-    live(100_000, 333);
-}
