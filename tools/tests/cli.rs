@@ -75,7 +75,7 @@ fn every_help_text_is_the_kept_one() {
     for subcommand in ctl {
         assert_help(CTL, subcommand);
     }
-    for subcommand in [&[][..], &["send"], &["gateway"]] {
+    for subcommand in [&[][..], &["send"], &["gateway"], &["idle"]] {
         assert_help(BENCH, subcommand);
     }
 }
