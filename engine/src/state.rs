@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::hash::StateHash;
 use crate::heads::HeadCache;
 use crate::hidden_hours::HiddenHours;
-use crate::id::{MessageId, RangeId, Seq, SlotId, TimelineId};
+use crate::id::{MessageId, RangeId, Seq, SlotId, TimelineId, UserId};
 use crate::item::{Item, LaneId, OutboxItem};
 use crate::key::{DedupKey, KeyBytes, StateKey, StoredKey};
 use crate::known::KnownKeys;
@@ -310,8 +310,24 @@ impl<'a> Context<'a> {
     /// Notes a timeline whose owner has just been made: its first append need not look for rows.
     pub(crate) fn begin_timeline(&mut self, timeline: TimelineId) -> Result<(), Error> {
         let range = self.state.range(self.slot_of(timeline.owner))?;
-        self.state.heads.put(range, timeline, Seq::ZERO);
+        self.state.heads.put_owned(range, timeline, Seq::ZERO);
         Ok(())
+    }
+
+    /// The user has been registered. Mailboxes of others stay empty, so a head spares the look-up;
+    /// and of a user whom nobody has written to yet, the row is looked up once.
+    pub(crate) fn user_exists(&mut self, user: UserId) -> Result<bool, Error> {
+        let mailbox = user.mailbox();
+        let range = self.state.range(self.slot_of(user.0))?;
+        if self.state.heads.is_owned(range, mailbox) {
+            return Ok(true);
+        }
+        let head = self.head(mailbox)?;
+        let exists = head > Seq::ZERO || self.get(&StateKey::User { user })?.is_some();
+        if exists {
+            self.state.heads.put_owned(range, mailbox, head);
+        }
+        Ok(exists)
     }
 
     /// Appends a row to a timeline under the next seq: the only place that issues one.

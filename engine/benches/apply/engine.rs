@@ -18,8 +18,9 @@ use crate::{BATCH, Cost, Load, as_usize};
 /// Applies the load to a new store.
 pub(crate) fn run(load: &Load) -> Cost {
     let dir = tempfile::tempdir_in(&load.dir).expect("make a directory");
-    // Both sides keep all heads in memory: RocksDB gets an array of them.
-    let head_cache_entries = as_usize(2 * load.users);
+    // Both sides keep all heads in memory: RocksDB gets an array of them. The cache is in sets, and
+    // with this many places next to none is full.
+    let head_cache_entries = as_usize(4 * load.users);
     let options = EngineOptions {
         head_cache_entries,
         ..EngineOptions::default()

@@ -14,7 +14,7 @@ use crate::id::{GroupId, MessageId, Seq, UserId};
 use crate::item::{Item, LaneId};
 use crate::key::StateKey;
 use crate::lanes::is_known;
-use crate::procedure::{No, store_row, user_exists};
+use crate::procedure::{No, store_row};
 use crate::row::{Flags, MessageType, NewRow, RefusalCode, refusal_body};
 use crate::state::Context;
 use crate::table::{self, GroupRow, Span};
@@ -176,7 +176,7 @@ fn take_message(
     home_seq: Seq,
     row: NewRow,
 ) -> Result<(), Error> {
-    if user_exists(ctx, recipient)? {
+    if ctx.user_exists(recipient)? {
         return ctx.append(recipient.mailbox(), row).map(|_| ());
     }
     let refusal = Item::Refusal {

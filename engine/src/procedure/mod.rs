@@ -29,7 +29,7 @@ use uuid::Uuid;
 
 use crate::command::Refusal;
 use crate::error::Error;
-use crate::id::{GroupId, MessageId, Seq, UserId};
+use crate::id::{GroupId, MessageId, UserId};
 use crate::item::Item;
 use crate::key::StateKey;
 use crate::row::{BODY_BYTES_FORMAT_MAX, Flags, MessageType, NewRow, content_crc};
@@ -66,11 +66,6 @@ pub(crate) fn number(ctx: &mut Context<'_>, key: &StateKey) -> Result<u64, Error
     }
 }
 
-/// The user has been registered. Mailboxes of others stay empty, so a head spares the look-up.
-fn user_exists(ctx: &mut Context<'_>, user: UserId) -> Result<bool, Error> {
-    Ok(ctx.head(user.mailbox())? > Seq::ZERO || ctx.get(&StateKey::User { user })?.is_some())
-}
-
 /// As [`require_user`], if that can be asked here. Of a user in another shard the caller, who has
 /// asked there before it proposed, is believed.
 fn require_user_if_here(ctx: &mut Context<'_>, user: UserId) -> Result<(), No> {
@@ -82,7 +77,7 @@ fn require_user_if_here(ctx: &mut Context<'_>, user: UserId) -> Result<(), No> {
 }
 
 fn require_user(ctx: &mut Context<'_>, user: UserId) -> Result<(), No> {
-    if user_exists(ctx, user)? {
+    if ctx.user_exists(user)? {
         Ok(())
     } else {
         Err(Refusal::UnknownUser { user }.into())
