@@ -6,6 +6,7 @@
 
 use fail::fail_point;
 
+use crate::base::FileLife;
 use crate::error::Error;
 use crate::id::{RangeId, ShardId};
 use crate::key::NodeKey;
@@ -33,7 +34,7 @@ impl Store {
             rows.delete(NodeKey::Range(*range));
         }
         rows.delete(NodeKey::Applied(shard));
-        let mut writer = self.core.base.writer()?;
+        let mut writer = self.core.base.writer(FileLife::Short)?;
         rows.write(writer.as_mut())?;
         let file = writer.finish()?;
         fail_point!("before_drop", |_| std::process::abort());

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use fail::fail_point;
 
 use crate::applied::LogId;
-use crate::base::{FileWriter, ReadView, StagedFile};
+use crate::base::{FileLife, FileWriter, ReadView, StagedFile};
 use crate::error::Error;
 use crate::id::{RangeId, SlotId, TimelineId};
 use crate::key::{NodeKey, StateKey, StoredKey, hour_of};
@@ -124,7 +124,7 @@ fn build_file(core: &StoreCore, parts: &[(&Shard, &Arc<Frozen>)]) -> Result<Stag
         ranges: ranges.as_ref(),
     });
     let rows: Vec<Part<'_>> = rows.collect();
-    let mut writer = core.base.writer()?;
+    let mut writer = core.base.writer(FileLife::Short)?;
     for (key, row) in &applied {
         writer.put(key, row)?;
     }

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use fail::fail_point;
 
-use crate::base::{FileWriter, StagedFile};
+use crate::base::{FileLife, FileWriter, StagedFile};
 use crate::decode::Malformed;
 use crate::error::Error;
 use crate::id::{RangeId, SlotId};
@@ -118,7 +118,7 @@ impl Shard {
             last.clone_from(&key);
             let (mut writer, mut bytes) = match open.take() {
                 Some(open) => open,
-                None => (self.core.base.writer()?, 0),
+                None => (self.core.base.writer(FileLife::Long)?, 0),
             };
             writer.put(&key, row.value)?;
             bytes += u64::try_from(key.len() + row.value.len()).expect("a usize fits");
@@ -161,7 +161,7 @@ impl Shard {
             .for_each(|(slot, range)| map(slot, range, RangeState::Live));
         rows.put_range_counter(&counter);
         rows.put(NodeKey::Applied(self.id()), applied.encode());
-        let mut writer = self.core.base.writer()?;
+        let mut writer = self.core.base.writer(FileLife::Short)?;
         rows.write(writer.as_mut())?;
         staged.push(writer.finish()?);
 

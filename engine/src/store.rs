@@ -10,7 +10,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::applied::AppliedState;
 use crate::base::memory::{MemoryBase, MemoryDisk};
 use crate::base::rocks::RocksBase;
-use crate::base::{Base, FileWriter, ReadView};
+use crate::base::{Base, FileLife, FileWriter, ReadView};
 use crate::decode::{Malformed, Reader};
 use crate::dedup::Floors;
 use crate::error::Error;
@@ -180,7 +180,7 @@ impl Store {
         rows.put(NodeKey::RangeCounter, counter.0.to_be_bytes().to_vec());
         let applied = AppliedState::default();
         rows.put(NodeKey::Applied(shard), applied.encode());
-        let mut writer = self.core.base.writer()?;
+        let mut writer = self.core.base.writer(FileLife::Short)?;
         rows.write(writer.as_mut())?;
         self.core.base.ingest(vec![writer.finish()?], &[])?;
         let made = Arc::new(new_shard(
@@ -286,7 +286,7 @@ fn new_shard(
 fn check_format(base: &dyn Base, dir: &Path, slot_count: u16) -> Result<(), Error> {
     let key = state_key(RangeId::NODE, NodeKey::Format.encode().as_slice());
     let Some(value) = base.view().get(&key)? else {
-        let mut writer = base.writer()?;
+        let mut writer = base.writer(FileLife::Short)?;
         let mut value = STORE_FORMAT.to_be_bytes().to_vec();
         value.extend_from_slice(&slot_count.to_be_bytes());
         writer.put(&key, &value)?;
@@ -320,7 +320,7 @@ pub(crate) fn drop_ranges(base: &dyn Base, ranges: &[RangeId]) -> Result<(), Err
     for range in ranges {
         rows.delete(NodeKey::Range(*range));
     }
-    let mut writer = base.writer()?;
+    let mut writer = base.writer(FileLife::Short)?;
     rows.write(writer.as_mut())?;
     base.ingest(vec![writer.finish()?], ranges)
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{Base, Cursor, FileWriter, ReadView, StagedFile};
+use super::{Base, Cursor, FileLife, FileWriter, ReadView, StagedFile};
 use crate::decode::Malformed;
 use crate::error::Error;
 use crate::id::RangeId;
@@ -109,7 +109,7 @@ impl Base for MemoryBase {
         })
     }
 
-    fn writer(&self) -> Result<Box<dyn FileWriter + '_>, Error> {
+    fn writer(&self, _: FileLife) -> Result<Box<dyn FileWriter + '_>, Error> {
         Ok(Box::new(MemoryWriter {
             disk: self.disk.clone(),
             rows: Vec::new(),

@@ -19,7 +19,7 @@ pub(crate) trait Base: Send + Sync {
     fn view(&self) -> Arc<dyn ReadView>;
 
     /// Begins a file in the staging directory. Rows are put in key order, each key once.
-    fn writer(&self) -> Result<Box<dyn FileWriter + '_>, Error>;
+    fn writer(&self, life: FileLife) -> Result<Box<dyn FileWriter + '_>, Error>;
 
     /// Takes finished files in, all or none, and removes every row of the dropped ranges. Durable
     /// when it returns. Of two files with the same key the later one wins; a row of a dropped
@@ -46,6 +46,15 @@ pub(crate) trait Base: Send + Sync {
 
     /// Bytes of all live files.
     fn file_bytes(&self) -> u64;
+}
+
+/// How long a file will be there as it was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FileLife {
+    /// Until compaction merges it with others like it: soon. To compress it is not worth its while.
+    Short,
+    /// It may lie below all others for as long as there are rows in it.
+    Long,
 }
 
 /// A finished file in the staging directory: the argument of [`Base::ingest`].

@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
-    BlockBasedIndexType, BlockBasedOptions, Cache, DB, DBCompressionType, DBRawIterator, ErrorKind,
-    IngestExternalFileOptions, Options, ReadOptions, Snapshot, SstFileWriter, WriteBatch,
-    WriteOptions, properties,
+    BlockBasedIndexType, BlockBasedOptions, Cache, DB, DBCompactionStyle, DBCompressionType,
+    DBRawIterator, ErrorKind, IngestExternalFileOptions, Options, ReadOptions, Snapshot,
+    SstFileWriter, WriteBatch, WriteOptions, properties,
 };
 use self_cell::self_cell;
 
-use super::{Base, Cursor, FileWriter, ReadView, StagedFile};
+use super::{Base, Cursor, FileLife, FileWriter, ReadView, StagedFile};
 use crate::error::{Error, KeyText};
 use crate::id::RangeId;
 use crate::key::StoredKey;
@@ -27,16 +27,18 @@ pub(crate) const KEYS_END: [u8; 1] = [0xFF];
 const FILTER_BITS_PER_KEY: f64 = 10.0;
 const BLOCK_BYTES: usize = 16 * 1024;
 const METADATA_BLOCK_BYTES: usize = 4 * 1024;
-/// Files that one compaction of level 0 waits for.
-const LEVEL0_FILES_MERGED: i32 = 8;
+/// Sorted runs that there may be before some of them are merged.
+const RUNS_MERGED: i32 = 8;
 const LOG_BYTES_MAX: usize = 4 << 20;
 const LOGS_KEPT: usize = 4;
 
 /// The base store in a directory.
 pub(crate) struct RocksBase {
     db: Arc<DB>,
-    /// Files are built with the very options that the store was opened with.
+    /// Files are built with the very options that the store was opened with, those of a short life
+    /// but for their compression.
     options: Options,
+    short_life: Options,
     dir: PathBuf,
     staging: PathBuf,
     staged: AtomicU64,
@@ -56,9 +58,12 @@ impl RocksBase {
             path: dir.to_owned(),
             source,
         })?;
+        let mut short_life = options.clone();
+        short_life.set_compression_type(DBCompressionType::None);
         Ok(RocksBase {
             db: Arc::new(db),
             options,
+            short_life,
             dir: dir.to_owned(),
             staging: staging.to_owned(),
             staged: AtomicU64::new(0),
@@ -190,15 +195,19 @@ pub fn rocks_options(engine: &EngineOptions) -> Options {
     options.create_if_missing(true);
     options.set_block_based_table_factory(&table);
     options.set_compression_type(DBCompressionType::Lz4);
-    options.set_level_compaction_dynamic_level_bytes(true);
     options.set_max_open_files(engine.max_open_files);
     options.set_max_background_jobs(engine.compaction_threads);
     options.set_bytes_per_sync(1 << 20);
-    // Look-ups rarely go to files, so more of them may wait, to be merged at once: half the
-    // rewriting of the level below.
-    options.set_level_zero_file_num_compaction_trigger(LEVEL0_FILES_MERGED);
+    // Merges runs of like size, rather than each into a level ten times as large: timelines only
+    // grow, so what a level would save is space that nothing wastes, and what it costs is to write
+    // every row about twice as often. Measured with `benches/apply` (10 M messages, 1 M users, the
+    // machine shared): 16 µs CPU per message against 23 in levels, and 97,000 messages/s against
+    // 56,000 that compaction kept up with. It needs free disk for its greatest merge, at most what
+    // the store takes.
+    options.set_compaction_style(DBCompactionStyle::Universal);
+    // Look-ups rarely go to files, so more of them may wait.
+    options.set_level_zero_file_num_compaction_trigger(RUNS_MERGED);
     options.set_target_file_size_base(64 << 20);
-    options.set_max_bytes_for_level_base(256 << 20);
     options.set_keep_log_file_num(LOGS_KEPT);
     options.set_max_log_file_size(LOG_BYTES_MAX);
     options.set_stats_dump_period_sec(0);
@@ -214,9 +223,12 @@ impl Base for RocksBase {
         })
     }
 
-    fn writer(&self) -> Result<Box<dyn FileWriter + '_>, Error> {
+    fn writer(&self, life: FileLife) -> Result<Box<dyn FileWriter + '_>, Error> {
         let path = self.next_path();
-        let writer = SstFileWriter::create(&self.options);
+        let writer = SstFileWriter::create(match life {
+            FileLife::Short => &self.short_life,
+            FileLife::Long => &self.options,
+        });
         writer.open(&path).map_err(|source| Error::Rocks {
             operation: "open",
             path: path.clone(),

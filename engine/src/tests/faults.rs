@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::{Disk, SHARD, mailbox, new_shard, options};
+use crate::base::FileLife;
 use crate::error::Error;
 use crate::id::Seq;
 use crate::options::EngineOptions;
@@ -206,7 +207,7 @@ fn another_slot_count_or_format_does_not_open() {
     {
         let store = disk.open();
         let shard = new_shard(&store);
-        let mut writer = shard.core.base.writer().unwrap();
+        let mut writer = shard.core.base.writer(FileLife::Short).unwrap();
         let key = crate::key::NodeKey::Format.encode();
         let key = crate::view::state_key(crate::id::RangeId::NODE, key.as_slice());
         writer.put(&key, &[0, 0, 0, 77, 0, 8]).unwrap();
