@@ -24,11 +24,21 @@ pub(crate) struct LeaderKiller {
     task: JoinHandle<anyhow::Result<()>>,
 }
 
-/// Kills -9 whichever node leads, every `every`, and starts it again one second later.
-pub(crate) fn kill_leader_every(cluster: Arc<Cluster>, every: Duration) -> LeaderKiller {
+/// Kills -9 whichever node leads the shard, every `every`, and starts it again one second later.
+pub(crate) fn kill_leader_every(
+    cluster: Arc<Cluster>,
+    shard: u32,
+    every: Duration,
+) -> LeaderKiller {
     let (stop, stopped) = watch::channel(false);
     let kills = Arc::new(AtomicU64::new(0));
-    let task = tokio::spawn(kill_leaders(cluster, every, stopped, Arc::clone(&kills)));
+    let task = tokio::spawn(kill_leaders(
+        cluster,
+        shard,
+        every,
+        stopped,
+        Arc::clone(&kills),
+    ));
     LeaderKiller { stop, kills, task }
 }
 
@@ -43,6 +53,7 @@ impl LeaderKiller {
 
 async fn kill_leaders(
     cluster: Arc<Cluster>,
+    shard: u32,
     every: Duration,
     mut stopped: watch::Receiver<bool>,
     kills: Arc<AtomicU64>,
@@ -58,7 +69,7 @@ async fn kill_leaders(
             if *stopped.borrow() {
                 return Ok(());
             }
-            if let Some(leader) = cluster.leader().await {
+            if let Some(leader) = cluster.leader_of(shard).await {
                 break leader;
             }
             tokio::time::sleep(LEADER_POLL).await;
@@ -66,7 +77,10 @@ async fn kill_leaders(
         let node = cluster.node(leader);
         if node.kill()? {
             let count = kills.fetch_add(1, Ordering::Relaxed) + 1;
-            eprintln!("kill {count}: node {}, the leader", node.id());
+            eprintln!(
+                "kill {count}: node {}, the leader of shard {shard}",
+                node.id()
+            );
         }
         tokio::time::sleep(RESTART_AFTER).await;
         node.start()?;

@@ -20,6 +20,9 @@ const USERS: [&str; 2] = ["alice", "bob"];
 /// How long their tokens are valid.
 const TOKEN_TTL: Duration = Duration::from_secs(7 * 86_400);
 
+/// The shard whose leader is killed, if leaders are to be.
+const KILLED_SHARD: u32 = 1;
+
 /// Run a throw-away cluster on this machine, to play with.
 ///
 /// Every node is a `mailboxd` process of its own, also serves as a gateway, and listens on loopback
@@ -92,7 +95,7 @@ pub(super) async fn run(args: Args, output: OutputArgs) -> anyhow::Result<bool> 
             "the leader is killed every {} s and restarted 1 s later",
             every.as_secs_f64()
         );
-        chaos::kill_leader_every(Arc::clone(&cluster), every)
+        chaos::kill_leader_every(Arc::clone(&cluster), KILLED_SHARD, every)
     });
     // Nodes that a person kills with a signal are brought back by this program on Enter.
     restart_on_enter(&cluster).await?;

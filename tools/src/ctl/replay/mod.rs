@@ -84,7 +84,8 @@ pub(crate) struct IrcArgs {
     /// The `mailboxd` to spawn; default: the one beside this program
     #[arg(long, value_name = "FILE", env = "MAILBOXD")]
     mailboxd: Option<PathBuf>,
-    /// Kill -9 the leader again and again while lines are sent, and restart it one second later
+    /// Kill -9 the leader of the group's shard again and again while lines are sent, and restart it
+    /// one second later
     #[arg(long, value_name = "TIME", requires = "spawn", value_parser = duration::parse)]
     kill_leader_every: Option<Duration>,
     /// Kill -9 all nodes when so many percent of the sends are acked, and restart them
@@ -161,7 +162,15 @@ async fn perform(
 ) -> anyhow::Result<play::Played> {
     let player = play::Player::new(Arc::clone(script), stage, args.rate);
     let leader_killer = match (&stage.cluster, args.kill_leader_every) {
-        (Some(cluster), Some(every)) => Some(chaos::kill_leader_every(Arc::clone(cluster), every)),
+        (Some(cluster), Some(every)) => {
+            // Every line goes through the shard of the group: its leader's death is felt most.
+            let client = stage
+                .client
+                .as_ref()
+                .context("a spawned cluster has a client")?;
+            let shard = client.shard_of_owner(stage.group);
+            Some(chaos::kill_leader_every(Arc::clone(cluster), shard, every))
+        }
         _ => None,
     };
     let all_killer = match &stage.cluster {
