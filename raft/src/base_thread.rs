@@ -202,6 +202,19 @@ struct Entry {
 }
 
 impl Entry {
+    fn due(&mut self, now: Instant) -> Due {
+        let Some(age_ms) = self.age_ms(now) else {
+            return Due::Later;
+        };
+        if self.shard.engine.flush_due(age_ms) {
+            Due::Now
+        } else if self.shard.engine.flush_due(age_ms.saturating_mul(2)) {
+            Due::Soon
+        } else {
+            Due::Later
+        }
+    }
+
     /// How long there has been something to flush; `None` if there is nothing.
     fn age_ms(&mut self, now: Instant) -> Option<u64> {
         if !self.shard.engine.flush_due(u64::MAX) {
@@ -212,6 +225,15 @@ impl Entry {
         let age = now.saturating_duration_since(since).as_millis();
         Some(u64::try_from(age).unwrap_or(u64::MAX - 1))
     }
+}
+
+/// When a shard is to be flushed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Due {
+    Now,
+    /// When it is twice as old as it is.
+    Soon,
+    Later,
 }
 
 struct Run {
@@ -295,23 +317,12 @@ impl Run {
         let mut any = false;
         while self.fault.borrow().is_none() {
             let now = Instant::now();
-            let ages = self.shards.iter_mut().map(|entry| entry.age_ms(now));
-            let ages: Vec<Option<u64>> = ages.collect();
-            let due = |times: u64| {
-                let of_entry = |(entry, age): (&Entry, &Option<u64>)| {
-                    age.is_some_and(|age| entry.shard.engine.flush_due(age.saturating_mul(times)))
-                };
-                self.shards
-                    .iter()
-                    .zip(&ages)
-                    .map(of_entry)
-                    .collect::<Vec<bool>>()
-            };
-            if !due(1).contains(&true) {
+            let due: Vec<Due> = self.shards.iter_mut().map(|entry| entry.due(now)).collect();
+            if !due.contains(&Due::Now) {
                 break;
             }
             // What will be due before long goes along: one file for all.
-            let wanted = due(2);
+            let wanted: Vec<bool> = due.iter().map(|due| *due != Due::Later).collect();
             if !self.flush(&wanted)? {
                 break;
             }

@@ -19,6 +19,9 @@ type Waiter = oneshot::Sender<Result<(), ProposeError>>;
 /// Reads that may wait for a barrier.
 const READS_MAX: usize = 65_536;
 
+/// Pause before a question that no majority answered is asked again.
+const ASKED_AGAIN_AFTER: Duration = Duration::from_millis(20);
+
 /// Where reads queue.
 #[derive(Clone)]
 pub(crate) struct ReadBarrier {
@@ -91,8 +94,11 @@ async fn barrier(
     let linearizer = loop {
         match raft.get_read_linearizer(question.clone()).await {
             Ok(linearizer) => break linearizer,
-            // What was lost on the way nobody sends again by itself. The caller's timeout ends this.
-            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => {}
+            // What was lost on the way nobody sends again by itself. The caller's timeout ends this; a
+            // peer that is not there says so at once, hence the pause.
+            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => {
+                tokio::time::sleep(ASKED_AGAIN_AFTER).await;
+            }
             Err(error) => return Err(refused(error, road)),
         }
     };
