@@ -19,4 +19,5 @@ mod operate;
 mod process;
 mod shards;
 mod slow_subscriber;
+mod user_limits;
 mod ws;
