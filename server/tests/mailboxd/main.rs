@@ -16,6 +16,7 @@ mod http;
 mod lanes;
 mod metrics;
 mod operate;
+mod peer_tls;
 mod process;
 mod shards;
 mod slow_subscriber;
