@@ -108,6 +108,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::cluster_options::UserLimits;
 
     fn log_id() -> impl Strategy<Value = Option<LogId>> {
         let numbers = proptest::option::of((any::<u64>(), any::<u64>(), any::<u64>()));
@@ -115,10 +116,16 @@ mod tests {
     }
 
     fn cluster_options() -> impl Strategy<Value = ClusterOptions> {
-        any::<(u32, u32, u64)>().prop_map(|(members, body, window)| ClusterOptions {
-            group_members_max: members,
-            body_bytes_max: body,
-            dedup_window_ms: window,
+        any::<(u32, u32, u64, Option<(u32, u32)>)>().prop_map(|(members, body, window, limits)| {
+            ClusterOptions {
+                group_members_max: members,
+                body_bytes_max: body,
+                dedup_window_ms: window,
+                user_limits: limits.map(|(devices_max, groups_max)| UserLimits {
+                    devices_max,
+                    groups_max,
+                }),
+            }
         })
     }
 

@@ -10,11 +10,18 @@
 //! its window has raised, is a row of the slot.
 //!
 //! A shard that has none yet refuses every client's command ([`crate::Refusal::NotReady`]).
+//!
+//! An option that is younger than a cluster is absent from its options, which is their older
+//! format, and limits nothing: what was accepted without it is accepted again when the log is
+//! read again. The next leader that knows the option proposes it, and all replicas judge by it
+//! from the same entry on.
 
 use crate::decode::{Malformed, Reader};
 use crate::key::HOUR_MS;
 
-const FORMAT: u8 = 1;
+/// Without the limits of users.
+const FORMAT_1: u8 = 1;
+const FORMAT: u8 = 2;
 
 /// What all replicas of a shard judge by. Set by [`crate::Command::SetClusterOptions`] only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +32,25 @@ pub struct ClusterOptions {
     pub body_bytes_max: u32,
     /// How long a command's id is recognised, in milliseconds of replicated time.
     pub dedup_window_ms: u64,
+    /// What one user may have. `None`: no limit yet, in a cluster that is older than these limits.
+    pub user_limits: Option<UserLimits>,
+}
+
+/// What one user may have.
+///
+/// Both are held by counting the user's rows when a further one is about to be made, up to the
+/// limit at most. A counter would be one more row to keep true through every change of the rows
+/// that it counts, and would be wrong in every store that is older than it; and a device or a
+/// group that is new to a user is rare beside sends and acks, which count nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UserLimits {
+    /// Devices of one user with a cursor in one timeline.
+    pub devices_max: u32,
+    /// Groups in one user's own list: those that the user has left are in it too, since their
+    /// messages up to there stay readable. A join is judged by it where it is applied if the
+    /// user's list is in the same shard. Otherwise whoever proposes it has looked there before; so
+    /// joins that are on their way at once may exceed it by their number.
+    pub groups_max: u32,
 }
 
 impl Default for ClusterOptions {
@@ -33,6 +59,16 @@ impl Default for ClusterOptions {
             group_members_max: 500,
             body_bytes_max: 16 * 1024 - 1,
             dedup_window_ms: 7 * 24 * HOUR_MS,
+            user_limits: Some(UserLimits::default()),
+        }
+    }
+}
+
+impl Default for UserLimits {
+    fn default() -> Self {
+        Self {
+            devices_max: 100,
+            groups_max: 1000,
         }
     }
 }
@@ -69,26 +105,54 @@ impl ClusterOptions {
     pub const BODY_BYTES_MAX: (u64, u64) = (1, 1 << 20);
     /// Least and greatest [`ClusterOptions::dedup_window_ms`]. Floors are whole hours.
     pub const DEDUP_WINDOW_MS: (u64, u64) = (HOUR_MS, 31 * 24 * HOUR_MS);
+    /// Least and greatest [`UserLimits::devices_max`].
+    pub const USER_DEVICES_MAX: (u64, u64) = (1, 1000);
+    /// Least and greatest [`UserLimits::groups_max`]. A sync key has no place for more groups.
+    pub const USER_GROUPS_MAX: (u64, u64) = (1, 2000);
 
-    /// Each option by its name, with its value and its bounds.
-    fn all(&self) -> [(&'static str, u64, (u64, u64)); 3] {
+    /// Each option by its name, with its value, if it has one, and its bounds.
+    fn all(&self) -> [(&'static str, Option<u64>, (u64, u64)); 5] {
+        let limits = self.user_limits;
         [
             (
                 "group_members_max",
-                self.group_members_max.into(),
+                Some(self.group_members_max.into()),
                 Self::GROUP_MEMBERS_MAX,
             ),
             (
                 "body_bytes_max",
-                self.body_bytes_max.into(),
+                Some(self.body_bytes_max.into()),
                 Self::BODY_BYTES_MAX,
             ),
             (
                 "dedup_window_ms",
-                self.dedup_window_ms,
+                Some(self.dedup_window_ms),
                 Self::DEDUP_WINDOW_MS,
             ),
+            (
+                "user_devices_max",
+                limits.map(|limits| limits.devices_max.into()),
+                Self::USER_DEVICES_MAX,
+            ),
+            (
+                "user_groups_max",
+                limits.map(|limits| limits.groups_max.into()),
+                Self::USER_GROUPS_MAX,
+            ),
         ]
+    }
+
+    /// `other` has options that are absent here.
+    pub fn lacks_some_of(&self, other: &ClusterOptions) -> bool {
+        self.completed_by(other) != *self
+    }
+
+    /// These options, and of `other` those that are absent here.
+    pub(crate) fn completed_by(&self, other: &ClusterOptions) -> ClusterOptions {
+        ClusterOptions {
+            user_limits: self.user_limits.or(other.user_limits),
+            ..*self
+        }
     }
 
     /// Refuses values outside their bounds.
@@ -97,7 +161,7 @@ impl ClusterOptions {
     /// The first option that is.
     pub fn check(&self) -> Result<(), OptionFault> {
         for (option, value, (min, max)) in self.all() {
-            if !(min..=max).contains(&value) {
+            if let Some(value) = value.filter(|value| !(min..=max).contains(value)) {
                 return Err(OptionFault {
                     option,
                     value,
@@ -109,39 +173,57 @@ impl ClusterOptions {
         Ok(())
     }
 
-    /// The options whose values differ.
+    /// The options whose values differ. One that is absent on a side agrees with any.
     pub fn differences(&self, right: &ClusterOptions) -> Vec<OptionDifference> {
         let pairs = self.all().into_iter().zip(right.all());
         pairs
-            .filter(|((_, left, _), (_, right, _))| left != right)
-            .map(|((option, left, _), (_, right, _))| OptionDifference {
-                option,
-                left,
-                right,
+            .filter_map(|((option, left, _), (_, right, _))| {
+                let (left, right) = (left?, right?);
+                let difference = OptionDifference {
+                    option,
+                    left,
+                    right,
+                };
+                (left != right).then_some(difference)
             })
             .collect()
     }
 
-    /// `format u8 | group_members_max u32 | body_bytes_max u32 | dedup_window_ms u64`. Whoever
-    /// stores it gives the length: further options come at the end, under a new format.
+    /// `format u8 | group_members_max u32 | body_bytes_max u32 | dedup_window_ms u64`, and in
+    /// format 2 `| user_devices_max u32 | user_groups_max u32`. Whoever stores it gives the
+    /// length: further options come at the end, under a new format.
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
-        out.push(FORMAT);
+        out.push(match self.user_limits {
+            None => FORMAT_1,
+            Some(_) => FORMAT,
+        });
         out.extend_from_slice(&self.group_members_max.to_be_bytes());
         out.extend_from_slice(&self.body_bytes_max.to_be_bytes());
         out.extend_from_slice(&self.dedup_window_ms.to_be_bytes());
+        if let Some(limits) = self.user_limits {
+            out.extend_from_slice(&limits.devices_max.to_be_bytes());
+            out.extend_from_slice(&limits.groups_max.to_be_bytes());
+        }
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<ClusterOptions, Malformed> {
         let mut reader = Reader::new("cluster options", bytes);
         let format = reader.u8()?;
-        if format != FORMAT {
+        if ![FORMAT_1, FORMAT].contains(&format) {
             return Err(reader.unknown(format));
         }
-        let options = ClusterOptions {
+        let mut options = ClusterOptions {
             group_members_max: reader.u32()?,
             body_bytes_max: reader.u32()?,
             dedup_window_ms: reader.u64()?,
+            user_limits: None,
         };
+        if format == FORMAT {
+            options.user_limits = Some(UserLimits {
+                devices_max: reader.u32()?,
+                groups_max: reader.u32()?,
+            });
+        }
         reader.end()?;
         Ok(options)
     }
@@ -157,10 +239,15 @@ mod tests {
         assert_eq!(default.check(), Ok(()));
         let at = |option: &str, value: u64| {
             let mut options = default;
+            let limits = options.user_limits.as_mut().unwrap();
+            let number = value.try_into().unwrap();
             match option {
-                "group_members_max" => options.group_members_max = value.try_into().unwrap(),
-                "body_bytes_max" => options.body_bytes_max = value.try_into().unwrap(),
-                _ => options.dedup_window_ms = value,
+                "group_members_max" => options.group_members_max = number,
+                "body_bytes_max" => options.body_bytes_max = number,
+                "dedup_window_ms" => options.dedup_window_ms = value,
+                "user_devices_max" => limits.devices_max = number,
+                "user_groups_max" => limits.groups_max = number,
+                other => panic!("{other} is not tried"),
             }
             options.check()
         };
@@ -188,6 +275,51 @@ mod tests {
         let named: Vec<_> = left.differences(&right);
         let named: Vec<_> = named.iter().map(|one| (one.option, one.right)).collect();
         assert_eq!(named, [("group_members_max", 9), ("dedup_window_ms", 10)]);
+        let limits = UserLimits {
+            devices_max: 11,
+            groups_max: 12,
+        };
+        let right = ClusterOptions {
+            user_limits: Some(limits),
+            ..left
+        };
+        let named = left.differences(&right);
+        let named: Vec<_> = named.iter().map(|one| (one.option, one.right)).collect();
+        assert_eq!(named, [("user_devices_max", 11), ("user_groups_max", 12)]);
+    }
+
+    #[test]
+    fn an_absent_option_agrees_with_any_and_can_be_filled_in() {
+        let full = ClusterOptions::default();
+        let old = ClusterOptions {
+            body_bytes_max: 9,
+            user_limits: None,
+            ..full
+        };
+        assert!(old.lacks_some_of(&full) && !full.lacks_some_of(&old));
+        let named = old.differences(&full);
+        assert_eq!(named.len(), 1, "{named:?}");
+        let filled = ClusterOptions {
+            body_bytes_max: 9,
+            ..full
+        };
+        assert_eq!(old.completed_by(&full), filled);
+        assert_eq!(full.completed_by(&old), full);
+    }
+
+    #[test]
+    fn the_first_format_is_read_and_written_as_it_was() {
+        let bytes = [1, 0, 0, 0, 12, 0, 0, 1, 89, 0, 0, 0, 0, 0, 103, 151, 136];
+        let options = ClusterOptions {
+            group_members_max: 12,
+            body_bytes_max: 345,
+            dedup_window_ms: 6_789_000,
+            user_limits: None,
+        };
+        assert_eq!(ClusterOptions::decode(&bytes), Ok(options));
+        let mut again = Vec::new();
+        options.encode(&mut again);
+        assert_eq!(again, bytes);
     }
 
     #[test]
@@ -201,7 +333,7 @@ mod tests {
         let mut longer = bytes.clone();
         longer.push(0);
         assert!(ClusterOptions::decode(&longer).is_err());
-        bytes[0] = 2;
+        bytes[0] = 3;
         assert!(ClusterOptions::decode(&bytes).is_err());
         assert!(ClusterOptions::decode(&[]).is_err());
     }

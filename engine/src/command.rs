@@ -218,7 +218,8 @@ pub struct AckLanes {
 pub struct SetClusterOptions {
     /// Their values; judged in apply.
     pub options: ClusterOptions,
-    /// Only if there are none yet: what every new leader of a new cluster proposes.
+    /// Only those that are absent: what every new leader of a new cluster proposes, and of one
+    /// that is older than some option.
     pub if_absent: bool,
 }
 
@@ -396,6 +397,32 @@ pub enum Refusal {
     /// The group has as many members as it may.
     #[error("the group has {max} members, the most allowed")]
     GroupFull {
+        /// The limit.
+        max: u32,
+    },
+    /// The user's own list has as many groups as it may.
+    #[error(
+        "user {user} has {max} groups in its list, those that it has left included, \
+         the most allowed (user_groups_max); this would be one more"
+    )]
+    TooManyGroups {
+        /// Who would create or join one.
+        user: UserId,
+        /// The limit.
+        max: u32,
+    },
+    /// As many devices of the user as may have a cursor in the timeline.
+    #[error(
+        "user {user} has cursors of {max} devices in {timeline}, the most allowed \
+         (user_devices_max); {device:?} would be one more"
+    )]
+    TooManyDevices {
+        /// Whose device.
+        user: UserId,
+        /// As asked.
+        timeline: TimelineId,
+        /// As asked.
+        device: DeviceId,
         /// The limit.
         max: u32,
     },

@@ -338,6 +338,11 @@ impl StateKey {
         KeyBytes::tag(TAG_USER_GROUP).u64(user.0)
     }
 
+    /// What all cursors of a user's devices in a timeline begin with.
+    pub fn cursors_prefix(timeline: TimelineId, user: UserId) -> KeyBytes {
+        KeyBytes::timeline(TAG_CURSOR, timeline).u64(user.0)
+    }
+
     /// What all members of a group begin with.
     pub fn members_prefix(group: GroupId) -> KeyBytes {
         KeyBytes::tag(TAG_MEMBER).u64(group.0)

@@ -64,7 +64,7 @@ pub use applied::{AppliedState, LogId};
 pub use base::memory::{IngestCrash, MemoryDisk};
 #[doc(hidden)]
 pub use base::rocks::rocks_options;
-pub use cluster_options::{ClusterOptions, OptionDifference, OptionFault};
+pub use cluster_options::{ClusterOptions, OptionDifference, OptionFault, UserLimits};
 pub use command::{
     AckCursor, AckLanes, Command, Conversation, CreateGroup, Deliver, HandleFault, JoinGroup,
     LeaveGroup, MarkRead, Refusal, RegisterUser, Reply, Send, SendGroup, SetClusterOptions,

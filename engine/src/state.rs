@@ -23,7 +23,7 @@ use crate::memtable::{Memtable, TailPlace};
 use crate::options::EngineOptions;
 use crate::range::Ranges;
 use crate::row::{NewRow, Row, StoredRow};
-use crate::view;
+use crate::view::{self, Overlay};
 
 /// Everything that readers must see together: active and frozen memtables, files, ranges, caches.
 pub(crate) struct ShardState {
@@ -394,6 +394,23 @@ impl<'a> Context<'a> {
             Some(value) => Ok(value),
             None => view::get_state(self.state.files.as_ref(), self.state.range(slot)?, key),
         }
+    }
+
+    /// There are fewer than `max` rows under a prefix. Looks at no more than that many.
+    pub(crate) fn has_fewer_rows(
+        &self,
+        slot: SlotId,
+        prefix: &KeyBytes,
+        max: u32,
+    ) -> Result<bool, Error> {
+        let max = usize::try_from(max).unwrap_or(usize::MAX);
+        let mut rows = Overlay::new();
+        view::overlay_prefix(self.state, slot, prefix, &mut rows);
+        let present = rows.values().flatten().count();
+        let room = max.saturating_sub(present);
+        let range = self.state.range(slot)?;
+        let files = self.state.files.as_ref();
+        Ok(room > 0 && view::count_below(files, range, prefix, &rows, room)? < room)
     }
 
     /// Writes a state row. Message rows have [`Context::append`] and [`Context::overwrite`].

@@ -126,6 +126,29 @@ pub(crate) fn add_prefix(
     Ok(())
 }
 
+/// How many rows the files hold under a prefix that `rows` does not lie over; `enough` at most.
+pub(crate) fn count_below(
+    files: &dyn ReadView,
+    range: RangeId,
+    prefix: &KeyBytes,
+    rows: &Overlay,
+    enough: usize,
+) -> Result<usize, Error> {
+    let first = state_key(range, prefix.as_slice());
+    let front = first.len() - prefix.as_slice().len();
+    let mut cursor = files.cursor(&first, &after_prefix(&first));
+    cursor.seek(&first)?;
+    let mut count = 0;
+    while let Some((key, _)) = cursor.row() {
+        count += usize::from(!rows.contains_key(&KeyBytes::from(&key[front..])));
+        if count == enough {
+            break;
+        }
+        cursor.next()?;
+    }
+    Ok(count)
+}
+
 /// The rows that are no tombstones.
 pub(crate) fn present(rows: Overlay) -> Vec<(KeyBytes, Bytes)> {
     rows.into_iter()

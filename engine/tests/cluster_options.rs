@@ -10,7 +10,8 @@ use mailbox_engine::{
     AckCursor, ApplyEntry, ApplyPayload, ClusterOptions, Command, Conversation, CreateGroup,
     DeviceId, EngineOptions, EntryBuilder, Flags, GroupId, JoinGroup, LeaveGroup, LogId, MarkRead,
     MemoryDisk, MessageId, MessageType, Refusal, RegisterUser, Reply, Send, SendGroup, Seq,
-    SetClusterOptions, Shard, ShardId, SnapshotMeta, Store, UserId, content_crc,
+    SetClusterOptions, Shard, ShardId, SnapshotMeta, Store, TimelineId, UserId, UserLimits,
+    content_crc,
 };
 use uuid::Uuid;
 
@@ -21,6 +22,10 @@ const TIGHT: ClusterOptions = ClusterOptions {
     group_members_max: 3,
     body_bytes_max: 10,
     dedup_window_ms: HOUR_MS,
+    user_limits: Some(UserLimits {
+        devices_max: 2,
+        groups_max: 2,
+    }),
 };
 
 /// Where a store lives.
@@ -160,6 +165,51 @@ fn users_of(replies: &[Reply]) -> Vec<UserId> {
         other => panic!("{other:?}"),
     };
     replies.iter().map(user).collect()
+}
+
+fn limited(devices_max: u32, groups_max: u32) -> ClusterOptions {
+    ClusterOptions {
+        user_limits: Some(UserLimits {
+            devices_max,
+            groups_max,
+        }),
+        ..TIGHT
+    }
+}
+
+fn create(creator: UserId, number: u64) -> Command {
+    Command::CreateGroup(CreateGroup {
+        request_id: id(NOON_MS, number),
+        creator,
+        name: String::new(),
+        message_id: MessageId(number),
+    })
+}
+
+fn leave(group: GroupId, user: UserId, number: u64) -> Command {
+    Command::LeaveGroup(LeaveGroup {
+        request_id: id(NOON_MS, number),
+        group,
+        user,
+        message_id: MessageId(number),
+    })
+}
+
+fn ack(user: UserId, device: &str, timeline: TimelineId, seq: u64, number: u64) -> Command {
+    Command::AckCursor(AckCursor {
+        request_id: id(NOON_MS, number),
+        user,
+        device: DeviceId::new(device).unwrap(),
+        timeline,
+        seq: Seq(seq),
+    })
+}
+
+fn group_of(reply: &Reply) -> GroupId {
+    match reply {
+        Reply::GroupCreated { group, .. } => *group,
+        other => panic!("{other:?}"),
+    }
 }
 
 /// One command of each kind that a client may ask for.
@@ -328,6 +378,8 @@ fn options_out_of_bounds_change_nothing() {
             },
             "dedup_window_ms",
         ),
+        (limited(0, 1), "user_devices_max"),
+        (limited(1, 2001), "user_groups_max"),
     ] {
         let replies = replica.entry(NOON_MS, &[set(bad, true)]);
         let [Reply::Refused(Refusal::OptionOutOfBounds { fault })] = &replies[..] else {
@@ -426,4 +478,171 @@ fn options_survive_a_flush_a_reopening_and_an_install() {
             [Reply::Refused(Refusal::BodyTooLarge { max: 10, .. })]
         ));
     }
+}
+
+/// With its rows in memory, in files, and in both.
+#[test]
+fn a_user_has_so_many_devices_in_a_timeline_and_no_more() {
+    for flush_after in [None, Some(1), Some(2), Some(3)] {
+        let replica = Replica::new(small());
+        let entry = |number: usize, commands: &[Command]| {
+            let replies = replica.entry(NOON_MS, commands);
+            if flush_after == Some(number) {
+                replica.flush();
+            }
+            replies
+        };
+        let mut commands = vec![set(limited(2, 2), true)];
+        commands.extend((1..=2).map(register));
+        let users = users_of(&entry(0, &commands)[1..]);
+        let sends = [
+            send(users[0], id(NOON_MS, 10), 10, ""),
+            send(users[1], id(NOON_MS, 11), 11, ""),
+        ];
+        entry(0, &sends);
+        let mailbox = users[0].mailbox();
+        let held = Reply::Cursor { seq: Seq(1) };
+        assert_eq!(
+            entry(1, &[ack(users[0], "phone", mailbox, 1, 20)]),
+            std::slice::from_ref(&held)
+        );
+        assert_eq!(
+            entry(2, &[ack(users[0], "desk", mailbox, 1, 21)]),
+            std::slice::from_ref(&held)
+        );
+        let third = ack(users[0], "watch", mailbox, 1, 22);
+        let refusal = Refusal::TooManyDevices {
+            user: users[0],
+            timeline: mailbox,
+            device: DeviceId::new("watch").unwrap(),
+            max: 2,
+        };
+        let words = refusal.to_string();
+        for part in ["2 devices", "user_devices_max", "watch"] {
+            assert!(words.contains(part), "{words}");
+        }
+        let replies = entry(3, &[third.clone(), third.clone()]);
+        assert_eq!(replies, vec![Reply::Refused(refusal); 2]);
+        // What needs no further row is judged as ever: a known device, a cursor at nothing, and
+        // the cursors of others, of other timelines.
+        let group = group_of(&entry(4, &[create(users[0], 30)])[0]);
+        let replies = entry(
+            5,
+            &[
+                ack(users[0], "desk", mailbox, 1, 40),
+                ack(users[0], "watch", mailbox, 0, 41),
+                ack(users[1], "watch", users[1].mailbox(), 1, 42),
+                ack(users[0], "watch", group.timeline(), 1, 43),
+            ],
+        );
+        let nothing = Reply::Cursor { seq: Seq(0) };
+        assert_eq!(replies, [held.clone(), nothing, held.clone(), held.clone()]);
+        // It was not the id that was refused.
+        entry(6, &[set(limited(3, 2), false)]);
+        assert_eq!(entry(7, &[third]), [held]);
+    }
+}
+
+#[test]
+fn a_user_has_so_many_groups_left_ones_included_and_no_more() {
+    for flush_after in [None, Some(1), Some(2), Some(3)] {
+        let replica = Replica::new(small());
+        let entry = |number: usize, commands: &[Command]| {
+            let replies = replica.entry(NOON_MS, commands);
+            if flush_after == Some(number) {
+                replica.flush();
+            }
+            replies
+        };
+        let mut commands = vec![set(limited(2, 2), true)];
+        commands.extend((1..=2).map(register));
+        let users = users_of(&entry(0, &commands)[1..]);
+        let others: Vec<_> = entry(0, &[create(users[1], 10), create(users[1], 11)]);
+        let others: Vec<_> = others.iter().map(group_of).collect();
+        group_of(&entry(1, &[create(users[0], 20)])[0]);
+        let joined = entry(2, &[join(others[0], users[0], 21)]);
+        assert!(matches!(joined[..], [Reply::Joined { .. }]), "{joined:?}");
+        let user = users[0];
+        let full = |max| Refusal::TooManyGroups { user, max };
+        let words = full(2).to_string();
+        assert!(
+            words.contains("has 2 groups") && words.contains("user_groups_max"),
+            "{words}"
+        );
+        let refused = |max| Reply::Refused(full(max));
+        // The leader gives a command that comes again a new message id.
+        let more = |message_id| {
+            let mut more = [create(user, 30), join(others[1], user, 31)];
+            for command in &mut more {
+                match command {
+                    Command::CreateGroup(call) => call.message_id = MessageId(message_id),
+                    Command::JoinGroup(call) => call.message_id = MessageId(message_id),
+                    other => panic!("{other:?}"),
+                }
+            }
+            more
+        };
+        assert_eq!(entry(3, &more(30)), vec![refused(2); 2]);
+        // Leaving gives no room, and coming again takes none.
+        let replies = entry(
+            4,
+            &[
+                leave(others[0], users[0], 40),
+                join(others[1], users[0], 41),
+                join(others[0], users[0], 42),
+            ],
+        );
+        assert!(matches!(replies[0], Reply::Left { .. }), "{replies:?}");
+        assert_eq!(replies[1], refused(2));
+        assert!(matches!(replies[2], Reply::Joined { .. }), "{replies:?}");
+        // It was not the id that was refused. Limits that are lowered take nothing away.
+        entry(5, &[set(limited(2, 3), false)]);
+        let replies = entry(6, &more(50));
+        group_of(&replies[0]);
+        assert_eq!(replies[1], refused(3));
+        entry(7, &[set(limited(2, 1), false)]);
+        assert_eq!(entry(8, &more(60)), [replies[0].clone(), refused(1)]);
+    }
+}
+
+#[test]
+fn a_cluster_that_is_older_than_an_option_gets_it_from_the_next_leader() {
+    let mut replica = Replica::new(small());
+    let old = ClusterOptions {
+        user_limits: None,
+        ..TIGHT
+    };
+    let commands = [set(old, true), register(1), create(UserId(0), 2)];
+    let user = users_of(&replica.entry(NOON_MS, &commands)[1..2])[0];
+    // Without it nothing is limited.
+    for number in 10..20 {
+        group_of(&replica.entry(NOON_MS, &[create(user, number)])[0]);
+    }
+    replica.flush();
+    replica.reopen();
+    assert_eq!(replica.shard().cluster_options(), Some(old));
+
+    let newer = ClusterOptions {
+        group_members_max: 9,
+        ..limited(3, 4)
+    };
+    let completed = limited(3, 4);
+    let replies = replica.entry(NOON_MS, &[set(newer, true), create(user, 20)]);
+    assert_eq!(replies[0], Reply::ClusterOptions { options: completed });
+    assert_eq!(
+        replies[1],
+        Reply::Refused(Refusal::TooManyGroups { user, max: 4 })
+    );
+    // Once only.
+    let replies = replica.entry(
+        NOON_MS,
+        &[set(ClusterOptions::default(), true), set(old, true)],
+    );
+    assert_eq!(
+        replies,
+        vec![Reply::ClusterOptions { options: completed }; 2]
+    );
+    replica.flush();
+    replica.reopen();
+    assert_eq!(replica.shard().cluster_options(), Some(completed));
 }

@@ -388,7 +388,8 @@ fn the_scripts_reach_every_reply_and_cuts() {
     let names = "Sent UserRegistered GroupCreated Joined Left ReadMark Cursor Cut IdReused \
                  IdExpired IdFromFuture Corrupt Retry UnknownUser UnknownGroup NotAMember \
                  AlreadyAMember HandleTaken InvalidHandle GroupFull SeqBeyondHead BodyTooLarge \
-                 ReservedType ClusterOptions NotReady OptionOutOfBounds";
+                 ReservedType ClusterOptions NotReady OptionOutOfBounds TooManyGroups \
+                 TooManyDevices";
     for name in names.split_whitespace().chain(["cut hash"]) {
         assert!(
             seen.get(name).is_some_and(|count| *count >= 3),

@@ -112,7 +112,7 @@ pub(crate) fn http_status(fault: &Fault) -> StatusCode {
         .map_or(StatusCode::INTERNAL_SERVER_ERROR, status_of_code)
 }
 
-const ALL_CODES: [ErrorCode; 28] = [
+const ALL_CODES: [ErrorCode; 30] = [
     ErrorCode::Unspecified,
     ErrorCode::Unavailable,
     ErrorCode::NotLeader,
@@ -135,6 +135,8 @@ const ALL_CODES: [ErrorCode; 28] = [
     ErrorCode::AlreadyAMember,
     ErrorCode::Resync,
     ErrorCode::SeqBeyondHead,
+    ErrorCode::TooManyGroups,
+    ErrorCode::TooManyDevices,
     ErrorCode::Unauthenticated,
     ErrorCode::Forbidden,
     ErrorCode::InvalidArgument,
@@ -156,7 +158,9 @@ fn status_of_code(code: ErrorCode) -> StatusCode {
         ErrorCode::IdReused
         | ErrorCode::HandleTaken
         | ErrorCode::AlreadyAMember
-        | ErrorCode::GroupFull => StatusCode::CONFLICT,
+        | ErrorCode::GroupFull
+        | ErrorCode::TooManyGroups
+        | ErrorCode::TooManyDevices => StatusCode::CONFLICT,
         ErrorCode::IdExpired | ErrorCode::IdFromFuture | ErrorCode::SeqBeyondHead => {
             StatusCode::UNPROCESSABLE_ENTITY
         }

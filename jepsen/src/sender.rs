@@ -204,6 +204,8 @@ fn is_refusal(code: ErrorCode) -> bool {
         | ErrorCode::AlreadyAMember
         | ErrorCode::Resync
         | ErrorCode::SeqBeyondHead
+        | ErrorCode::TooManyGroups
+        | ErrorCode::TooManyDevices
         | ErrorCode::LimitExceeded
         | ErrorCode::Internal => false,
     }

@@ -37,7 +37,14 @@ pub(crate) fn compare(configured: &ClusterOptions, shard: &Shard) -> Result<(), 
     })
 }
 
-/// Waits until a shard that was opened without options has some, and compares them once.
+/// The shard lacks options that are configured here.
+pub(crate) fn is_absent(configured: &ClusterOptions, shard: &Shard) -> bool {
+    let replicated = shard.cluster_options();
+    replicated.is_none_or(|replicated| replicated.lacks_some_of(configured))
+}
+
+/// Waits until a shard that was opened without options, or without all that are configured here, has them, and
+/// compares them once.
 pub(crate) fn watch(
     shared: &Shared,
     shard: Arc<Shard>,
@@ -45,7 +52,7 @@ pub(crate) fn watch(
 ) -> JoinHandle<()> {
     let (configured, misfit) = (shared.options.cluster_options, shared.misfit.clone());
     tokio::spawn(async move {
-        while shard.cluster_options().is_none() {
+        while is_absent(&configured, &shard) {
             if applied.changed().await.is_err() {
                 return;
             }

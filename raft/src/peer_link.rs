@@ -109,7 +109,7 @@ impl Link {
             channel: endpoint.connect_lazy(),
             calls,
             connected: connected.clone(),
-            refused: None,
+            trouble: None,
         };
         tokio::spawn(session.run());
         Ok(Arc::new(Link {
@@ -222,6 +222,20 @@ fn endpoint(address: &str, tls: Option<&ClientTls>) -> Result<Endpoint, Error> {
     endpoint.tls_config(config).map_err(invalid)
 }
 
+/// What a status says, and what it comes from: that a certificate is not trusted is at the end of the chain.
+fn reason(status: &tonic::Status) -> String {
+    let mut words = vec![status.message().to_owned()];
+    let mut source = std::error::Error::source(status);
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        if words.last() != Some(&text) {
+            words.push(text);
+        }
+        source = cause.source();
+    }
+    words.join(": ")
+}
+
 /// Owns the control stream to one peer. Connects when a call comes, so that the first call after a peer
 /// came back reaches it.
 struct ControlSession {
@@ -230,8 +244,8 @@ struct ControlSession {
     channel: Channel,
     calls: mpsc::Receiver<ControlCall>,
     connected: Arc<AtomicBool>,
-    /// Why the peer refused this node last, if it did.
-    refused: Option<String>,
+    /// Why there was no stream the last time, if there was none.
+    trouble: Option<String>,
 }
 
 type ControlStreams = (
@@ -245,7 +259,7 @@ impl ControlSession {
             match tokio::time::timeout(CONNECT_TIMEOUT, self.open()).await {
                 Ok(Ok(streams)) => {
                     self.connected.store(true, Ordering::Relaxed);
-                    self.refused = None;
+                    self.trouble = None;
                     self.talk(first, streams).await;
                 }
                 Ok(Err(status)) => {
@@ -266,14 +280,16 @@ impl ControlSession {
                 | tonic::Code::FailedPrecondition
                 | tonic::Code::InvalidArgument
         );
-        if refused && self.refused.as_deref() != Some(status.message()) {
-            self.refused = Some(status.message().to_owned());
-            tracing::error!(
-                peer = self.node,
-                reason = status.message(),
-                "the peer refuses this node"
-            );
+        let reason = reason(status);
+        if self.trouble.as_deref() == Some(&reason) {
+            return;
         }
+        if refused {
+            tracing::error!(peer = self.node, reason, "the peer refuses this node");
+        } else {
+            tracing::warn!(peer = self.node, reason, "the peer is not reached");
+        }
+        self.trouble = Some(reason);
     }
 
     async fn open(&self) -> Result<ControlStreams, tonic::Status> {

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use crate::clock::Clock;
+use crate::cluster_options;
 use crate::disk::DiskRoom;
 use crate::error::ProposeError;
 use crate::outbox::OutboxFeed;
@@ -443,12 +444,16 @@ impl Run {
         write.await.is_ok()
     }
 
-    /// This node leads a shard that has no cluster options, and has not proposed them in this term. The leader
+    /// This node leads a shard that lacks cluster options, and has not proposed them in this term. The leader
     /// before may have: what it proposed is applied first, and then ours changes nothing.
     fn must_set_options(&self) -> bool {
         match *self.leadership.borrow() {
             Leadership::Leader { term, ready: true } => {
-                self.options_proposed_in != Some(term) && self.engine.cluster_options().is_none()
+                self.options_proposed_in != Some(term)
+                    && cluster_options::is_absent(
+                        &self.proposer.guards.cluster_options,
+                        &self.engine,
+                    )
             }
             Leadership::Leader { ready: false, .. } | Leadership::Follower { .. } => false,
         }

@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mailbox_engine::{ClusterOptions, Command, RegisterUser, Reply, SetClusterOptions, ShardId};
+use mailbox_engine::{
+    ClusterOptions, Command, RegisterUser, Reply, SetClusterOptions, ShardId, UserLimits,
+};
 use mailbox_raft::{Error, Node, NodeOptions, Shard, Timing};
 use uuid::Uuid;
 
@@ -15,6 +17,10 @@ const OWN: ClusterOptions = ClusterOptions {
     group_members_max: 7,
     body_bytes_max: 100,
     dedup_window_ms: 3_600_000,
+    user_limits: Some(UserLimits {
+        devices_max: 5,
+        groups_max: 6,
+    }),
 };
 
 fn options(dir: &std::path::Path) -> NodeOptions {
@@ -175,5 +181,28 @@ async fn a_change_by_command_does_not_stop_the_nodes_that_run() {
     assert!(Node::start(options(dir.path())).await.is_err());
     let node = Node::start(configured_otherwise(dir.path())).await.unwrap();
     assert_eq!(options_of(&node).await, changed);
+    node.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_is_older_than_an_option_gets_it_at_the_next_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let older = ClusterOptions {
+        user_limits: None,
+        ..OWN
+    };
+    let mut old = options(dir.path());
+    old.cluster_options = older;
+    let node = Node::start(old).await.unwrap();
+    assert_eq!(options_of(&node).await, older);
+    node.shutdown().await.unwrap();
+    drop(node);
+    let node = Node::start(options(dir.path())).await.unwrap();
+    let shard = shard(&node);
+    eventually("the limits of users are set", async || {
+        (shard.engine().cluster_options() == Some(OWN)).then_some(())
+    })
+    .await;
+    assert_eq!(*node.misfit().borrow(), None);
     node.shutdown().await.unwrap();
 }

@@ -9,7 +9,7 @@ use mailbox_api::peer::lanes_server::LanesServer;
 use mailbox_api::v1::admin_server::AdminServer;
 use mailbox_api::v1::mailbox_server::MailboxServer;
 use mailbox_client::Tls;
-use mailbox_engine::{ClusterOptions, EngineOptions};
+use mailbox_engine::{ClusterOptions, EngineOptions, UserLimits};
 use mailbox_gateway::{MetricsRegistry, ReadyCheck};
 use mailbox_raft::{ClientTls, Leadership, LogOptions, Node, NodeOptions, Timing};
 use tokio::net::TcpListener;
@@ -298,6 +298,10 @@ fn node_options(
         group_members_max: cluster.group_members_max,
         body_bytes_max: u32::try_from(cluster.body_bytes_max.0).unwrap_or(u32::MAX),
         dedup_window_ms: cluster.dedup_window_ms,
+        user_limits: Some(UserLimits {
+            devices_max: cluster.user_devices_max,
+            groups_max: cluster.user_groups_max,
+        }),
     };
     options.shard_count = cluster.shards;
     options.log = LogOptions {

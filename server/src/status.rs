@@ -25,6 +25,8 @@ pub(crate) fn refusal(refusal: &Refusal) -> CallError {
         Refusal::HandleTaken { .. } => ErrorCode::HandleTaken,
         Refusal::InvalidHandle { .. } => ErrorCode::InvalidHandle,
         Refusal::GroupFull { .. } => ErrorCode::GroupFull,
+        Refusal::TooManyGroups { .. } => ErrorCode::TooManyGroups,
+        Refusal::TooManyDevices { .. } => ErrorCode::TooManyDevices,
         Refusal::SeqBeyondHead { .. } => ErrorCode::SeqBeyondHead,
         Refusal::BodyTooLarge { .. } => ErrorCode::BodyTooLarge,
         Refusal::NotReady => return unavailable(refusal.to_string()),

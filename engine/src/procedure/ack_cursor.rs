@@ -1,8 +1,9 @@
 //! What a device holds.
 
+use crate::cluster_options::UserLimits;
 use crate::command::{AckCursor, Refusal, Reply};
 use crate::dedup::{Ask, hash_ask};
-use crate::id::{GroupId, TimelineKind};
+use crate::id::{DeviceId, GroupId, TimelineId, TimelineKind, UserId};
 use crate::key::{Destination, StateKey};
 use crate::procedure::mark_read::raise;
 use crate::procedure::{No, not_a_member, require_user, spans};
@@ -48,15 +49,39 @@ pub(crate) fn ack_cursor(ctx: &mut Context<'_>, call: AckCursor) -> Result<Reply
             }
         }
     }
-    let seq = raise(
-        ctx,
+    let key = StateKey::Cursor {
         timeline,
-        StateKey::Cursor {
-            timeline,
-            user,
-            device,
-        },
-        seq,
-    )?;
+        user,
+        device: device.clone(),
+    };
+    let seq = raise(ctx, timeline, key, seq, |ctx| {
+        require_room_for_device(ctx, user, timeline, device)
+    })?;
     Ok(ask.accept(ctx, Reply::Cursor { seq }))
+}
+
+/// A cursor is for ever: a user may begin only so many of them in a timeline.
+fn require_room_for_device(
+    ctx: &mut Context<'_>,
+    user: UserId,
+    timeline: TimelineId,
+    device: DeviceId,
+) -> Result<(), No> {
+    let Some(UserLimits {
+        devices_max: max, ..
+    }) = ctx.cluster_options()?.user_limits
+    else {
+        return Ok(());
+    };
+    let cursors = StateKey::cursors_prefix(timeline, user);
+    if ctx.has_fewer_rows(ctx.slot_of(timeline.owner), &cursors, max)? {
+        return Ok(());
+    }
+    Err(Refusal::TooManyDevices {
+        user,
+        timeline,
+        device,
+        max,
+    }
+    .into())
 }

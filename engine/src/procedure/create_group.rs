@@ -6,7 +6,7 @@ use crate::id::{GroupId, Seq};
 use crate::item::Item;
 use crate::key::{Destination, StateKey};
 use crate::procedure::lane::{GROUP_CREATED_SEQ, emit};
-use crate::procedure::{No, claim, number, require_short, require_user};
+use crate::procedure::{No, claim, number, require_room_for_group, require_short, require_user};
 use crate::state::Context;
 use crate::table::{self, Span};
 
@@ -27,6 +27,7 @@ pub(crate) fn create_group(ctx: &mut Context<'_>, call: CreateGroup) -> Result<R
     }
     require_short(ctx, name.len())?;
     require_user(ctx, creator)?;
+    require_room_for_group(ctx, creator)?;
     claim(ctx, message_id)?;
 
     let counter_key = StateKey::GroupCounter { slot };

@@ -6,13 +6,15 @@ use crate::command::{JoinGroup, Refusal, Reply};
 use crate::dedup::{Ask, hash_ask};
 use crate::id::Seq;
 use crate::key::{Destination, StateKey};
-use crate::procedure::{No, claim, group_row, put_spans, require_user_if_here, spans, store_row};
+use crate::procedure::{
+    No, claim, group_row, put_spans, require_room_for_group, require_user_if_here, spans, store_row,
+};
 use crate::row::MessageType;
 use crate::state::Context;
 use crate::table::{self, Span};
 
 /// Opens a span at a message that says so. Whoever comes again gets a further span: what was
-/// written in between stays out of sight.
+/// written in between stays out of sight. Who was here before is in the user's own list already.
 pub(crate) fn join_group(ctx: &mut Context<'_>, call: &JoinGroup) -> Result<Reply, No> {
     let JoinGroup {
         request_id,
@@ -35,6 +37,9 @@ pub(crate) fn join_group(ctx: &mut Context<'_>, call: &JoinGroup) -> Result<Repl
     let max = ctx.cluster_options()?.group_members_max;
     if row.members >= max {
         return Err(Refusal::GroupFull { max }.into());
+    }
+    if spans.is_empty() && ctx.holds(ctx.slot_of(user.0)) {
+        require_room_for_group(ctx, user)?;
     }
     claim(ctx, message_id)?;
 

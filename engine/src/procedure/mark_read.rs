@@ -46,16 +46,18 @@ pub(crate) fn mark_read(ctx: &mut Context<'_>, call: &MarkRead) -> Result<Reply,
             }
         }
     }
-    let seq = raise(ctx, timeline, key, seq)?;
+    let seq = raise(ctx, timeline, key, seq, |_| Ok(()))?;
     Ok(ask.accept(ctx, Reply::ReadMark { seq }))
 }
 
-/// Raises a mark over a timeline, never beyond its head; gives the mark that stands.
+/// Raises a mark over a timeline, never beyond its head; gives the mark that stands. A mark that
+/// has no row yet is asked `may_begin`.
 pub(super) fn raise(
     ctx: &mut Context<'_>,
     timeline: TimelineId,
     key: StateKey,
     seq: Seq,
+    may_begin: impl FnOnce(&mut Context<'_>) -> Result<(), No>,
 ) -> Result<Seq, No> {
     let head = ctx.head(timeline)?;
     if seq > head {
@@ -64,6 +66,9 @@ pub(super) fn raise(
     let mark = Seq(number(ctx, &key)?);
     if seq <= mark {
         return Ok(mark);
+    }
+    if mark == Seq::ZERO {
+        may_begin(ctx)?;
     }
     ctx.put(&key, table::encode_u64(seq.0));
     Ok(seq)

@@ -27,6 +27,7 @@ pub(crate) use set_cluster_options::set_cluster_options;
 use bytes::Bytes;
 use uuid::Uuid;
 
+use crate::cluster_options::UserLimits;
 use crate::command::Refusal;
 use crate::error::Error;
 use crate::id::{GroupId, MessageId, UserId};
@@ -81,6 +82,22 @@ fn require_user(ctx: &mut Context<'_>, user: UserId) -> Result<(), No> {
         Ok(())
     } else {
         Err(Refusal::UnknownUser { user }.into())
+    }
+}
+
+/// The user's own list, which is in this shard, has room for one more group.
+fn require_room_for_group(ctx: &mut Context<'_>, user: UserId) -> Result<(), No> {
+    let Some(UserLimits {
+        groups_max: max, ..
+    }) = ctx.cluster_options()?.user_limits
+    else {
+        return Ok(());
+    };
+    let list = StateKey::user_groups_prefix(user);
+    if ctx.has_fewer_rows(ctx.slot_of(user.0), &list, max)? {
+        Ok(())
+    } else {
+        Err(Refusal::TooManyGroups { user, max }.into())
     }
 }
 

@@ -57,10 +57,14 @@ impl Reference {
     }
 
     fn set_options(&mut self, call: &SetClusterOptions) -> Reply {
-        if let (true, Some(options)) = (call.if_absent, self.options) {
-            return Reply::ClusterOptions { options };
+        let mut options = call.options;
+        if let (true, Some(present)) = (call.if_absent, self.options) {
+            let user_limits = present.user_limits.or(options.user_limits);
+            options = ClusterOptions {
+                user_limits,
+                ..present
+            };
         }
-        let options = call.options;
         let (min, max) = WINDOW_BOUNDS_MS;
         if !(min..=max).contains(&options.dedup_window_ms) {
             let fault = OptionFault {
@@ -124,7 +128,7 @@ impl Reference {
             Command::JoinGroup(call) => self.join(call, options),
             Command::LeaveGroup(call) => self.leave(call),
             Command::MarkRead(call) => self.mark_read(call),
-            Command::AckCursor(call) => self.ack_cursor(call),
+            Command::AckCursor(call) => self.ack_cursor(call, options),
             Command::Deliver(_)
             | Command::AckLanes(_)
             | Command::SetClusterOptions(_)
@@ -292,6 +296,7 @@ impl Reference {
     fn create(&mut self, call: &CreateGroup, options: &ClusterOptions) -> Outcome {
         client_may_write(MessageType::TEXT, call.name.len(), options)?;
         self.user(call.creator)?;
+        self.room_for_group(call.creator, options)?;
         self.claim(call.message_id)?;
         let slot = slot_of_owner(call.creator.0, SLOT_COUNT).0;
         let made = self.groups_made.entry(slot).or_default();
@@ -322,6 +327,9 @@ impl Reference {
         let max = options.group_members_max;
         if members.count() >= max as usize {
             return Err(Refusal::GroupFull { max });
+        }
+        if !self.groups[&group].contains_key(&user) {
+            self.room_for_group(user, options)?;
         }
         self.claim(call.message_id)?;
         let row = self.store_row(call.message_id, user, MessageType::MEMBER_JOINED);
@@ -395,10 +403,40 @@ impl Reference {
         Ok(Reply::ReadMark { seq: *mark })
     }
 
-    fn ack_cursor(&mut self, call: &AckCursor) -> Outcome {
+    fn room_for_group(&self, user: UserId, options: &ClusterOptions) -> Result<(), Refusal> {
+        let Some(limits) = options.user_limits else {
+            return Ok(());
+        };
+        let max = limits.groups_max;
+        let listed = self.groups.values();
+        let listed = listed.filter(|members| members.contains_key(&user)).count();
+        if listed < max as usize {
+            Ok(())
+        } else {
+            Err(Refusal::TooManyGroups { user, max })
+        }
+    }
+
+    fn ack_cursor(&mut self, call: &AckCursor, options: &ClusterOptions) -> Outcome {
         self.reader(call.user, call.timeline)?;
         self.within(call.timeline, call.seq)?;
         let key = (call.timeline, call.user, call.device.as_str().to_owned());
+        if call.seq == Seq::ZERO && !self.cursors.contains_key(&key) {
+            return Ok(Reply::Cursor { seq: Seq::ZERO });
+        }
+        if let (false, Some(limits)) = (self.cursors.contains_key(&key), options.user_limits) {
+            let max = limits.devices_max;
+            let begun = self.cursors.keys();
+            let begun = begun.filter(|(of, user, _)| (*of, *user) == (call.timeline, call.user));
+            if begun.count() >= max as usize {
+                return Err(Refusal::TooManyDevices {
+                    user: call.user,
+                    timeline: call.timeline,
+                    device: call.device.clone(),
+                    max,
+                });
+            }
+        }
         let cursor = self.cursors.entry(key).or_default();
         *cursor = call.seq.max(*cursor);
         Ok(Reply::Cursor { seq: *cursor })

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use mailbox_engine::{
     AckCursor, ClusterOptions, Command, Conversation, CreateGroup, DeviceId, Flags, GroupId,
     IngestCrash, JoinGroup, LeaveGroup, MarkRead, MessageId, MessageType, RegisterUser, Send,
-    SendGroup, Seq, SetClusterOptions, TimelineId, UserId, content_crc,
+    SendGroup, Seq, SetClusterOptions, TimelineId, UserId, UserLimits, content_crc,
 };
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -142,8 +142,8 @@ fn call() -> impl Strategy<Value = Call> {
         2 => Just(What::Leave),
         1 => Just(What::MarkPeer),
         1 => Just(What::MarkGroup),
-        1 => Just(What::AckMailbox),
-        1 => Just(What::AckGroup),
+        4 => Just(What::AckMailbox),
+        2 => Just(What::AckGroup),
         1 => Just(What::Options),
         1 => Just(What::Cut),
     ];
@@ -346,6 +346,10 @@ fn set_options(call: &Call) -> SetClusterOptions {
             group_members_max: 2 + u32::from(call.body % 3),
             body_bytes_max: 22 + u32::from(call.seq % 3),
             dedup_window_ms: hours * HOUR_MS,
+            user_limits: (call.who >= 64).then(|| UserLimits {
+                devices_max: 1 + u32::from(call.other % 2),
+                groups_max: 2 + u32::from(call.body % 4),
+            }),
         },
         if_absent: call.who.is_multiple_of(2),
     }
@@ -362,7 +366,8 @@ fn mark_read(call: &Call, request_id: Uuid, user: UserId, conversation: Conversa
 }
 
 fn ack_cursor(call: &Call, request_id: Uuid, user: UserId, timeline: TimelineId) -> Command {
-    let device = DeviceId::new(["phone", "desk"][usize::from(call.body % 2)]).unwrap();
+    let device = ["phone", "desk", "watch"][usize::from(call.body % 3)];
+    let device = DeviceId::new(device).unwrap();
     let seq = Seq(u64::from(call.seq % 8));
     Command::AckCursor(AckCursor {
         request_id,

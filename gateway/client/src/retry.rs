@@ -43,6 +43,8 @@ pub(crate) fn advice(code: ErrorCode) -> Advice {
         | ErrorCode::AlreadyAMember
         | ErrorCode::Resync
         | ErrorCode::SeqBeyondHead
+        | ErrorCode::TooManyGroups
+        | ErrorCode::TooManyDevices
         | ErrorCode::Unauthenticated
         | ErrorCode::Forbidden
         | ErrorCode::InvalidArgument

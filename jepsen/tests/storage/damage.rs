@@ -15,7 +15,7 @@ const USERS: usize = 10;
 const SENDS: usize = 4000;
 /// `mailboxd --help`: could not start; storage fault while running.
 const EXIT_NOT_STARTED: i32 = 1;
-const EXIT_STORAGE_FAULT: i32 = 3;
+pub(crate) const EXIT_STORAGE_FAULT: i32 = 3;
 
 async fn three_nodes() -> (Cluster, Load) {
     let options = ClusterOptions {
@@ -30,7 +30,7 @@ async fn three_nodes() -> (Cluster, Load) {
     (cluster, load)
 }
 
-fn files(dir: &Path, extension: &str) -> Vec<PathBuf> {
+pub(crate) fn files(dir: &Path, extension: &str) -> Vec<PathBuf> {
     let mut files: Vec<_> = std::fs::read_dir(dir)
         .unwrap()
         .map(|file| file.unwrap().path())
@@ -55,13 +55,13 @@ fn find(dir: &Path, extension: &str, candidates: &[Acked]) -> (PathBuf, u64) {
 }
 
 /// A byte that is not what was written, until it is restored.
-struct Flipped {
+pub(crate) struct Flipped {
     path: PathBuf,
     at: u64,
 }
 
 impl Flipped {
-    fn new((path, at): (PathBuf, u64)) -> Self {
+    pub(crate) fn new((path, at): (PathBuf, u64)) -> Self {
         let flipped = Self { path, at };
         flipped.flip();
         flipped
@@ -78,17 +78,17 @@ impl Flipped {
         file.write_all_at(&[byte[0] ^ 0x10], self.at).unwrap();
     }
 
-    fn file_name(&self) -> &str {
+    pub(crate) fn file_name(&self) -> &str {
         self.path.file_name().unwrap().to_str().unwrap()
     }
 
-    fn restore(self) {
+    pub(crate) fn restore(self) {
         self.flip();
     }
 }
 
 /// Starts the mended node; all three become equal, and it has every acked message.
-async fn heals(cluster: &Cluster, load: &mut Load, node: &Node) {
+pub(crate) async fn heals(cluster: &Cluster, load: &mut Load, node: &Node) {
     node.start().unwrap();
     cluster.wait_ready(PATIENCE).await.unwrap();
     load.send(100).await;
@@ -173,7 +173,7 @@ async fn a_flipped_byte_in_an_sst_is_refused_row_by_row_or_stops_who_needs_the_r
     heals(&cluster, &mut load, node).await;
 }
 
-fn last_line(node: &Node) -> String {
+pub(crate) fn last_line(node: &Node) -> String {
     node.log_tail()
         .lines()
         .last()

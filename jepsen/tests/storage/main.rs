@@ -9,6 +9,7 @@
 #[path = "../binary/mod.rs"]
 mod binary;
 mod damage;
+mod damage_in_apply;
 mod disk_full;
 mod load;
 mod small_disk;

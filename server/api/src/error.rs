@@ -109,6 +109,8 @@ impl ErrorCode {
             Self::AlreadyAMember => "AlreadyAMember",
             Self::Resync => "Resync",
             Self::SeqBeyondHead => "SeqBeyondHead",
+            Self::TooManyGroups => "TooManyGroups",
+            Self::TooManyDevices => "TooManyDevices",
             Self::Unauthenticated => "Unauthenticated",
             Self::Forbidden => "Forbidden",
             Self::InvalidArgument => "InvalidArgument",
@@ -143,6 +145,8 @@ impl ErrorCode {
             | Self::AlreadyAMember
             | Self::Resync
             | Self::SeqBeyondHead
+            | Self::TooManyGroups
+            | Self::TooManyDevices
             | Self::Unauthenticated
             | Self::Forbidden
             | Self::InvalidArgument
@@ -160,9 +164,12 @@ impl ErrorCode {
             | Self::Retry
             | Self::ClockSkew
             | Self::WrongShard => Code::Unavailable,
-            Self::Busy | Self::DiskFull | Self::LimitExceeded | Self::GroupFull => {
-                Code::ResourceExhausted
-            }
+            Self::Busy
+            | Self::DiskFull
+            | Self::LimitExceeded
+            | Self::GroupFull
+            | Self::TooManyGroups
+            | Self::TooManyDevices => Code::ResourceExhausted,
             Self::IdReused | Self::HandleTaken | Self::AlreadyAMember => Code::AlreadyExists,
             Self::IdExpired | Self::IdFromFuture | Self::Resync | Self::SeqBeyondHead => {
                 Code::FailedPrecondition

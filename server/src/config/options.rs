@@ -166,6 +166,20 @@ pub const OPTIONS: &[OptionFacts] = &[
         "Greatest number of members of one group. Replicated at bootstrap, like body_bytes_max.",
     ),
     number(
+        "cluster.user_groups_max",
+        ClusterOptions::USER_GROUPS_MAX,
+        "groups",
+        "Greatest number of groups in one user's list, those that the user has left included. \
+         Replicated at bootstrap, like body_bytes_max.",
+    ),
+    number(
+        "cluster.user_devices_max",
+        ClusterOptions::USER_DEVICES_MAX,
+        "devices",
+        "Greatest number of one user's devices with a cursor in one timeline. Replicated at \
+         bootstrap, like body_bytes_max.",
+    ),
+    number(
         "cluster.dedup_window_ms",
         ClusterOptions::DEDUP_WINDOW_MS,
         "ms",

@@ -6,7 +6,7 @@ use mailbox_api::v1::{
     LeaveGroupRequest, LeaveGroupResponse,
 };
 use mailbox_engine::{
-    Command, CreateGroup, GroupId, JoinGroup, LeaveGroup, MessageId, Reply, Seq, UserId,
+    Command, CreateGroup, GroupId, JoinGroup, LeaveGroup, MessageId, Refusal, Reply, Seq, UserId,
 };
 use mailbox_raft::Shard;
 
@@ -73,6 +73,7 @@ impl UnaryCall for JoinGroupRequest {
     ) -> Result<JoinGroupResponse, CallError> {
         // The group's shard cannot tell: the user's row may be in another one.
         core.require_user(user).await?;
+        require_room(core, shard, user, GroupId(self.group))?;
         let command = Command::JoinGroup(JoinGroup {
             request_id: convert::uuid_v7("request_id", &self.request_id)?,
             group: GroupId(self.group),
@@ -89,6 +90,30 @@ impl UnaryCall for JoinGroupRequest {
             other => Err(status::wrong_reply(&other)),
         }
     }
+}
+
+/// The user's list has room for the group, by the replica here, or the group in it. Of a list in the
+/// group's own shard, apply judges.
+fn require_room(
+    core: &Core,
+    group_shard: &Shard,
+    user: UserId,
+    group: GroupId,
+) -> Result<(), CallError> {
+    let home = core.shard_of_user(user)?;
+    let options = home.engine().cluster_options();
+    let limits = options.and_then(|options| options.user_limits);
+    let Some(limits) = limits.filter(|_| home.id() != group_shard.id()) else {
+        return Ok(());
+    };
+    let max = limits.groups_max;
+    let groups = home.engine().groups_of(user);
+    let groups = groups.map_err(|error| status::engine_fault(&error))?;
+    let has_room = u32::try_from(groups.len()).is_ok_and(|count| count < max);
+    if has_room || groups.iter().any(|listed| listed.group == group) {
+        return Ok(());
+    }
+    Err(status::refusal(&Refusal::TooManyGroups { user, max }))
 }
 
 impl UnaryCall for LeaveGroupRequest {

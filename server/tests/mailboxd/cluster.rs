@@ -19,7 +19,7 @@ use uuid::Uuid;
 use crate::http;
 use crate::process::Process;
 
-const SECRET: &str = "a cluster secret for three nodes";
+pub(crate) const SECRET: &str = "a cluster secret for three nodes";
 const KEY: &str = "an HS256 key of at least thirty-two bytes";
 
 /// A cluster of three.

@@ -47,6 +47,8 @@ pub(crate) enum Command {
 /// each after the last was acked; different nicks run in parallel. All of it goes through real
 /// gateways, over at most --connections WebSockets.
 ///
+/// Blanks at the ends of a nick are dropped, since no handle has any: `<nick >` is `<nick>`.
+///
 /// Then everything is read back and compared: every user's mailbox, the group's timeline through
 /// each node (where nodes can be asked), each gateway and by 100 users, its head by every other user. The exit status is 1 unless every
 /// message was acked and none is missing, duplicated or misordered.

@@ -143,6 +143,31 @@ mod tests {
     }
 
     #[test]
+    fn blanks_at_the_ends_of_a_nick_make_no_other_user() {
+        let script = Script::read(&["\
+[15:28] <[FiDo] > hello
+[15:29] <tux> [FiDo]: hi
+[15:30] <[FiDo]> bye
+[15:31] < tux> [FiDo] : that is nobody
+"
+        .to_owned()]);
+        assert_eq!(script.nicks, ["[FiDo]", "tux"]);
+        let to: Vec<_> = script
+            .sends
+            .iter()
+            .map(|send| (send.from, send.to))
+            .collect();
+        let expected = [
+            (0, To::Group),
+            (1, To::Group),
+            (1, To::Nick(0)),
+            (0, To::Group),
+            (1, To::Group),
+        ];
+        assert_eq!(to, expected);
+    }
+
+    #[test]
     fn a_line_end_of_windows_is_not_part_of_the_text() {
         let script = Script::read(&["[15:28] <linda> okay\r\n".to_owned()]);
         assert_eq!(script.sends[0].text, "okay");
