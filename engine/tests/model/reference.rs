@@ -17,7 +17,9 @@ pub(crate) const AHEAD_MAX_MS: u64 = 600_000;
 /// Least and greatest dedup window.
 const WINDOW_BOUNDS_MS: (u64, u64) = (HOUR_MS, 31 * 24 * HOUR_MS);
 
-type Identity = (Uuid, u64, String);
+/// The caller's id, the caller, what it names, and the slot that answers: the row lives there, so
+/// that one id in calls which different slots answer is not one call.
+type Identity = (Uuid, u64, String, u16);
 
 /// The whole state of one shard that holds every slot.
 #[derive(Default)]
@@ -494,37 +496,44 @@ fn handle_fault(handle: &str) -> Option<HandleFault> {
 
 /// What makes two calls the same one.
 fn identity(command: &Command) -> Identity {
+    let of = |id, user: UserId, named: TimelineId, home: TimelineId| {
+        let slot = slot_of_owner(home.owner, SLOT_COUNT).0;
+        (id, user.0, named.to_string(), slot)
+    };
     match command {
-        Command::Send(call) => (
-            call.client_msg_id,
-            call.sender.0,
-            call.recipient.mailbox().to_string(),
-        ),
-        Command::SendGroup(call) => (
-            call.client_msg_id,
-            call.sender.0,
-            call.group.timeline().to_string(),
-        ),
-        Command::RegisterUser(call) => (call.request_id, 0, format!("handle:{}", call.handle)),
-        Command::CreateGroup(call) => (call.request_id, call.creator.0, "new".to_owned()),
-        Command::JoinGroup(call) => (
-            call.request_id,
-            call.user.0,
-            call.group.timeline().to_string(),
-        ),
-        Command::LeaveGroup(call) => (
-            call.request_id,
-            call.user.0,
-            call.group.timeline().to_string(),
-        ),
-        Command::MarkRead(call) => {
-            let timeline = match call.conversation {
-                Conversation::Peer(peer) => peer.mailbox(),
-                Conversation::Group(group) => group.timeline(),
-            };
-            (call.request_id, call.user.0, timeline.to_string())
+        Command::Send(call) => {
+            let (named, home) = (call.recipient.mailbox(), call.sender.mailbox());
+            of(call.client_msg_id, call.sender, named, home)
         }
-        Command::AckCursor(call) => (call.request_id, call.user.0, call.timeline.to_string()),
+        Command::SendGroup(call) => {
+            let group = call.group.timeline();
+            of(call.client_msg_id, call.sender, group, group)
+        }
+        Command::RegisterUser(call) => {
+            let slot = slot_of_handle(&call.handle, SLOT_COUNT).0;
+            let handle = format!("handle:{}", call.handle);
+            (call.request_id, 0, handle, slot)
+        }
+        Command::CreateGroup(call) => {
+            let slot = slot_of_owner(call.creator.0, SLOT_COUNT).0;
+            (call.request_id, call.creator.0, "new".to_owned(), slot)
+        }
+        Command::JoinGroup(call) => {
+            let group = call.group.timeline();
+            of(call.request_id, call.user, group, group)
+        }
+        Command::LeaveGroup(call) => {
+            let group = call.group.timeline();
+            of(call.request_id, call.user, group, group)
+        }
+        Command::MarkRead(call) => {
+            let (named, home) = match call.conversation {
+                Conversation::Peer(peer) => (peer.mailbox(), call.user.mailbox()),
+                Conversation::Group(group) => (group.timeline(), group.timeline()),
+            };
+            of(call.request_id, call.user, named, home)
+        }
+        Command::AckCursor(call) => of(call.request_id, call.user, call.timeline, call.timeline),
         Command::Deliver(_)
         | Command::AckLanes(_)
         | Command::SetClusterOptions(_)
