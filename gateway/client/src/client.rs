@@ -243,7 +243,8 @@ impl Client {
         }
         let handle = handle.clone();
         let user = Some(user);
-        let id = self.resolve_user(ResolveUserRequest { user }).await?.user;
+        let resolve = self.resolve_user(ResolveUserRequest { user });
+        let id = Box::pin(resolve).await?.user;
         let mut handles = self.inner.handles.lock();
         if handles.len() >= HANDLES_MAX {
             handles.clear();
@@ -258,7 +259,7 @@ impl Client {
             let request = request.clone();
             async move { node.mailbox().send(request).await }
         });
-        call.await
+        Box::pin(call).await
     }
 
     /// Hands a send over to the node that probably leads its shard.
@@ -286,20 +287,30 @@ impl Client {
         &self,
         request: SendRequest,
         deadline: Instant,
-        mut attempt: Attempt,
+        attempt: Attempt,
+    ) -> Result<SendResponse, CallError> {
+        let Attempt {
+            shard,
+            node,
+            answer,
+        } = attempt;
+        match answered(answer).await {
+            Ok(sent) => Ok(sent),
+            Err(failure) => Box::pin(self.repeat(request, deadline, shard, node, failure)).await,
+        }
+    }
+
+    /// What [`Client::finish`] does after an attempt that failed.
+    async fn repeat(
+        &self,
+        request: SendRequest,
+        deadline: Instant,
+        mut shard: u32,
+        mut node: Arc<Node>,
+        mut failure: Failure,
     ) -> Result<SendResponse, CallError> {
         let mut backoff = Backoff::new(&self.inner.options.timeouts, deadline);
         loop {
-            let Attempt {
-                shard,
-                node,
-                answer,
-            } = attempt;
-            let failure = match answer.await {
-                Ok(Ok(sent)) => return Ok(sent),
-                Ok(Err(failure)) => failure,
-                Err(_) => CallError::new(ErrorCode::Unavailable, "the stream was closed").into(),
-            };
             let advice = self.inner.router.learn(shard, &node, &failure);
             if advice == Advice::GiveUp || !backoff.wait(&failure.error).await {
                 return Err(failure.error);
@@ -308,7 +319,12 @@ impl Client {
             if advice == Advice::OtherShard {
                 self.inner.learn_map(&node, &failure.error).await;
             }
-            attempt = self.attempt(request.clone(), deadline);
+            let attempt = self.attempt(request.clone(), deadline);
+            (shard, node) = (attempt.shard, attempt.node);
+            failure = match answered(attempt.answer).await {
+                Ok(sent) => return Ok(sent),
+                Err(failure) => failure,
+            };
         }
     }
 
@@ -410,6 +426,15 @@ impl Inner {
     }
 }
 
+/// An attempt's outcome; a stream that is gone without one has failed it.
+async fn answered(
+    answer: oneshot::Receiver<Result<SendResponse, Failure>>,
+) -> Result<SendResponse, Failure> {
+    answer.await.unwrap_or_else(|_| {
+        Err(CallError::new(ErrorCode::Unavailable, "the stream was closed").into())
+    })
+}
+
 /// Room for `asked` of what `what` names, of which there is `max` in all.
 async fn acquire<'a>(
     room: &'a Semaphore,
@@ -428,7 +453,7 @@ async fn acquire<'a>(
     if let Ok(permit) = room.try_acquire_many(count) {
         return Ok(permit);
     }
-    match timeout_at(deadline, room.acquire_many(count)).await {
+    match Box::pin(timeout_at(deadline, room.acquire_many(count))).await {
         Ok(Ok(permit)) => Ok(permit),
         // The semaphore is never closed, so this arm is the timeout.
         Ok(Err(_)) | Err(_) => {

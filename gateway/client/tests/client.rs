@@ -59,6 +59,21 @@ async fn sends_follow_the_hint_and_keep_their_order() {
     assert!(frames < 200, "2000 sends left in {frames} frames");
 }
 
+/// A caller with a thousand sends in flight moves a thousand of these futures about; what only a
+/// repeat needs must not make all of them large.
+#[tokio::test]
+async fn a_send_in_flight_is_small() {
+    let cluster = Cluster::start(1);
+    let client = cluster.client().await;
+    let request = message(&client);
+    let request_size = size_of_val(&request);
+    let send_size = size_of_val(&client.send(request));
+    assert!(
+        send_size <= 10 * request_size,
+        "a send takes {send_size} bytes, its request {request_size}"
+    );
+}
+
 #[tokio::test]
 async fn a_killed_leader_costs_no_message_and_doubles_none() {
     let mut cluster = Cluster::start(3);
