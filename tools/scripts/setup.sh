@@ -65,6 +65,6 @@ setup() {
     export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/mailbox/target}"
     export CC="${CC:-ccache gcc}" CXX="${CXX:-ccache g++}"
     if [ ! -d "$CARGO_TARGET_DIR" ]; then
-        say "first build: RocksDB alone takes about 15 minutes on two cores (later builds are cached)"
+        say "first build: RocksDB alone takes 15 to 30 minutes on two cores (later builds are cached)"
     fi
 }
