@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 const DIR: &str = "MAILBOX_CRASH_DIR";
 const WORK: &str = "MAILBOX_CRASH_WORK";
-const SHARD: ShardId = ShardId(0);
+const SHARD: ShardId = ShardId(1);
 const SLOTS: u16 = 8;
 const USERS: u64 = 6;
 const ENTRIES: u64 = 120;

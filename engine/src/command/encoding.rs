@@ -8,6 +8,7 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use crate::cluster_options::ClusterOptions;
+use crate::command::meta;
 use crate::command::{
     AckCursor, AckLanes, Command, Conversation, CreateGroup, Deliver, JoinGroup, LeaveGroup,
     MarkRead, RegisterUser, Send, SendGroup, SetClusterOptions,
@@ -29,6 +30,7 @@ const TAG_CUT: u8 = 9;
 const TAG_SET_CLUSTER_OPTIONS: u8 = 10;
 const TAG_DELIVER: u8 = 11;
 const TAG_ACK_LANES: u8 = 12;
+const TAG_META: u8 = 13;
 
 fn put_u64(out: &mut Vec<u8>, number: u64) {
     out.extend_from_slice(&number.to_be_bytes());
@@ -165,6 +167,10 @@ pub(crate) fn encode_command(command: &Command, out: &mut Vec<u8>) {
             options.encode(&mut encoded);
             put_sized(out, &encoded);
         }
+        Command::Meta(call) => {
+            out.push(TAG_META);
+            meta::encode(call, out);
+        }
         Command::Cut => out.push(TAG_CUT),
     }
 }
@@ -247,6 +253,7 @@ pub(crate) fn decode_command(reader: &mut Reader<'_>, entry: &Bytes) -> Result<C
             items: Items::from_bytes(entry.slice_ref(reader.sized()?)),
         })),
         TAG_ACK_LANES => decode_ack_lanes(reader).map(Command::AckLanes),
+        TAG_META => meta::decode(reader).map(Command::Meta),
         TAG_CUT => Ok(Command::Cut),
         TAG_SET_CLUSTER_OPTIONS => {
             let if_absent = match reader.u8()? {
