@@ -17,6 +17,8 @@ use crate::options::NodeOptions;
 /// What a node begins with.
 pub(crate) struct Opened {
     pub(crate) incarnation: u64,
+    /// The directory was made just now.
+    pub(crate) is_new: bool,
     pub(crate) store: Arc<Store>,
     pub(crate) log: SharedLog,
     pub(crate) shards: Vec<(Arc<mailbox_engine::Shard>, ShardLog)>,
@@ -46,10 +48,12 @@ pub(crate) fn open(options: &NodeOptions, runtime: &Handle) -> Result<Opened, Er
     }
     let store = Arc::new(Store::open(dir, options.engine.clone())?);
     let log = SharedLog::open(&log_dir, options.log.clone()).map_err(log_error)?;
-    if found.is_none() {
+    let is_new = found.is_none();
+    let incarnation = found.and_then(|found| found.incarnation);
+    if incarnation.is_none() {
+        // A build before there were incarnations made no meta shard.
         bootstrap(&store, options)?;
     }
-    let incarnation = found.and_then(|found| found.incarnation);
     let incarnation = match incarnation {
         Some(incarnation) => incarnation,
         // A new node, or one of a build before there were incarnations.
@@ -74,6 +78,7 @@ pub(crate) fn open(options: &NodeOptions, runtime: &Handle) -> Result<Opened, Er
     }
     Ok(Opened {
         incarnation,
+        is_new,
         store,
         log,
         shards,
