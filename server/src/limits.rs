@@ -50,7 +50,8 @@ pub(crate) struct FileBudget {
 impl FileBudget {
     /// What a store node needs.
     pub(crate) fn of_node(config: &Config) -> Self {
-        let peers = config.cluster.nodes.len().saturating_sub(1) as u64;
+        let peers = config.cluster.nodes.len().saturating_sub(1);
+        let peers = peers.max(config.cluster.join.len()) as u64;
         Self {
             connections: u64::from(config.node.connections_max),
             table_files: u64::from(config.storage.max_open_files),

@@ -66,7 +66,7 @@ pub(crate) async fn sync(
         core.barrier(shard).await?;
     }
     let allowance = allowance(core, &request);
-    let map = core.map.clone();
+    let view = core.maps.now();
     let outcome = core
         .read(shard, move |engine| {
             let ranges = match rights(engine, reader, asked)? {
@@ -75,7 +75,7 @@ pub(crate) async fn sync(
             };
             let pages = pages(engine, ranges, allowance)?;
             let groups = match groups_of {
-                Some(user) => groups(engine, &map, user)?,
+                Some(user) => groups(engine, &view.shards, user)?,
                 None => Vec::new(),
             };
             Ok(Ok(SyncResponse { pages, groups }))
