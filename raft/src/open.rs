@@ -264,7 +264,7 @@ mod tests {
                 }
             }
             let node = Node::start(options(dir.path())).await.unwrap();
-            assert!(node.shards().is_empty(), "{steps}");
+            assert!(node.shard(SHARD).is_none(), "{steps}");
             let shard = node.host(SHARD).await.unwrap();
             assert_eq!(shard.status().applied_index, 0);
             assert_eq!(shard.status().role, "learner");
