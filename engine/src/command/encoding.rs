@@ -151,16 +151,7 @@ pub(crate) fn encode_command(command: &Command, out: &mut Vec<u8>) {
             put_u64(out, *first_seq);
             put_sized(out, items.as_bytes());
         }
-        Command::AckLanes(AckLanes { acks }) => {
-            out.reserve(5 + 20 * acks.len());
-            out.push(TAG_ACK_LANES);
-            let count = u32::try_from(acks.len()).expect("there are fewer lanes");
-            out.extend_from_slice(&count.to_be_bytes());
-            for (lane, acked) in acks {
-                put_lane(*lane, out);
-                put_u64(out, *acked);
-            }
-        }
+        Command::AckLanes(call) => put_acks(call, out),
         Command::SetClusterOptions(SetClusterOptions { options, if_absent }) => {
             out.extend_from_slice(&[TAG_SET_CLUSTER_OPTIONS, u8::from(*if_absent)]);
             let mut encoded = Vec::new();
@@ -172,6 +163,17 @@ pub(crate) fn encode_command(command: &Command, out: &mut Vec<u8>) {
             meta::encode(call, out);
         }
         Command::Cut => out.push(TAG_CUT),
+    }
+}
+
+fn put_acks(AckLanes { acks }: &AckLanes, out: &mut Vec<u8>) {
+    out.reserve(5 + 20 * acks.len());
+    out.push(TAG_ACK_LANES);
+    let count = u32::try_from(acks.len()).expect("there are fewer lanes");
+    out.extend_from_slice(&count.to_be_bytes());
+    for (lane, acked) in acks {
+        put_lane(*lane, out);
+        put_u64(out, *acked);
     }
 }
 

@@ -7,8 +7,8 @@ use mailbox_api::v1::admin_client::AdminClient;
 use mailbox_api::v1::cluster_client::ClusterClient;
 use mailbox_api::v1::mailbox_client::MailboxClient;
 use mailbox_api::v1::{
-    self, ErrorCode, GetMapRequest, NodeStanding, RegisterUserRequest, RemoveNodeRequest,
-    SetStandingRequest, ShardMapRequest, StatusRequest, WatchMapRequest,
+    self, ErrorCode, GetMapRequest, JoinClusterRequest, NodeStanding, RegisterUserRequest,
+    RemoveNodeRequest, SetStandingRequest, ShardMapRequest, StatusRequest, WatchMapRequest,
 };
 use mailbox_api::{CallError, metadata};
 use mailbox_client::{Auth, Client, ClientOptions, user_id};
@@ -32,12 +32,20 @@ async fn cluster(address: &str) -> ClusterClient<Channel> {
 
 /// The map that a node tells, once it fits.
 async fn map_with(address: &str, fits: impl Fn(&v1::ClusterMap) -> bool) -> v1::ClusterMap {
+    map_by(SECRET.as_bytes(), address, fits).await
+}
+
+/// The same, of a cluster with another secret.
+pub(crate) async fn map_by(
+    secret: &[u8],
+    address: &str,
+    fits: impl Fn(&v1::ClusterMap) -> bool,
+) -> v1::ClusterMap {
     let mut client = cluster(address).await;
     let begun = std::time::Instant::now();
     loop {
-        let map = client
-            .get_map(proven(GetMapRequest { after_epoch: 0 }))
-            .await;
+        let call = with_secret_of(GetMapRequest { after_epoch: 0 }, secret);
+        let map = client.get_map(call).await;
         let map = map.unwrap().into_inner();
         if fits(&map) {
             return map;
@@ -47,8 +55,40 @@ async fn map_with(address: &str, fits: impl Fn(&v1::ClusterMap) -> bool) -> v1::
     }
 }
 
+/// The greatest batch that the cluster knows a node to have synced, once it is more than `than`: who tells of less is
+/// refused with it.
+async fn known_batch(address: &str, map: &v1::ClusterMap, node: &v1::MapNode, than: u64) -> u64 {
+    let mut client = cluster(address).await;
+    let call = JoinClusterRequest {
+        node: node.node,
+        incarnation: node.incarnation,
+        address: node.address.clone(),
+        region: node.region.clone(),
+        zone: node.zone.clone(),
+        weight: node.weight,
+        log_batch: 0,
+        slot_count: map.slot_count,
+        shard_count: map.shard_count,
+    };
+    let begun = std::time::Instant::now();
+    loop {
+        if let Err(status) = client.join_cluster(proven(call.clone())).await {
+            let error = CallError::from_status(&status);
+            let (_, known) = error.0.message.split_once("already synced batch ").unzip();
+            let known = known.and_then(|known| known.split_once('.'));
+            let known = known.and_then(|(known, _)| known.parse().ok());
+            if let Some(known) = known.filter(|known| *known > than) {
+                return known;
+            }
+            assert!(begun.elapsed() < PATIENCE, "no more than {than}: {error}");
+        }
+        assert!(begun.elapsed() < PATIENCE, "no more than {than}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// Every node has told who it is.
-fn all_told(count: usize) -> impl Fn(&v1::ClusterMap) -> bool {
+pub(crate) fn all_told(count: usize) -> impl Fn(&v1::ClusterMap) -> bool {
     move |map| map.nodes.len() == count && map.nodes.iter().all(|node| node.incarnation != 0)
 }
 
@@ -373,7 +413,9 @@ fn copy(from: &Path, to: &Path) {
 async fn a_node_with_an_old_disk_is_refused_before_it_votes() {
     let dir = tempfile::tempdir().unwrap();
     let mut trio = Trio::start(dir.path());
-    map_with(&trio.addresses()[0], all_told(3)).await;
+    let address = trio.addresses()[0].clone();
+    let map = map_with(&address, all_told(3)).await;
+    let known = known_batch(&address, &map, &map.nodes[2], 0).await;
     let stop = |trio: &mut Trio| {
         let node = trio.nodes[2].take().unwrap();
         assert!(node.stop(Signal::TERM).success());
@@ -383,14 +425,16 @@ async fn a_node_with_an_old_disk_is_refused_before_it_votes() {
     stop(&mut trio);
     copy(&data, &old);
     trio.nodes[2] = Some(trio.node(dir.path(), 2));
-    let address = format!("http://{}", trio.addresses()[0]);
-    let mailbox = MailboxClient::connect(address).await.unwrap();
+    let mailbox = MailboxClient::connect(format!("http://{address}"));
+    let mailbox = mailbox.await.unwrap();
     for number in 0..5 {
         register(&mailbox, &format!("user{number}")).await;
     }
-    // What its log has synced since is told at its next start at the latest.
+    // What its log has synced since is told at its next start at the latest, or soon after it.
+    let known = known_batch(&address, &map, &map.nodes[2], known).await;
     stop(&mut trio);
     trio.nodes[2] = Some(trio.node(dir.path(), 2));
+    known_batch(&address, &map, &map.nodes[2], known).await;
     stop(&mut trio);
 
     std::fs::rename(&data, dir.path().join("new")).unwrap();
