@@ -441,7 +441,7 @@ proptest! {
             for call in calls {
                 let first = model.apply(call);
                 let command = Command::Meta(call.clone());
-                prop_assert_eq!(&replica.apply(std::slice::from_ref(&command))[..], &[first.clone()]);
+                prop_assert_eq!(&replica.apply(std::slice::from_ref(&command))[..], std::slice::from_ref(&first));
                 let before = replica.shard().cluster_map().unwrap();
                 let again = replica.apply(std::slice::from_ref(&command));
                 prop_assert_eq!(&again[..], &[first]);

@@ -72,49 +72,11 @@ impl RunningNode {
         };
         listener::warn_if_plaintext("node.listen", &config.node.listen, &config.tls);
         let tls = listener::server_tls(&config.tls)?;
-        let peer_tls = listener::read_authority(&config.tls)?;
-        let secret = read_secret(&config.cluster.secret_file)?;
-        let tokens = read_token_keys(&config.auth)?;
         let config = &with_own_port(config, grpc);
-        let cluster = config.cluster.clone();
-        let frame_bytes_max = config.limits.frame_bytes_max.as_usize();
-        let authority = Authority::new(cluster.id.clone(), Arc::clone(&secret), tokens);
-        let authority = Arc::new(authority);
-        let peers = Arc::new(Peers::new(peer_tls.clone(), frame_bytes_max));
-        let joiner = Arc::new(Joiner::new(
-            config,
-            Arc::clone(&authority),
-            Arc::clone(&peers),
-        ));
-
-        let mut options = node_options(config, secret, peer_tls.as_ref())?;
-        let admitted = Arc::clone(&joiner);
-        options.admit = Some(Arc::new(move |admission| {
-            let joiner = Arc::clone(&admitted);
-            Box::pin(async move { joiner.at_start(admission).await })
-        }));
-        let node = Node::start(options)
-            .await
-            .map_err(|error| Error::Node(crate::status::with_causes(&error)))?;
-        let metrics = Arc::new(ServerMetrics::default());
-        register_metrics(&registry, &metrics, &node);
-        let stopping = CancellationToken::new();
+        let (core, joiner) = open(config, &registry).await?;
+        let node = Arc::clone(&core.node);
         let stopped = CancellationToken::new();
-        let core = Arc::new(Core {
-            node: Arc::clone(&node),
-            node_id: config.node.id,
-            authority,
-            cluster,
-            limits: config.limits.clone(),
-            metrics: Arc::clone(&metrics),
-            peers,
-            maps: Maps::open(config, joiner.told()),
-            leaders: Leaders::default(),
-            evicted: watch::Sender::new(None),
-            handles: HandleCache::default(),
-            started: Instant::now(),
-            stopping: stopping.clone(),
-        });
+        let frame_bytes_max = config.limits.frame_bytes_max.as_usize();
         let (reporter, health) = tonic_health::server::health_reporter();
         let router = routes(&core, &node, tls, frame_bytes_max)?.add_service(health);
         tokio::spawn(report_health(reporter, Arc::clone(&core)));
@@ -123,7 +85,7 @@ impl RunningNode {
         let connections = listener::connections(
             listener,
             config.node.connections_max,
-            metrics.connections.clone(),
+            core.metrics.connections.clone(),
         );
         let stop = stopped.clone();
         let server = tokio::spawn(
@@ -148,7 +110,7 @@ impl RunningNode {
             ready,
             node,
             evicted,
-            stopping,
+            stopping: core.stopping.clone(),
             stopped,
             server,
         })
@@ -234,6 +196,49 @@ fn routes(
         .add_service(lanes)
         .add_service(node.peer_service().into_server())
         .add_service(reflection))
+}
+
+/// Opens the store, once the cluster has not refused this node.
+async fn open(
+    config: &Config,
+    registry: &MetricsRegistry,
+) -> Result<(Arc<Core>, Arc<Joiner>), Error> {
+    let peer_tls = listener::read_authority(&config.tls)?;
+    let secret = read_secret(&config.cluster.secret_file)?;
+    let tokens = read_token_keys(&config.auth)?;
+    let mut options = node_options(config, Arc::clone(&secret), peer_tls.as_ref())?;
+    let authority = Authority::new(config.cluster.id.clone(), secret, tokens);
+    let authority = Arc::new(authority);
+    let frame_bytes_max = config.limits.frame_bytes_max.as_usize();
+    let peers = Arc::new(Peers::new(peer_tls, frame_bytes_max));
+    let joiner = Joiner::new(config, Arc::clone(&authority), Arc::clone(&peers));
+    let joiner = Arc::new(joiner);
+    let admitted = Arc::clone(&joiner);
+    options.admit = Some(Arc::new(move |admission| {
+        let joiner = Arc::clone(&admitted);
+        Box::pin(async move { joiner.at_start(admission).await })
+    }));
+    let node = Node::start(options)
+        .await
+        .map_err(|error| Error::Node(crate::status::with_causes(&error)))?;
+    let metrics = Arc::new(ServerMetrics::default());
+    register_metrics(registry, &metrics, &node);
+    let core = Core {
+        node,
+        node_id: config.node.id,
+        authority,
+        cluster: config.cluster.clone(),
+        limits: config.limits.clone(),
+        metrics,
+        peers,
+        maps: Maps::open(config, joiner.told()),
+        leaders: Leaders::default(),
+        evicted: watch::Sender::new(None),
+        handles: HandleCache::default(),
+        started: Instant::now(),
+        stopping: CancellationToken::new(),
+    };
+    Ok((Arc::new(core), joiner))
 }
 
 fn register_metrics(registry: &MetricsRegistry, metrics: &ServerMetrics, node: &Arc<Node>) {
