@@ -22,6 +22,7 @@ use crate::convert;
 use crate::directory::HandleCache;
 use crate::metrics::ServerMetrics;
 use crate::peers::Peers;
+use crate::shard_map::ShardMap;
 use crate::status;
 
 /// A caller whose user is known to exist.
@@ -65,8 +66,10 @@ pub(crate) struct Core {
 impl Core {
     /// The replica that a caller names, for a stream: one that is elsewhere is told where.
     pub(crate) fn shard(&self, shard: u32) -> Result<Shard, CallError> {
-        let named = self.named(shard)?;
-        self.node.shard(named).ok_or_else(|| self.not_here(named))
+        if let Some(held) = self.node.shard(ShardId(shard)) {
+            return Ok(held);
+        }
+        Err(self.not_here(self.named(shard)?))
     }
 
     /// The shard that a caller names, wherever its replicas are.
@@ -98,9 +101,14 @@ impl Core {
         self.evicted.send_replace(Some(reason));
     }
 
-    /// Refuses a timeline of another shard.
-    pub(crate) fn check_shard(&self, shard: &Shard, timeline: TimelineId) -> Result<(), CallError> {
-        let holder = self.shard_of_timeline(timeline);
+    /// Refuses a timeline of another shard. The map is the caller's, so that one look serves many timelines.
+    pub(crate) fn check_shard(
+        &self,
+        map: &ShardMap,
+        shard: &Shard,
+        timeline: TimelineId,
+    ) -> Result<(), CallError> {
+        let holder = map.of_timeline(timeline);
         if holder == shard.id() {
             return Ok(());
         }

@@ -80,7 +80,10 @@ pub(crate) async fn run(core: Arc<Core>) {
     let stopping = core.stopping.clone();
     let relay = Relay {
         outgoing: Outgoing::new(core.metrics.lanes.clone()),
-        map: Map(Arc::clone(&core)),
+        map: Map {
+            view: core.maps.now(),
+            core: Arc::clone(&core),
+        },
         core,
         shards: Vec::new(),
         led: BTreeMap::new(),
@@ -99,6 +102,8 @@ impl Relay {
     async fn run(mut self, mut inbox: mpsc::Receiver<LinkEvent>, stopping: &CancellationToken) {
         let wake = Arc::clone(&self.wake);
         loop {
+            // One look serves all items of this round.
+            self.map.view = self.core.maps.now();
             if self.changed.swap(false, Ordering::AcqRel) {
                 self.follow_leaderships();
             }
@@ -348,23 +353,26 @@ async fn sleep_until(deadline: Option<Instant>) {
 }
 
 /// Where things are, as this node's map, its own replicas and the answers of others know.
-struct Map(Arc<Core>);
+struct Map {
+    core: Arc<Core>,
+    view: Arc<View>,
+}
 
 impl Places for Map {
     fn shard_of(&self, slot: SlotId) -> ShardId {
-        self.0.maps.now().shards.of_slot(slot)
+        self.view.shards.of_slot(slot)
     }
 
     fn leader_of(&self, shard: ShardId) -> Option<Place> {
-        if let Some(replica) = self.0.node.shard(shard)
+        if let Some(replica) = self.core.node.shard(shard)
             && let Leadership::Leader { .. } = replica.leadership()
         {
             return Some(Place {
-                node: self.0.node_id,
+                node: self.core.node_id,
                 address: String::new(),
             });
         }
-        let leader = self.0.leader_elsewhere(shard, &[])?;
+        let leader = self.core.leader_elsewhere(shard, &[])?;
         Some(Place {
             node: leader.node,
             address: leader.address,
@@ -372,6 +380,6 @@ impl Places for Map {
     }
 
     fn not_led_by(&self, shard: ShardId, node: u64) {
-        self.0.leaders.forget(shard, node);
+        self.core.leaders.forget(shard, node);
     }
 }
