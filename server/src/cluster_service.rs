@@ -298,34 +298,6 @@ impl Cluster for ClusterService {
         self.count("remove_node", done.await)
     }
 
-    async fn move_replica(
-        &self,
-        _: Request<v1::MoveReplicaRequest>,
-    ) -> Result<Response<v1::MoveReplicaResponse>, Status> {
-        Err(Status::unimplemented("move_replica"))
-    }
-
-    async fn transfer_leader(
-        &self,
-        _: Request<v1::TransferLeaderRequest>,
-    ) -> Result<Response<v1::TransferLeaderResponse>, Status> {
-        Err(Status::unimplemented("transfer_leader"))
-    }
-
-    async fn plan_steps(
-        &self,
-        _: Request<v1::PlanStepsRequest>,
-    ) -> Result<Response<v1::PlanStepsResponse>, Status> {
-        Err(Status::unimplemented("plan_steps"))
-    }
-
-    async fn steps(
-        &self,
-        _: Request<v1::StepsRequest>,
-    ) -> Result<Response<v1::StepsResponse>, Status> {
-        Err(Status::unimplemented("steps"))
-    }
-
     async fn membership(
         &self,
         request: Request<v1::MembershipRequest>,
@@ -336,13 +308,6 @@ impl Cluster for ClusterService {
             Err(error) => Err(error),
         };
         self.count("membership", done.map(Response::new).map_err(Status::from))
-    }
-
-    async fn change_membership(
-        &self,
-        _: Request<v1::ChangeMembershipRequest>,
-    ) -> Result<Response<v1::MembershipResponse>, Status> {
-        Err(Status::unimplemented("change_membership"))
     }
 }
 
