@@ -18,8 +18,8 @@ use crate::clock::{self, Clock};
 use crate::disk::DiskRoom;
 use crate::error::{ClockFault, Error};
 use crate::log::{LogMetrics, SharedLog};
-use crate::open::open;
-use crate::options::NodeOptions;
+use crate::open::{Opened, open};
+use crate::options::{Admission, NodeOptions};
 use crate::peer_link::Credentials;
 use crate::peer_service::PeerService;
 use crate::peers::Peers;
@@ -107,6 +107,7 @@ impl Node {
         let opened = opened
             .await
             .map_err(|error| Error::Log(error.to_string()))??;
+        admit(&options, &opened).await?;
         let fault = watch::Sender::new(None);
         let base = BaseThread::spawn(opened.store.clone(), fault.clone())
             .map_err(|error| Error::io("start a thread for", &options.dir, error))?;
@@ -306,6 +307,20 @@ impl Node {
             .map_err(|error| Error::Log(error.to_string()))?;
         flushed.and(closed.map_err(|error| Error::Log(error.to_string())))
     }
+}
+
+/// Asks whether the directory that was opened may take part.
+async fn admit(options: &NodeOptions, opened: &Opened) -> Result<(), Error> {
+    let Some(admit) = &options.admit else {
+        return Ok(());
+    };
+    let admission = Admission {
+        incarnation: opened.incarnation,
+        log_batch: opened.log.last_batch(),
+        is_new: opened.is_new,
+    };
+    let admitted = admit(admission).await;
+    admitted.map_err(|reason| Error::Refused { reason })
 }
 
 async fn watch_log(mut log: watch::Receiver<Option<String>>, fault: watch::Sender<Option<String>>) {

@@ -17,6 +17,8 @@ use crate::options::NodeOptions;
 /// What a node begins with.
 pub(crate) struct Opened {
     pub(crate) incarnation: u64,
+    /// The directory was made just now.
+    pub(crate) is_new: bool,
     pub(crate) store: Arc<Store>,
     pub(crate) log: SharedLog,
     pub(crate) shards: Vec<(Arc<mailbox_engine::Shard>, ShardLog)>,
@@ -26,14 +28,16 @@ pub(crate) struct Opened {
 pub(crate) fn open(options: &NodeOptions, runtime: &Handle) -> Result<Opened, Error> {
     let dir = &options.dir;
     std::fs::create_dir_all(dir).map_err(|error| Error::io("make", dir, error))?;
+    let found = Identity::read(dir)?;
+    let is_new = found.is_none();
+    let incarnation = found.as_ref().map(|found| found.incarnation);
     let wanted = Identity {
         cluster_id: options.cluster_id.clone(),
         node: options.node,
         slot_count: options.engine.slot_count,
         shard_count: options.shard_count,
-        incarnation: None,
+        incarnation: incarnation.unwrap_or_else(new_incarnation),
     };
-    let found = Identity::read(dir)?;
     let log_dir = dir.join("log");
     if let Some(found) = &found {
         found.check(dir, &wanted)?;
@@ -46,23 +50,10 @@ pub(crate) fn open(options: &NodeOptions, runtime: &Handle) -> Result<Opened, Er
     }
     let store = Arc::new(Store::open(dir, options.engine.clone())?);
     let log = SharedLog::open(&log_dir, options.log.clone()).map_err(log_error)?;
-    if found.is_none() {
+    if is_new {
         bootstrap(&store, options)?;
+        wanted.write(dir)?;
     }
-    let incarnation = found.and_then(|found| found.incarnation);
-    let incarnation = match incarnation {
-        Some(incarnation) => incarnation,
-        // A new node, or one of a build before there were incarnations.
-        None => {
-            let incarnation = new_incarnation();
-            let identity = Identity {
-                incarnation: Some(incarnation),
-                ..wanted
-            };
-            identity.write(dir)?;
-            incarnation
-        }
-    };
     finish_removals(dir, &store, &log, runtime)?;
     let mut shards = Vec::new();
     for id in store.shards() {
@@ -73,7 +64,8 @@ pub(crate) fn open(options: &NodeOptions, runtime: &Handle) -> Result<Opened, Er
         shards.push((engine, shard_log));
     }
     Ok(Opened {
-        incarnation,
+        incarnation: wanted.incarnation,
+        is_new,
         store,
         log,
         shards,
@@ -259,7 +251,7 @@ mod tests {
                 }
             }
             let node = Node::start(options(dir.path())).await.unwrap();
-            assert!(node.shards().is_empty(), "{steps}");
+            assert!(node.shard(SHARD).is_none(), "{steps}");
             let shard = node.host(SHARD).await.unwrap();
             assert_eq!(shard.status().applied_index, 0);
             assert_eq!(shard.status().role, "learner");
@@ -288,17 +280,9 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_directory_from_before_there_were_incarnations_gets_one_and_keeps_it() {
+    async fn a_directory_keeps_its_incarnation_and_one_without_a_meta_shard_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         used(dir.path()).await;
-        let path = Identity::path(dir.path());
-        let old: String = std::fs::read_to_string(&path)
-            .unwrap()
-            .lines()
-            .filter(|line| !line.starts_with("incarnation"))
-            .map(|line| line.replace("node_format = 3", "node_format = 2") + "\n")
-            .collect();
-        std::fs::write(&path, old).unwrap();
         let mut incarnations = Vec::new();
         for _ in 0..2 {
             let node = Node::start(options(dir.path())).await.unwrap();
@@ -307,6 +291,15 @@ mod tests {
             stop(node, shard).await;
         }
         assert_eq!(incarnations[0], incarnations[1]);
+        let path = Identity::path(dir.path());
+        let text = std::fs::read_to_string(&path).unwrap();
+        let old = text.replace("node_format = 4", "node_format = 3");
+        std::fs::write(&path, old).unwrap();
+        let refused = Node::start(options(dir.path())).await.err();
+        assert!(
+            matches!(refused, Some(Error::UnknownFormat { found: 3, .. })),
+            "{refused:?}"
+        );
     }
 
     fn blank(term: u64, index: u64) -> Entry {

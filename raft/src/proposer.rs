@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use mailbox_engine::{
-    AckLanes, ClusterOptions, Command, EntryBuilder, Hlc, LaneId, Reply, SetClusterOptions,
+    AckLanes, ClusterOptions, Command, EntryBuilder, Hlc, LaneId, MetaCommand, Reply,
+    SetClusterOptions,
 };
 use openraft::error::ClientWriteError;
 use openraft::raft::ClientWriteResult;
@@ -50,7 +51,7 @@ type Answer = oneshot::Sender<Result<Vec<Reply>, ProposeError>>;
 struct Call {
     commands: Vec<Command>,
     bytes: u64,
-    /// Of a relay: not refused for space.
+    /// Of a relay, or a change of the map: not refused for space.
     lanes: bool,
     answer: Answer,
 }
@@ -156,7 +157,11 @@ impl Proposer {
                 limit,
             });
         }
-        self.queue(commands, bytes, false).await
+        // A full disk is mended by moving replicas: what changes the map is not refused for it.
+        let spared = commands
+            .iter()
+            .all(|command| matches!(command, Command::Meta(_)));
+        self.queue(commands, bytes, spared).await
     }
 
     /// As `propose`, for a relay: bounded by what relays have in flight, not by what waits here.
@@ -328,6 +333,7 @@ fn may_ride_a_lane(command: &Command) -> bool {
         | Command::Deliver(_)
         | Command::AckLanes(_)
         | Command::SetClusterOptions(_)
+        | Command::Meta(_)
         | Command::Cut => false,
     }
 }
@@ -341,11 +347,13 @@ fn len_bytes(command: &Command) -> u64 {
         Command::CreateGroup(call) => call.name.len(),
         Command::Deliver(call) => call.items.as_bytes().len(),
         Command::AckLanes(call) => call.acks.len() * 20,
+        Command::Meta(MetaCommand::Begin(map)) => 128 * (map.nodes.len() + map.shards.len()),
         Command::JoinGroup(_)
         | Command::LeaveGroup(_)
         | Command::MarkRead(_)
         | Command::AckCursor(_)
         | Command::SetClusterOptions(_)
+        | Command::Meta(_)
         | Command::Cut => 0,
     };
     96 + variable as u64
