@@ -302,6 +302,89 @@ mod tests {
         );
     }
 
+    /// Registers a user who writes to itself. Gives the body of the last message.
+    async fn written(dir: &Path) -> Vec<u8> {
+        let node = Node::start(options(dir)).await.unwrap();
+        let shard = node.shard(SHARD).unwrap();
+        let mut leadership = shard.watch_leadership();
+        let ready = leadership.wait_for(|leadership| leadership.is_ready());
+        ready.await.unwrap();
+        let register = mailbox_engine::Command::RegisterUser(mailbox_engine::RegisterUser {
+            request_id: uuid::Uuid::now_v7(),
+            handle: "alice".to_owned(),
+        });
+        let replies = shard.propose(vec![register]).await.unwrap();
+        let [mailbox_engine::Reply::UserRegistered { user }] = replies[..] else {
+            panic!("{replies:?}");
+        };
+        let mut last = Vec::new();
+        for _ in 0..200 {
+            // No two alike.
+            let parts = (0..20).flat_map(|_| uuid::Uuid::now_v7().into_bytes());
+            last = parts.collect();
+            let (id, kind) = (uuid::Uuid::now_v7(), mailbox_engine::MessageType::OPAQUE);
+            let send = mailbox_engine::Command::Send(mailbox_engine::Send {
+                sender: user,
+                recipient: user,
+                client_msg_id: id,
+                message_id: mailbox_engine::MessageId::ZERO,
+                kind,
+                flags: mailbox_engine::Flags(0),
+                content_crc: mailbox_engine::content_crc(id, kind, &last),
+                body: last.clone().into(),
+                shown: mailbox_engine::MessageId::ZERO,
+            });
+            let replies = shard.propose(vec![send]).await.unwrap();
+            assert!(matches!(replies[..], [mailbox_engine::Reply::Sent { .. }]));
+        }
+        stop(node, shard).await;
+        last
+    }
+
+    /// Turns a bit of these bytes in the file of rows that holds them; done again, it is as before.
+    fn flip(dir: &Path, bytes: &[u8]) {
+        for file in std::fs::read_dir(dir.join("state")).unwrap() {
+            let path = file.unwrap().path();
+            let mut content = std::fs::read(&path).unwrap();
+            let found = content
+                .windows(32)
+                .position(|window| window == &bytes[bytes.len() - 32..]);
+            if let (Some(at), true) = (found, path.extension().is_some_and(|it| it == "sst")) {
+                content[at - 1] ^= 1;
+                std::fs::write(&path, content).unwrap();
+                return;
+            }
+        }
+        panic!("no file has them");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_start_that_fails_leaves_nothing_running() {
+        let dir = tempfile::tempdir().unwrap();
+        let last = written(dir.path()).await;
+        flip(dir.path(), &last);
+        // The second one would be refused for the lock of the first, if any of it were still there.
+        for _ in 0..2 {
+            let refused = Node::start(options(dir.path())).await.err().unwrap();
+            let refused = with_causes(&refused);
+            assert!(refused.contains("is corrupt at or after key"), "{refused}");
+        }
+        flip(dir.path(), &last);
+        let node = Node::start(options(dir.path())).await.unwrap();
+        node.shutdown().await.unwrap();
+    }
+
+    /// An error with all its causes.
+    fn with_causes(error: &dyn std::error::Error) -> String {
+        let mut words = error.to_string();
+        let mut cause = error.source();
+        while let Some(next) = cause {
+            words = format!("{words}: {next}");
+            cause = next.source();
+        }
+        words
+    }
+
     fn blank(term: u64, index: u64) -> Entry {
         Entry {
             log_id: log_id(term, index),
