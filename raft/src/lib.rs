@@ -5,6 +5,7 @@ mod base_thread;
 mod change;
 mod clock;
 mod cluster_options;
+mod commands;
 mod disk;
 mod election;
 mod error;

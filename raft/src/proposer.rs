@@ -7,8 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use mailbox_engine::{
-    AckLanes, ClusterOptions, Command, EntryBuilder, Hlc, LaneId, MetaCommand, Reply,
-    SetClusterOptions,
+    AckLanes, ClusterOptions, Command, EntryBuilder, Hlc, LaneId, Reply, SetClusterOptions,
 };
 use openraft::error::ClientWriteError;
 use openraft::raft::ClientWriteResult;
@@ -20,6 +19,7 @@ use tracing::Instrument as _;
 
 use crate::clock::Clock;
 use crate::cluster_options;
+use crate::commands::{len_bytes, may_ride_a_lane};
 use crate::disk::DiskRoom;
 use crate::error::ProposeError;
 use crate::outbox::OutboxFeed;
@@ -317,46 +317,6 @@ async fn give_up_with_leadership(proposer: Arc<Proposer>) {
             proposer.give_up_flights();
         }
     }
-}
-
-/// Whether a client's command may put an item into an outbox.
-fn may_ride_a_lane(command: &Command) -> bool {
-    match command {
-        Command::Send(_)
-        | Command::RegisterUser(_)
-        | Command::CreateGroup(_)
-        | Command::JoinGroup(_)
-        | Command::LeaveGroup(_) => true,
-        Command::SendGroup(_)
-        | Command::MarkRead(_)
-        | Command::AckCursor(_)
-        | Command::Deliver(_)
-        | Command::AckLanes(_)
-        | Command::SetClusterOptions(_)
-        | Command::Meta(_)
-        | Command::Cut => false,
-    }
-}
-
-/// About what a command adds to an entry.
-fn len_bytes(command: &Command) -> u64 {
-    let variable = match command {
-        Command::Send(send) => send.body.len(),
-        Command::SendGroup(send) => send.body.len(),
-        Command::RegisterUser(call) => call.handle.len(),
-        Command::CreateGroup(call) => call.name.len(),
-        Command::Deliver(call) => call.items.as_bytes().len(),
-        Command::AckLanes(call) => call.acks.len() * 20,
-        Command::Meta(MetaCommand::Begin(map)) => 128 * (map.nodes.len() + map.shards.len()),
-        Command::JoinGroup(_)
-        | Command::LeaveGroup(_)
-        | Command::MarkRead(_)
-        | Command::AckCursor(_)
-        | Command::SetClusterOptions(_)
-        | Command::Meta(_)
-        | Command::Cut => 0,
-    };
-    96 + variable as u64
 }
 
 async fn sleep_until(due: Option<Instant>) {
