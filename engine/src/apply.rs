@@ -4,9 +4,10 @@
 //! entry's; there is no clock, no randomness and no order of places of a hash map in here, and a
 //! lint (`.clippy.toml`) says so.
 
-use crate::command::{Command, Reply};
+use crate::command::{Command, Refusal, Reply};
 use crate::entry::Entry;
 use crate::error::Error;
+use crate::id::SlotId;
 use crate::procedure::{self, No};
 use crate::state::Context;
 use crate::{Malformed, dedup};
@@ -35,13 +36,39 @@ pub(crate) fn apply_entry(
     Ok(())
 }
 
+/// The meta shard has no owner's rows, and no other shard has a map.
+fn require_place(ctx: &Context<'_>, command: &Command) -> Result<(), Refusal> {
+    let fits = match command {
+        Command::Meta(_) => ctx.is_meta(),
+        Command::SetClusterOptions(_) | Command::Cut => true,
+        Command::Send(_)
+        | Command::SendGroup(_)
+        | Command::RegisterUser(_)
+        | Command::CreateGroup(_)
+        | Command::JoinGroup(_)
+        | Command::LeaveGroup(_)
+        | Command::MarkRead(_)
+        | Command::AckCursor(_)
+        | Command::Deliver(_)
+        | Command::AckLanes(_) => !ctx.is_meta(),
+    };
+    if fits {
+        Ok(())
+    } else {
+        let slot = SlotId::META;
+        Err(Refusal::WrongShard { slot })
+    }
+}
+
 fn run(ctx: &mut Context<'_>, command: Command) -> Result<Reply, No> {
+    require_place(ctx, &command)?;
     match command {
         // Nothing may be judged by what this node alone believes. What no option decides goes on:
         // lanes in particular, since nothing on them is ever refused for want of anything.
         Command::Deliver(_)
         | Command::AckLanes(_)
         | Command::SetClusterOptions(_)
+        | Command::Meta(_)
         | Command::Cut => {}
         Command::Send(_)
         | Command::SendGroup(_)
@@ -66,6 +93,7 @@ fn run(ctx: &mut Context<'_>, command: Command) -> Result<Reply, No> {
         Command::Deliver(call) => procedure::deliver(ctx, &call),
         Command::AckLanes(call) => procedure::ack_lanes(ctx, &call),
         Command::SetClusterOptions(call) => procedure::set_cluster_options(ctx, &call),
+        Command::Meta(call) => procedure::meta(ctx, &call),
         Command::Cut => {
             ctx.cut();
             Ok(Reply::Cut {

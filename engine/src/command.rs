@@ -1,15 +1,19 @@
 //! Commands, the calls of procedures; and what they are answered with.
 
 pub(crate) mod encoding;
+mod meta;
 
 use bytes::Bytes;
 use uuid::Uuid;
 
+use crate::cluster_map::MapFault;
 use crate::cluster_options::{ClusterOptions, OptionFault};
 use crate::hlc::Hlc;
-use crate::id::{DeviceId, GroupId, MessageId, Seq, SlotId, TimelineId, UserId};
+use crate::id::{DeviceId, GroupId, MessageId, Seq, ShardId, SlotId, TimelineId, UserId};
 use crate::item::{Items, LaneId};
 use crate::row::{Flags, MessageType};
+
+pub use meta::{LogReport, MetaCommand, PutNode};
 
 /// One call of one procedure.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +40,8 @@ pub enum Command {
     AckLanes(AckLanes),
     /// The limits that all replicas judge by.
     SetClusterOptions(SetClusterOptions),
+    /// A change of the map of the cluster; for the meta shard only.
+    Meta(MetaCommand),
     /// Ends the memtable with this entry, so that all replicas can hash the same state.
     Cut,
 }
@@ -56,6 +62,7 @@ impl Command {
             | Command::Deliver(_)
             | Command::AckLanes(_)
             | Command::SetClusterOptions(_)
+            | Command::Meta(_)
             | Command::Cut => {}
         }
     }
@@ -290,6 +297,11 @@ pub enum Reply {
     },
     /// What the destinations have is no longer in the outboxes.
     LanesAcked,
+    /// The map of the cluster is as was asked.
+    Map {
+        /// The map's, after the call.
+        epoch: u64,
+    },
     /// No; nothing has changed.
     Refused(Refusal),
 }
@@ -473,6 +485,70 @@ pub enum Refusal {
     OptionOutOfBounds {
         /// Which one.
         fault: OptionFault,
+    },
+    /// There is no map of the cluster yet. Try again: the meta shard's leader is about to make it.
+    #[error("there is no map of the cluster yet")]
+    NoMap,
+    /// The map would be none with it.
+    #[error("{fault}")]
+    InvalidMap {
+        /// Why.
+        fault: MapFault,
+    },
+    /// The id belongs to another directory.
+    #[error("node id {node} belongs to another data directory: give this node an id of its own")]
+    NodeTaken {
+        /// The id.
+        node: u64,
+    },
+    /// The node was removed.
+    #[error("node {node} was removed from the cluster: its id is never used again")]
+    NodeRemoved {
+        /// The node.
+        node: u64,
+    },
+    /// The node's directory is older than what the node has told.
+    #[error(
+        "the data directory of node {node} is an old copy: its log ends at batch {log_batch}, but the node has \
+         already synced batch {recorded}. Start it as a new node, with a new id and an empty directory"
+    )]
+    StaleDisk {
+        /// The node.
+        node: u64,
+        /// What its directory has.
+        log_batch: u64,
+        /// What the node has told before.
+        recorded: u64,
+    },
+    /// No such node.
+    #[error("there is no node {node} in the map")]
+    UnknownNode {
+        /// As asked.
+        node: u64,
+    },
+    /// A shard has a replica there.
+    #[error("node {node} holds a replica of shard {shard}: drain it first")]
+    NodeInUse {
+        /// The node.
+        node: u64,
+        /// The first such shard.
+        shard: ShardId,
+    },
+    /// No such shard.
+    #[error("there is no shard {shard} in the map")]
+    UnknownShard {
+        /// As asked.
+        shard: ShardId,
+    },
+    /// The shard's row has changed since.
+    #[error("shard {shard} is at epoch {found}, the call was made for {expected}")]
+    StaleEpoch {
+        /// The shard.
+        shard: ShardId,
+        /// As asked.
+        expected: u64,
+        /// The shard's.
+        found: u64,
     },
     /// Only the store writes messages of this type.
     #[error("message type {kind} is not for clients", kind = .kind.0)]

@@ -191,6 +191,7 @@ impl Ask {
             | Reply::Cut { .. }
             | Reply::Delivered { .. }
             | Reply::LanesAcked
+            | Reply::Map { .. }
             | Reply::Refused(_) => {
                 unreachable!("none is remembered")
             }

@@ -68,6 +68,16 @@ impl MessageId {
     }
 }
 
+impl ShardId {
+    /// The meta shard: holds the map of the cluster, and no slot of any owner.
+    pub const META: ShardId = ShardId(0);
+}
+
+impl SlotId {
+    /// Under which the meta shard keeps its rows. No owner's slot: that one is in another shard.
+    pub const META: SlotId = SlotId(0);
+}
+
 impl RangeId {
     /// The rows of the node itself: they never travel and are not hashed.
     pub const NODE: RangeId = RangeId(0);

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use fail::fail_point;
 
 use crate::base::{FileLife, FileWriter, StagedFile};
+use crate::cluster_map;
 use crate::decode::Malformed;
 use crate::error::Error;
 use crate::id::{RangeId, SlotId};
@@ -220,6 +221,7 @@ fn check_row(path: &Path, slot_count: u16, row: &SnapshotRow<'_>) -> Result<(), 
             if let StateKey::Message { timeline, seq } = key {
                 StoredRow::decode(timeline, seq, &value).map_err(fault)?;
             }
+            cluster_map::check_row(&key, &value).map_err(fault)?;
             lanes::check_row(&key, &value).map_err(fault)?;
         }
         Place::Dedup(hour, suffix) => {

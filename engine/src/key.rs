@@ -170,6 +170,32 @@ pub enum StateKey {
         /// Its lane seq.
         seq: u64,
     },
+    /// The map of the cluster: what is in none of its other rows. Scope: the meta shard, like the three
+    /// below. Written at the cluster's first start, overwritten with every change of the map.
+    ///
+    /// Key: `17 | 0`. Value: epoch and constants, see `cluster_map.rs`.
+    MetaMap,
+    /// A node. Written when it joins, overwritten when its standing or what it tells of itself changes.
+    ///
+    /// Key: `17 | 1 | node u64`. Value: see `cluster_map.rs`.
+    MetaNode {
+        /// The node.
+        node: u64,
+    },
+    /// A shard's slots and replicas. Written at the cluster's first start, overwritten when they change.
+    ///
+    /// Key: `17 | 2 | shard u32`. Value: see `cluster_map.rs`.
+    MetaShard {
+        /// The shard.
+        shard: ShardId,
+    },
+    /// The greatest synced batch that a node has told of its log. Only rises.
+    ///
+    /// Key: `17 | 3 | node u64`. Value: `batch u64`.
+    MetaLog {
+        /// The node.
+        node: u64,
+    },
 }
 
 pub(crate) const TAG_MESSAGE: u8 = 1;
@@ -188,6 +214,12 @@ const TAG_DEDUP_FLOOR: u8 = 13;
 const TAG_LANE_TABLE: u8 = 14;
 const TAG_MARK_TABLE: u8 = 15;
 const TAG_OUTBOX: u8 = 16;
+/// All rows of the map have one tag, so that one scan sees them at one moment.
+const TAG_META: u8 = 17;
+const META_MAP: u8 = 0;
+const META_NODE: u8 = 1;
+const META_SHARD: u8 = 2;
+const META_LOG: u8 = 3;
 
 impl StateKey {
     /// What all trim points of a range begin with.
@@ -214,6 +246,10 @@ impl StateKey {
             | StateKey::LaneTable { slot }
             | StateKey::MarkTable { slot } => *slot,
             StateKey::Outbox { lane, .. } => lane.source,
+            StateKey::MetaMap
+            | StateKey::MetaNode { .. }
+            | StateKey::MetaShard { .. }
+            | StateKey::MetaLog { .. } => SlotId::META,
         }
     }
 
@@ -255,6 +291,12 @@ impl StateKey {
                 .u32(lane.source_incarnation)
                 .u32(lane.destination_incarnation)
                 .u64(*seq),
+            StateKey::MetaMap => KeyBytes::tag(TAG_META).bytes(&[META_MAP]),
+            StateKey::MetaNode { node } => KeyBytes::tag(TAG_META).bytes(&[META_NODE]).u64(*node),
+            StateKey::MetaShard { shard } => {
+                KeyBytes::tag(TAG_META).bytes(&[META_SHARD]).u32(shard.0)
+            }
+            StateKey::MetaLog { node } => KeyBytes::tag(TAG_META).bytes(&[META_LOG]).u64(*node),
         }
     }
 
@@ -322,6 +364,7 @@ impl StateKey {
                 slot: SlotId(reader.u16()?),
             },
             TAG_OUTBOX => read_outbox(reader)?,
+            TAG_META => read_meta(reader)?,
             tag => return Err(reader.unknown(tag)),
         };
         reader.end()?;
@@ -343,6 +386,16 @@ impl StateKey {
         KeyBytes::timeline(TAG_CURSOR, timeline).u64(user.0)
     }
 
+    /// What all rows of the map begin with.
+    pub fn meta_prefix() -> KeyBytes {
+        KeyBytes::tag(TAG_META)
+    }
+
+    /// What all rows of shards in the map begin with.
+    pub fn meta_shards_prefix() -> KeyBytes {
+        KeyBytes::tag(TAG_META).bytes(&[META_SHARD])
+    }
+
     /// What all members of a group begin with.
     pub fn members_prefix(group: GroupId) -> KeyBytes {
         KeyBytes::tag(TAG_MEMBER).u64(group.0)
@@ -361,6 +414,22 @@ fn read_outbox(reader: &mut Reader<'_>) -> Result<StateKey, Malformed> {
         lane,
         seq: reader.u64()?,
     })
+}
+
+fn read_meta(reader: &mut Reader<'_>) -> Result<StateKey, Malformed> {
+    match reader.u8()? {
+        META_MAP => Ok(StateKey::MetaMap),
+        META_NODE => Ok(StateKey::MetaNode {
+            node: reader.u64()?,
+        }),
+        META_SHARD => Ok(StateKey::MetaShard {
+            shard: ShardId(reader.u32()?),
+        }),
+        META_LOG => Ok(StateKey::MetaLog {
+            node: reader.u64()?,
+        }),
+        kind => Err(reader.unknown(kind)),
+    }
 }
 
 fn read_timeline(reader: &mut Reader<'_>) -> Result<TimelineId, Malformed> {

@@ -10,6 +10,7 @@
 //! view.rs     reads over memtables and files         base/      RocksDB, or a simulated disk
 //! heads.rs, tails.rs, known.rs   caches              store.rs, range.rs   whose rows are where
 //! hidden_hours.rs   dedup rows leave by file
+//! cluster_map.rs       nodes, shards and replicas, in the meta shard
 //! cluster_options.rs   what all replicas judge by, in the applied row (applied.rs)
 //! snapshot.rs, install.rs   to and from other nodes  hash.rs, verify.rs, walk.rs   comparisons
 //! ```
@@ -22,6 +23,7 @@
 mod applied;
 mod apply;
 mod base;
+mod cluster_map;
 mod cluster_options;
 mod command;
 mod decode;
@@ -64,10 +66,15 @@ pub use applied::{AppliedState, LogId};
 pub use base::memory::{IngestCrash, MemoryDisk};
 #[doc(hidden)]
 pub use base::rocks::rocks_options;
+pub use cluster_map::{
+    ADDRESS_BYTES_MAX, ClusterMap, MapFault, MapNode, MapReplica, MapShard, PLACE_BYTES_MAX,
+    REPLICAS_MAX, ReplicaRole, Standing,
+};
 pub use cluster_options::{ClusterOptions, OptionDifference, OptionFault, UserLimits};
 pub use command::{
     AckCursor, AckLanes, Command, Conversation, CreateGroup, Deliver, HandleFault, JoinGroup,
-    LeaveGroup, MarkRead, Refusal, RegisterUser, Reply, Send, SendGroup, SetClusterOptions,
+    LeaveGroup, LogReport, MarkRead, MetaCommand, PutNode, Refusal, RegisterUser, Reply, Send,
+    SendGroup, SetClusterOptions,
 };
 pub use decode::Malformed;
 pub use entry::{Commands, Entry, EntryBuilder};

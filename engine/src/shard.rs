@@ -209,7 +209,7 @@ impl Shard {
             ApplyPayload::Commands(bytes) => {
                 state.active.pin(bytes);
                 let rewrites = state.rewrites;
-                let mut context = Context::new(state, effects, batch, entry.log_id);
+                let mut context = Context::new(state, effects, self.id, batch, entry.log_id);
                 let entry = Entry::open(bytes.clone())
                     .map_err(|malformed| Error::CorruptEntry { malformed })?;
                 let mut replies = Vec::new();

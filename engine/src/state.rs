@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::hash::StateHash;
 use crate::heads::HeadCache;
 use crate::hidden_hours::HiddenHours;
-use crate::id::{MessageId, RangeId, Seq, SlotId, TimelineId, UserId};
+use crate::id::{MessageId, RangeId, Seq, ShardId, SlotId, TimelineId, UserId};
 use crate::item::{Item, LaneId, OutboxItem};
 use crate::key::{DedupKey, KeyBytes, StateKey, StoredKey};
 use crate::known::KnownKeys;
@@ -158,6 +158,7 @@ pub(crate) struct Effects {
 pub(crate) struct Context<'a> {
     state: &'a mut ShardState,
     effects: &'a mut Effects,
+    shard: ShardId,
     batch: u64,
     log_id: LogId,
     cut: bool,
@@ -167,16 +168,23 @@ impl<'a> Context<'a> {
     pub(crate) fn new(
         state: &'a mut ShardState,
         effects: &'a mut Effects,
+        shard: ShardId,
         batch: u64,
         log_id: LogId,
     ) -> Context<'a> {
         Context {
             state,
             effects,
+            shard,
             batch,
             log_id,
             cut: false,
         }
+    }
+
+    /// This is the meta shard.
+    pub(crate) fn is_meta(&self) -> bool {
+        self.shard == ShardId::META
     }
 
     /// The entry that is applied.
@@ -411,6 +419,19 @@ impl<'a> Context<'a> {
         let range = self.state.range(slot)?;
         let files = self.state.files.as_ref();
         Ok(room > 0 && view::count_below(files, range, prefix, &rows, room)? < room)
+    }
+
+    /// All state rows of a slot whose keys begin with a prefix, in key order.
+    pub(crate) fn scan_prefix(
+        &mut self,
+        slot: SlotId,
+        prefix: &KeyBytes,
+    ) -> Result<Vec<(KeyBytes, Bytes)>, Error> {
+        let mut rows = Overlay::new();
+        view::overlay_prefix(self.state, slot, prefix, &mut rows);
+        let range = self.state.range(slot)?;
+        view::add_prefix(self.state.files.as_ref(), range, prefix, &mut rows)?;
+        Ok(view::present(rows))
     }
 
     /// Writes a state row. Message rows have [`Context::append`] and [`Context::overwrite`].

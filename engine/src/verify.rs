@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use crate::base::rocks::KEYS_END;
+use crate::cluster_map;
 use crate::decode::Malformed;
 use crate::error::Error;
 use crate::id::{RangeId, SlotId};
@@ -123,6 +124,7 @@ impl Shard {
             report.messages += 1;
             StoredRow::decode(timeline, seq, &value)?;
         }
+        cluster_map::check_row(&key, &value)?;
         lanes::check_row(&key, &value)
     }
 }

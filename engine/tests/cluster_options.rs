@@ -15,7 +15,7 @@ use mailbox_engine::{
 };
 use uuid::Uuid;
 
-const SHARD: ShardId = ShardId(0);
+const SHARD: ShardId = ShardId(1);
 const HOUR_MS: u64 = 3_600_000;
 const NOON_MS: u64 = 500_000 * HOUR_MS;
 const TIGHT: ClusterOptions = ClusterOptions {

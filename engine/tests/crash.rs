@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 const DIR: &str = "MAILBOX_CRASH_DIR";
 const WORK: &str = "MAILBOX_CRASH_WORK";
-const SHARD: ShardId = ShardId(0);
+const SHARD: ShardId = ShardId(1);
 const SLOTS: u16 = 8;
 const USERS: u64 = 6;
 const ENTRIES: u64 = 120;
@@ -144,7 +144,7 @@ fn go_on_together(store: &Store, shards: &[Arc<Shard>; 2], to: u64) {
 
 fn open_both(dir: &Path) -> (Store, [Arc<Shard>; 2]) {
     let (store, first) = open(dir);
-    let other = ShardId(1);
+    let other = ShardId(2);
     let second = store
         .shard(other)
         .unwrap_or_else(|| store.create_shard(other, 0..=SLOTS - 1).unwrap());
@@ -360,7 +360,7 @@ fn an_abort_in_a_drop_leaves_the_replica_or_nothing_of_it() {
     for (failpoint, dropped) in [("before_drop", false), ("after_drop", true)] {
         let dir = tempfile::tempdir().unwrap();
         let node = dir.path().join("node");
-        let neighbour = ShardId(1);
+        let neighbour = ShardId(2);
         {
             let (store, shard) = open(&node);
             go_on(&shard, 20);

@@ -10,20 +10,22 @@
 )]
 #![expect(clippy::unwrap_used, reason = "all of this is test code")]
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use mailbox_engine::{
-    AckCursor, ApplyEntry, ApplyPayload, ClusterOptions, Command, Conversation, CreateGroup,
-    DeviceId, EngineOptions, EntryBuilder, Flags, GroupId, JoinGroup, LogId, MarkRead, MessageId,
-    MessageType, RegisterUser, Reply, STORE_FORMAT, Send, SendGroup, Seq, SetClusterOptions, Shard,
-    ShardId, Store, UserId, content_crc,
+    AckCursor, ApplyEntry, ApplyPayload, ClusterMap, ClusterOptions, Command, Conversation,
+    CreateGroup, DeviceId, EngineOptions, EntryBuilder, Flags, GroupId, JoinGroup, LogId, MapNode,
+    MapReplica, MapShard, MarkRead, MessageId, MessageType, MetaCommand, PutNode, RegisterUser,
+    ReplicaRole, Reply, STORE_FORMAT, Send, SendGroup, Seq, SetClusterOptions, Shard, ShardId,
+    SlotId, Standing, Store, UserId, content_crc,
 };
 use uuid::Uuid;
 
 const WRITE: &str = "MAILBOX_WRITE_FIXTURE";
-const SHARD: ShardId = ShardId(0);
+const SHARD: ShardId = ShardId(1);
 const TIME_MS: u64 = 1_800_000_000_000;
 const OPTIONS: ClusterOptions = ClusterOptions {
     group_members_max: 12,
@@ -35,6 +37,9 @@ const OPTIONS: ClusterOptions = ClusterOptions {
 /// Of the store in the fixture of format 2.
 const HASH: u128 = 0xb2d7_fed0_416c_0aeb_8637_6d7c_94d4_80fc;
 const ROWS: u64 = 36;
+/// Of its meta shard.
+const META_HASH: u128 = 0xff38_646d_04c7_9c1d_5a26_1d82_559a_3f2a;
+const META_ROWS: u64 = 6;
 
 fn options() -> EngineOptions {
     EngineOptions {
@@ -141,6 +146,85 @@ fn write(shard: &Shard) {
     flush(shard);
 }
 
+/// The meta shard, with a row of every kind that its commands can make.
+fn write_meta(shard: &Shard) {
+    let node = |number: u64, zone: &str| MapNode {
+        address: format!("h:{number}"),
+        region: "north".to_owned(),
+        zone: zone.to_owned(),
+        weight: 100,
+        standing: Standing::Member,
+        incarnation: 7 * number,
+    };
+    let voter = |node| MapReplica {
+        node,
+        role: ReplicaRole::Voter,
+    };
+    let row = |slots: &[(SlotId, SlotId)]| MapShard {
+        epoch: 1,
+        slots: slots.to_vec(),
+        replicas: vec![voter(1)],
+    };
+    let map = ClusterMap {
+        epoch: 1,
+        slot_count: 4,
+        shard_count: 1,
+        nodes: BTreeMap::from([(1, node(1, "a"))]),
+        shards: BTreeMap::from([
+            (ShardId::META, row(&[])),
+            (SHARD, row(&[(SlotId(0), SlotId(3))])),
+        ]),
+    };
+    let put = PutNode {
+        node: 2,
+        row: node(2, "b"),
+        log_batch: 33,
+    };
+    let learner = |replaces| MapReplica {
+        node: 2,
+        role: ReplicaRole::Learner { replaces },
+    };
+    for (command, epoch) in [
+        (MetaCommand::Begin(map), 1),
+        (MetaCommand::PutNode(put), 2),
+        (
+            MetaCommand::SetReplicas {
+                shard: SHARD,
+                expect_epoch: 1,
+                replicas: vec![voter(1), learner(Some(1))],
+            },
+            3,
+        ),
+        (
+            MetaCommand::SetReplicas {
+                shard: ShardId::META,
+                expect_epoch: 1,
+                replicas: vec![voter(1), learner(None)],
+            },
+            4,
+        ),
+    ] {
+        let reply = apply(shard, &Command::Meta(command));
+        assert_eq!(reply, Reply::Map { epoch });
+    }
+    flush(shard);
+}
+
+fn check_meta(shard: &Shard) {
+    let hash = shard.state_hash_now().unwrap().unwrap();
+    let found = (hash.hash, hash.rows);
+    assert_eq!(found, (META_HASH, META_ROWS), "{:x}", hash.hash);
+    assert_eq!(shard.verify(&mut |_| {}).unwrap().fault_count, 0);
+    let map = shard.cluster_map().unwrap().unwrap();
+    assert_eq!((map.epoch, map.nodes.len(), map.shards.len()), (4, 2, 2));
+    assert_eq!(map.nodes[&2].zone, "b");
+    let replaces = Some(1);
+    assert_eq!(
+        map.shards[&SHARD].replicas[1].role,
+        ReplicaRole::Learner { replaces }
+    );
+}
+
 fn marks(shard: &Shard, alice: UserId, bob: UserId, group: GroupId) {
     for (number, conversation) in [
         (20, Conversation::Peer(bob)),
@@ -201,6 +285,7 @@ fn the_fixture_of_this_format_opens_and_shows_what_it_showed() {
     copy(&fixture, &dir.path().join("state"));
     let store = Store::open(dir.path(), options()).unwrap();
     check(&store.shard(SHARD).unwrap());
+    check_meta(&store.shard(ShardId::META).unwrap());
 }
 
 #[test]
@@ -209,8 +294,11 @@ fn the_same_entries_still_give_the_same_rows() {
     let store = Store::open(dir.path(), options()).unwrap();
     let shard = store.create_shard(SHARD, 0..=3).unwrap();
     write(&shard);
+    let meta = store.create_shard(ShardId::META, 0..=0).unwrap();
+    write_meta(&meta);
     if let Some(target) = std::env::var_os(WRITE) {
         store.checkpoint(Path::new(&target)).unwrap();
     }
     check(&shard);
+    check_meta(&meta);
 }

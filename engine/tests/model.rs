@@ -25,7 +25,7 @@ use proptest::prelude::*;
 use reference::{Reference, SLOT_COUNT};
 use script::{Author, Dying, Step};
 
-const SHARD: ShardId = ShardId(0);
+const SHARD: ShardId = ShardId(1);
 
 /// Where a store lives.
 enum Disk {
@@ -377,6 +377,7 @@ fn the_scripts_reach_every_reply_and_cuts() {
                 | Reply::Cursor { .. }
                 | Reply::Delivered { .. }
                 | Reply::LanesAcked
+                | Reply::Map { .. }
                 | Reply::ClusterOptions { .. }
                 | Reply::Cut { .. } => format!("{reply:?}"),
             };

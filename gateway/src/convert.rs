@@ -112,7 +112,7 @@ pub(crate) fn http_status(fault: &Fault) -> StatusCode {
         .map_or(StatusCode::INTERNAL_SERVER_ERROR, status_of_code)
 }
 
-const ALL_CODES: [ErrorCode; 30] = [
+const ALL_CODES: [ErrorCode; 37] = [
     ErrorCode::Unspecified,
     ErrorCode::Unavailable,
     ErrorCode::NotLeader,
@@ -143,6 +143,13 @@ const ALL_CODES: [ErrorCode; 30] = [
     ErrorCode::LimitExceeded,
     ErrorCode::WrongCluster,
     ErrorCode::Internal,
+    ErrorCode::NodeTaken,
+    ErrorCode::NodeRemoved,
+    ErrorCode::StaleDisk,
+    ErrorCode::UnknownNode,
+    ErrorCode::UnknownShard,
+    ErrorCode::NodeInUse,
+    ErrorCode::StaleEpoch,
 ];
 
 #[deny(clippy::wildcard_enum_match_arm)]
@@ -172,9 +179,17 @@ fn status_of_code(code: ErrorCode) -> StatusCode {
         ErrorCode::NotAMember | ErrorCode::Forbidden => StatusCode::FORBIDDEN,
         ErrorCode::Resync => StatusCode::GONE,
         ErrorCode::Unauthenticated => StatusCode::UNAUTHORIZED,
-        ErrorCode::Unspecified | ErrorCode::WrongCluster | ErrorCode::Internal => {
-            StatusCode::INTERNAL_SERVER_ERROR
-        }
+        ErrorCode::Unspecified
+        | ErrorCode::WrongCluster
+        | ErrorCode::Internal
+        // No call of a gateway is answered with these.
+        | ErrorCode::NodeTaken
+        | ErrorCode::NodeRemoved
+        | ErrorCode::StaleDisk
+        | ErrorCode::UnknownNode
+        | ErrorCode::UnknownShard
+        | ErrorCode::NodeInUse
+        | ErrorCode::StaleEpoch => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 

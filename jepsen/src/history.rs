@@ -12,6 +12,8 @@ use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::page::{Join, Page};
+
 /// A timeline: `mailbox:17` or `group:65`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
@@ -181,6 +183,10 @@ pub enum Op {
     Append(Append),
     /// A read.
     Read(Read),
+    /// A user may read a group.
+    Join(Join),
+    /// A device's sync.
+    Page(Page),
     /// A fault.
     Fault(Fault),
     /// A replica's hash.
@@ -220,7 +226,7 @@ impl History {
     pub fn appends(&self) -> impl Iterator<Item = &Append> {
         self.ops.iter().filter_map(|op| match op {
             Op::Append(append) => Some(append),
-            Op::Read(_) | Op::Fault(_) | Op::StateHash(_) => None,
+            _ => None,
         })
     }
 
@@ -228,7 +234,23 @@ impl History {
     pub fn reads(&self) -> impl Iterator<Item = &Read> {
         self.ops.iter().filter_map(|op| match op {
             Op::Read(read) => Some(read),
-            Op::Append(_) | Op::Fault(_) | Op::StateHash(_) => None,
+            _ => None,
+        })
+    }
+
+    /// Who may read which group.
+    pub fn joins(&self) -> impl Iterator<Item = &Join> {
+        self.ops.iter().filter_map(|op| match op {
+            Op::Join(join) => Some(join),
+            _ => None,
+        })
+    }
+
+    /// The syncs of all devices, those of one device in their order.
+    pub fn pages(&self) -> impl Iterator<Item = &Page> {
+        self.ops.iter().filter_map(|op| match op {
+            Op::Page(page) => Some(page),
+            _ => None,
         })
     }
 
@@ -236,7 +258,7 @@ impl History {
     pub fn faults(&self) -> impl Iterator<Item = &Fault> {
         self.ops.iter().filter_map(|op| match op {
             Op::Fault(fault) => Some(fault),
-            Op::Append(_) | Op::Read(_) | Op::StateHash(_) => None,
+            _ => None,
         })
     }
 
@@ -244,7 +266,7 @@ impl History {
     pub fn state_hashes(&self) -> impl Iterator<Item = &StateHash> {
         self.ops.iter().filter_map(|op| match op {
             Op::StateHash(hash) => Some(hash),
-            Op::Append(_) | Op::Read(_) | Op::Fault(_) => None,
+            _ => None,
         })
     }
 }

@@ -13,7 +13,9 @@
 pub mod checker;
 pub mod history;
 pub mod nemesis;
+pub mod page;
 pub mod smoke;
 
+mod device;
 mod reader;
 mod sender;

@@ -120,13 +120,14 @@ fn run(cli: &Cli) -> anyhow::Result<Verdict> {
 fn print_words(summary: &Summary) {
     let counts = &summary.counts;
     println!(
-        "{:?}: {} acked, {} unknown ({} of them happened), {} refused, {} reads, {} rows",
+        "{:?}: {} acked, {} unknown ({} of them happened), {} refused, {} reads, {} pages, {} rows",
         summary.verdict,
         counts.acked,
         counts.unknown,
         counts.unknown_found,
         counts.failed,
         counts.reads,
+        counts.pages,
         counts.rows
     );
     for (kind, count) in &counts.faults {

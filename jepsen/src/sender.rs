@@ -207,6 +207,13 @@ fn is_refusal(code: ErrorCode) -> bool {
         | ErrorCode::TooManyGroups
         | ErrorCode::TooManyDevices
         | ErrorCode::LimitExceeded
-        | ErrorCode::Internal => false,
+        | ErrorCode::Internal
+        | ErrorCode::NodeTaken
+        | ErrorCode::NodeRemoved
+        | ErrorCode::StaleDisk
+        | ErrorCode::UnknownNode
+        | ErrorCode::UnknownShard
+        | ErrorCode::NodeInUse
+        | ErrorCode::StaleEpoch => false,
     }
 }

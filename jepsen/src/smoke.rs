@@ -1,6 +1,6 @@
 //! The smoke workload: users send to each other and to groups while nodes are killed and paused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,16 +8,19 @@ use std::time::Duration;
 use anyhow::Context as _;
 use bytes::Bytes;
 use mailbox_client::{Client, user_id, v1};
-use mailbox_cluster::{Cluster, ClusterOptions};
+use mailbox_cluster::{AuthKey, Cluster, ClusterOptions};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use serde::Serialize;
+use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use crate::checker::{self, Counts, Floors, Report, Verdict};
+use crate::device::{Device, Gateway};
 use crate::history::{History, Op, Outcome, Recorder, StateHash, Timeline};
 use crate::nemesis::{self, Kind, Nemesis};
+use crate::page::Join;
 use crate::reader::{At, Reader, catch_up, read_whole};
 use crate::sender::{Population, Processes, Sender};
 
@@ -25,6 +28,8 @@ const USERS: usize = 8;
 const GROUPS: usize = 2;
 const SENDERS_PER_USER: usize = 2;
 const READERS: usize = 3;
+/// How long a device's token is valid: longer than any run.
+const TOKEN_TTL: Duration = Duration::from_secs(7 * 86_400);
 /// Acked sends for each second of a run without which it proves nothing: a tenth of what a slow
 /// machine does.
 const ACKED_PER_SECOND_MIN: usize = 10;
@@ -88,6 +93,7 @@ pub async fn run(options: &SmokeOptions) -> anyhow::Result<Summary> {
     let cluster = Cluster::start(ClusterOptions {
         nodes: options.nodes,
         shards: options.shards,
+        gateway: true,
         dir: Some(dir.join("cluster")),
         binary: options.binary.clone(),
         ..ClusterOptions::default()
@@ -160,6 +166,7 @@ fn floors(options: &SmokeOptions) -> Floors {
     Floors {
         acked: seconds.saturating_mul(ACKED_PER_SECOND_MIN).max(1),
         reads: seconds.max(1),
+        pages: seconds.max(1),
         faults: BTreeMap::from(faults),
         nodes: options.nodes,
     }
@@ -175,6 +182,8 @@ struct Run<'a> {
     recorder: Arc<Recorder>,
     processes: Arc<Processes>,
     population: Arc<Population>,
+    /// One of each user; it goes on from phase to phase.
+    devices: Vec<Arc<Mutex<Device>>>,
 }
 
 impl<'a> Run<'a> {
@@ -198,16 +207,46 @@ impl<'a> Run<'a> {
         let patient = Client::connect(patient)
             .await
             .context("connect to the cluster")?;
-        let population = Arc::new(populate(&patient).await?);
-        Ok(Self {
+        let recorder = Arc::new(Recorder::default());
+        let population = Arc::new(populate(&patient, &recorder).await?);
+        let mut run = Self {
             options,
             cluster,
             clients,
             patient,
-            recorder: Arc::default(),
+            recorder,
             processes: Arc::default(),
             population,
-        })
+            devices: Vec::new(),
+        };
+        run.devices = run.make_devices()?;
+        Ok(run)
+    }
+
+    fn make_devices(&self) -> anyhow::Result<Vec<Arc<Mutex<Device>>>> {
+        let key = AuthKey::read(self.cluster.auth_key_file())?;
+        let mut seeds = StdRng::seed_from_u64(self.options.seed.rotate_right(16));
+        let gateways = self.cluster.nodes().iter().filter_map(|node| {
+            let (node, url) = (node.id(), node.gateway_url()?);
+            Some(Gateway { node, url })
+        });
+        let gateways: Vec<_> = gateways.collect();
+        let mut devices = Vec::new();
+        for user in &self.population.users {
+            let (token, _) = key.issue(&user.to_string(), TOKEN_TTL)?;
+            devices.push(Arc::new(Mutex::new(Device {
+                recorder: Arc::clone(&self.recorder),
+                processes: Arc::clone(&self.processes),
+                gateways: gateways.clone(),
+                user: *user,
+                name: "phone",
+                token,
+                rng: StdRng::from_rng(&mut seeds),
+                key: String::new(),
+                open: HashMap::new(),
+            })));
+        }
+        Ok(devices)
     }
 
     /// Faults, then calm, then the reads of the end; and what casts doubt on them.
@@ -236,6 +275,7 @@ impl<'a> Run<'a> {
             .wait_lanes_drained(HEALED_WITHIN)
             .await
             .context("wait for what is on its way between shards")?;
+        self.sync_all().await;
         doubts.extend(self.read_all().await);
         doubts.extend(self.hash_all().await);
         Ok((self.recorder.take(), doubts))
@@ -271,6 +311,18 @@ impl<'a> Run<'a> {
                 rng: StdRng::from_rng(&mut seeds),
             };
             work.spawn(reader.run(until));
+        }
+        for device in &self.devices {
+            let device = Arc::clone(device);
+            work.spawn(async move { device.lock().await.run(until).await });
+        }
+    }
+
+    /// Every device up to its head; the checker doubts a run in which one does not get there.
+    async fn sync_all(&self) {
+        let until = Instant::now() + HEALED_WITHIN;
+        for device in &self.devices {
+            device.lock().await.run_to_head(until).await;
         }
     }
 
@@ -368,7 +420,7 @@ async fn finish(mut work: JoinSet<()>) -> anyhow::Result<()> {
 }
 
 /// Registers users and makes groups of them all.
-async fn populate(client: &Client) -> anyhow::Result<Population> {
+async fn populate(client: &Client, recorder: &Recorder) -> anyhow::Result<Population> {
     let mut population = Population::default();
     for number in 0..USERS {
         let handle = format!("user{number}");
@@ -391,19 +443,21 @@ async fn populate(client: &Client) -> anyhow::Result<Population> {
             creator,
             name,
         };
-        let group = client
+        let created = client
             .create_group(request)
             .await
-            .context("create a group")?
-            .group;
-        for user in &population.users[1..] {
-            let user = Some(user_id(*user));
+            .context("create a group")?;
+        let group = created.group;
+        let may_read = |user, first| recorder.record(Op::Join(Join { user, group, first }));
+        may_read(population.users[0], created.seq);
+        for &user in &population.users[1..] {
             let request = v1::JoinGroupRequest {
                 request_id: Bytes::new(),
                 group,
-                user,
+                user: Some(user_id(user)),
             };
-            client.join_group(request).await.context("join a group")?;
+            let joined = client.join_group(request).await.context("join a group")?;
+            may_read(user, joined.join_seq);
         }
         population.groups.push(group);
     }

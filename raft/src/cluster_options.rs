@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use mailbox_engine::{ClusterOptions, Shard};
+use mailbox_engine::{ClusterOptions, Shard, ShardId};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -16,9 +16,13 @@ use crate::error::Error;
 use crate::replica::Shared;
 use crate::types::LogId;
 
-/// Refuses a configuration that differs from what the shard has. A shard without options agrees with any.
+/// Refuses a configuration that differs from what the shard has. A shard without options agrees with any, and so
+/// does the meta shard: nothing in it is judged by them.
 pub(crate) fn compare(configured: &ClusterOptions, shard: &Shard) -> Result<(), Error> {
-    let Some(replicated) = shard.cluster_options() else {
+    let Some(replicated) = shard
+        .cluster_options()
+        .filter(|_| shard.id() != ShardId::META)
+    else {
         return Ok(());
     };
     let differences = configured.differences(&replicated);

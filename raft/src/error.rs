@@ -116,6 +116,12 @@ pub enum Error {
         /// Its bound and its value.
         reason: String,
     },
+    /// The cluster does not let this node in.
+    #[error("the cluster refuses this node: {reason}")]
+    Refused {
+        /// What the cluster has said.
+        reason: String,
+    },
     /// The cluster was not made with such a shard.
     #[error("shard {shard} is none of the cluster's {shard_count} shards")]
     UnknownShard {

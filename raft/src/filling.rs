@@ -2,8 +2,11 @@
 //!
 //! A snapshot takes its time. If the log were purged up to each flush meanwhile, the entries behind the snapshot
 //! would be gone when it is installed, and under load a follower would be sent one snapshot after the other and
-//! never catch up. So a leader purges nothing while it sends one, nor until the follower has got as far as the
-//! files have since; but it waits for a follower that stands still a minute only.
+//! never catch up. So a leader purges nothing while it sends one, nor until the follower that has installed it
+//! has got as far as the files have since; but it waits for a follower that stands still a minute only.
+//!
+//! A snapshot that did not arrive keeps nothing: the next try sends a newer one. Or a node that is away, which is
+//! tried again and again, would keep the log from ever being purged.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,24 +25,21 @@ pub(crate) struct Filling {
     followers: Mutex<BTreeMap<NodeId, Follower>>,
 }
 
+#[derive(Default)]
 struct Follower {
     /// Snapshots on their way to it.
     sending: u32,
-    /// The greatest index that it is known to have, and since when.
+    /// The greatest index that it is known to have.
     matched: u64,
-    since: Instant,
+    /// When it installed a snapshot or got further; `None` if it has installed none.
+    progress: Option<Instant>,
 }
 
 impl Filling {
     /// A snapshot is on its way to a follower as long as what this gives is held.
     pub(crate) fn begin(self: &Arc<Self>, node: NodeId) -> Sending {
         let mut followers = self.followers.lock();
-        let follower = followers.entry(node).or_insert_with(|| Follower {
-            sending: 0,
-            matched: 0,
-            since: Instant::now(),
-        });
-        follower.sending += 1;
+        followers.entry(node).or_default().sending += 1;
         let filling = self.clone();
         Sending { filling, node }
     }
@@ -52,13 +52,14 @@ impl Filling {
             if follower.sending > 0 {
                 return true;
             }
-            let Some(matched) = matched(*node) else {
+            let (Some(mut progress), Some(matched)) = (follower.progress, matched(*node)) else {
                 return false;
             };
             if matched > follower.matched {
-                (follower.matched, follower.since) = (matched, Instant::now());
+                progress = Instant::now();
+                (follower.matched, follower.progress) = (matched, Some(progress));
             }
-            matched < upto && follower.since.elapsed() < PROGRESS_MAX
+            matched < upto && progress.elapsed() < PROGRESS_MAX
         });
         followers.is_empty()
     }
@@ -70,12 +71,21 @@ pub(crate) struct Sending {
     node: NodeId,
 }
 
+impl Sending {
+    /// The follower has installed it.
+    pub(crate) fn installed(self) {
+        let mut followers = self.filling.followers.lock();
+        if let Some(follower) = followers.get_mut(&self.node) {
+            follower.progress = Some(Instant::now());
+        }
+    }
+}
+
 impl Drop for Sending {
     fn drop(&mut self) {
         let mut followers = self.filling.followers.lock();
         if let Some(follower) = followers.get_mut(&self.node) {
             follower.sending -= 1;
-            follower.since = Instant::now();
         }
     }
 }
@@ -89,7 +99,7 @@ mod tests {
         let filling = Arc::new(Filling::default());
         assert!(filling.lets_go(100, |_| Some(0)));
         let (first, second) = (filling.begin(4), filling.begin(4));
-        drop(first);
+        first.installed();
         // One more is on its way: what was matched before says nothing.
         assert!(!filling.lets_go(100, |_| Some(200)));
         drop(second);
@@ -101,9 +111,22 @@ mod tests {
     }
 
     #[test]
+    fn a_snapshot_that_does_not_arrive_keeps_nothing_afterwards() {
+        let filling = Arc::new(Filling::default());
+        let sending = filling.begin(4);
+        assert!(!filling.lets_go(100, |_| Some(0)));
+        drop(sending);
+        assert!(filling.lets_go(100, |_| Some(0)));
+        // Nor does it let go what the one before it keeps.
+        filling.begin(4).installed();
+        drop(filling.begin(4));
+        assert!(!filling.lets_go(100, |_| Some(99)));
+    }
+
+    #[test]
     fn a_follower_that_is_none_any_more_keeps_nothing() {
         let filling = Arc::new(Filling::default());
-        drop(filling.begin(4));
+        filling.begin(4).installed();
         assert!(!filling.lets_go(10, |_| Some(1)));
         assert!(filling.lets_go(10, |_| None));
     }

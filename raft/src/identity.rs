@@ -12,14 +12,10 @@ use crate::error::Error;
 use crate::peer_link::PEER_PROTOCOL;
 
 const FILE: &str = "IDENTITY";
-/// The field that names the format of the file.
-const NODE: &str = "node_format";
-/// Format of the file itself and of the directory's layout. 1: one shard, with id 0, holds every slot, and
-/// `shard_count` is not there; no build reads both. 2: every shard has a replica here, and there is no
-/// `incarnation`; one is made and the file written anew when a node of this build opens it.
-const NODE_FORMAT: u32 = 3;
-/// The oldest format that is read.
-const NODE_FORMAT_READ: u32 = 2;
+/// Format of the file itself and of the directory's layout; no build reads two. 1: one shard, with id 0, holds every
+/// slot, and `shard_count` is not there. 2: every shard has a replica here, and there is no `incarnation`. 3: there
+/// is no meta shard.
+const NODE_FORMAT: u32 = 4;
 
 /// Who a directory belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,8 +24,8 @@ pub(crate) struct Identity {
     pub(crate) node: u64,
     pub(crate) slot_count: u16,
     pub(crate) shard_count: u16,
-    /// Tells this directory from any other one of a node with this id. `None` only in a file of format 2.
-    pub(crate) incarnation: Option<u64>,
+    /// Tells this directory from any other one of a node with this id; never 0.
+    pub(crate) incarnation: u64,
 }
 
 /// A number that nobody else makes; never 0.
@@ -41,7 +37,7 @@ pub(crate) fn new_incarnation() -> u64 {
 
 fn formats() -> [(&'static str, u32); 4] {
     [
-        (NODE, NODE_FORMAT),
+        ("node_format", NODE_FORMAT),
         ("store_format", STORE_FORMAT),
         ("snapshot_format", SNAPSHOT_FORMAT),
         ("peer_protocol", PEER_PROTOCOL),
@@ -91,8 +87,7 @@ impl Identity {
         };
         for (what, supported) in formats() {
             let found = u32::try_from(number(what)?).unwrap_or(u32::MAX);
-            let older = what == NODE && (NODE_FORMAT_READ..NODE_FORMAT).contains(&found);
-            if found != supported && !older {
+            if found != supported {
                 return Err(Error::UnknownFormat {
                     path: path.to_owned(),
                     what,
@@ -101,11 +96,8 @@ impl Identity {
                 });
             }
         }
-        let incarnation = match number(NODE)? {
-            format if format < NODE_FORMAT.into() => None,
-            _ => Some(number("incarnation")?),
-        };
-        if incarnation == Some(0) {
+        let incarnation = number("incarnation")?;
+        if incarnation == 0 {
             return Err(damaged("incarnation 0".to_owned()));
         }
         Ok(Identity {
@@ -126,11 +118,9 @@ impl Identity {
             text.push_str(&format!("{name} = {number}\n"));
         }
         text.push_str(&format!(
-            "cluster_id = {}\nnode = {}\nslot_count = {}\nshard_count = {}\n",
-            self.cluster_id, self.node, self.slot_count, self.shard_count
+            "cluster_id = {}\nnode = {}\nslot_count = {}\nshard_count = {}\nincarnation = {}\n",
+            self.cluster_id, self.node, self.slot_count, self.shard_count, self.incarnation
         ));
-        let incarnation = self.incarnation.expect("made before the file is written");
-        text.push_str(&format!("incarnation = {incarnation}\n"));
         let draft = path.with_extension("new");
         let mut file = File::create(&draft).map_err(failed)?;
         file.write_all(text.as_bytes()).map_err(failed)?;
@@ -185,7 +175,7 @@ mod tests {
             node: 3,
             slot_count: 64,
             shard_count: 4,
-            incarnation: Some(77),
+            incarnation: 77,
         }
     }
 
@@ -221,38 +211,22 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_from_before_there_were_many_shards_is_refused_with_the_build_to_use() {
-        let dir = tempfile::tempdir().unwrap();
-        let old = "node_format = 1\nstore_format = 1\nsnapshot_format = 1\npeer_protocol = 1\n\
-                   cluster_id = blue\nnode = 3\nslot_count = 64\n";
-        fs::write(Identity::path(dir.path()), old).unwrap();
-        let error = Identity::read(dir.path()).unwrap_err().to_string();
-        assert!(error.contains("node_format format 1"), "{error}");
-        assert!(error.contains("use a build that reads 1"), "{error}");
-    }
-
-    #[test]
-    fn a_directory_from_before_there_were_incarnations_is_read_and_written_anew() {
+    fn a_directory_of_an_older_layout_is_refused_with_the_build_to_use() {
         let dir = tempfile::tempdir().unwrap();
         identity().write(dir.path()).unwrap();
         let path = Identity::path(dir.path());
-        let old = fs::read_to_string(&path).unwrap();
-        let old = old.replace("node_format = 3", "node_format = 2");
-        let old = old.replace("incarnation = 77\n", "");
-        fs::write(&path, old).unwrap();
-        let found = Identity::read(dir.path()).unwrap().unwrap();
-        let expected = Identity {
-            incarnation: None,
-            ..identity()
-        };
-        assert_eq!(found, expected);
-        let incarnation = Some(new_incarnation());
-        let renewed = Identity {
-            incarnation,
-            ..found
-        };
-        renewed.write(dir.path()).unwrap();
-        assert_eq!(Identity::read(dir.path()).unwrap(), Some(renewed));
+        let text = fs::read_to_string(&path).unwrap();
+        for older in 1..NODE_FORMAT {
+            let old = text.replace("node_format = 4", &format!("node_format = {older}"));
+            fs::write(&path, old).unwrap();
+            let error = Identity::read(dir.path()).unwrap_err().to_string();
+            for words in [
+                format!("node_format format {older}; this build reads 4"),
+                format!("use a build that reads {older}"),
+            ] {
+                assert!(error.contains(&words), "{error}");
+            }
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod base_thread;
 mod change;
 mod clock;
 mod cluster_options;
+mod commands;
 mod disk;
 mod election;
 mod error;
@@ -42,7 +43,7 @@ pub use log::{
 };
 pub use membership::{ChangeError, Membership};
 pub use node::Node;
-pub use options::{ClientTls, NodeOptions, Timing};
+pub use options::{Admission, Admit, ClientTls, NodeOptions, Timing, first_slots};
 pub use outbox::{Outbox, Waiting};
 pub use peer_service::PeerService;
 pub use shard::Shard;

@@ -217,12 +217,15 @@ impl RaftNetworkV2<TypeConfig> for Conn {
             let reason = format!("node {} is not known", self.target);
             return Err(Unreachable::from_string(reason).into());
         };
-        let _sending = self.filling.begin(self.target);
+        let sending = self.filling.begin(self.target);
         let sent = snapshot::send(&link, self.shard, vote, snapshot, &self.pace);
         tokio::select! {
             closed = cancel => Err(closed.into()),
             sent = sent => match sent {
-                Ok(vote) => Ok(SnapshotResponse::new(vote)),
+                Ok(vote) => {
+                    sending.installed();
+                    Ok(SnapshotResponse::new(vote))
+                }
                 Err(reason) => {
                     tracing::warn!(peer = self.target, shard = self.shard, %reason, "snapshot not sent");
                     Err(Unreachable::from_string(reason).into())

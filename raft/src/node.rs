@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::{StreamExt as _, stream};
 use mailbox_engine::{ShardId, Store};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -17,9 +17,9 @@ use crate::base_thread::{BaseThread, report};
 use crate::clock::{self, Clock};
 use crate::disk::DiskRoom;
 use crate::error::{ClockFault, Error};
-use crate::log::{LogMetrics, SharedLog};
-use crate::open::open;
-use crate::options::NodeOptions;
+use crate::log::{LogMetrics, ShardLog, SharedLog};
+use crate::open::{Opened, open};
+use crate::options::{Admission, NodeOptions};
 use crate::peer_link::Credentials;
 use crate::peer_service::PeerService;
 use crate::peers::Peers;
@@ -62,9 +62,9 @@ pub(crate) struct Hosted {
 }
 
 impl Hosted {
-    fn new(shards: BTreeMap<ShardId, Shard>) -> Arc<Hosted> {
+    fn new() -> Arc<Hosted> {
         Arc::new(Hosted {
-            shards: Mutex::new(shards),
+            shards: Mutex::default(),
             changes: watch::Sender::new(0),
         })
     }
@@ -107,6 +107,7 @@ impl Node {
         let opened = opened
             .await
             .map_err(|error| Error::Log(error.to_string()))??;
+        admit(&options, &opened).await?;
         let fault = watch::Sender::new(None);
         let base = BaseThread::spawn(opened.store.clone(), fault.clone())
             .map_err(|error| Error::io("start a thread for", &options.dir, error))?;
@@ -129,27 +130,49 @@ impl Node {
             shared.pace.clone(),
             shared.pulse.clone(),
         );
-        let mut shards = BTreeMap::new();
-        // Many at once: what a new shard writes first is synced with what others write.
-        let starting = stream::iter(opened.shards)
-            .map(|(engine, log)| Replica::start(&shared, engine, log))
-            .buffered(STARTING_AT_ONCE);
-        for replica in starting.try_collect::<Vec<Arc<Replica>>>().await? {
-            peer_service.add(&replica);
-            shards.insert(replica.id, Shard::new(replica, shared.base.clone()));
-        }
         let node = Arc::new(Node {
             shared,
             log: opened.log,
             store: Mutex::new(Some(opened.store)),
             incarnation: opened.incarnation,
             peer_service,
-            shards: Hosted::new(shards),
+            shards: Hosted::new(),
             hosting: tokio::sync::Mutex::default(),
             tasks: Mutex::default(),
         });
+        if let Err(error) = node.start_replicas(opened.shards).await {
+            // Or RocksDB's threads would go on until the process is gone, and abort it if they outlive its static
+            // objects.
+            if let Err(error) = node.shutdown().await {
+                tracing::debug!(%error, "closed after a start that failed");
+            }
+            return Err(error);
+        }
         node.spawn_tasks();
         Ok(node)
+    }
+
+    /// Starts all, also after one that cannot: the first reason is given.
+    async fn start_replicas(
+        &self,
+        shards: Vec<(Arc<mailbox_engine::Shard>, ShardLog)>,
+    ) -> Result<(), Error> {
+        // Many at once: what a new shard writes first is synced with what others write.
+        let starting = stream::iter(shards)
+            .map(|(engine, log)| Replica::start(&self.shared, engine, log))
+            .buffered(STARTING_AT_ONCE);
+        let mut first = Ok(());
+        for started in starting.collect::<Vec<_>>().await {
+            match started {
+                Ok(replica) => {
+                    self.peer_service.add(&replica);
+                    let base = self.shared.base.clone();
+                    self.shards.insert(Shard::new(replica, base));
+                }
+                Err(error) => first = first.and(Err(error)),
+            }
+        }
+        first
     }
 
     fn spawn_tasks(&self) {
@@ -306,6 +329,20 @@ impl Node {
             .map_err(|error| Error::Log(error.to_string()))?;
         flushed.and(closed.map_err(|error| Error::Log(error.to_string())))
     }
+}
+
+/// Asks whether the directory that was opened may take part.
+async fn admit(options: &NodeOptions, opened: &Opened) -> Result<(), Error> {
+    let Some(admit) = &options.admit else {
+        return Ok(());
+    };
+    let admission = Admission {
+        incarnation: opened.incarnation,
+        log_batch: opened.log.last_batch(),
+        is_new: opened.is_new,
+    };
+    let admitted = admit(admission).await;
+    admitted.map_err(|reason| Error::Refused { reason })
 }
 
 async fn watch_log(mut log: watch::Receiver<Option<String>>, fault: watch::Sender<Option<String>>) {

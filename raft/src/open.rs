@@ -17,6 +17,8 @@ use crate::options::NodeOptions;
 /// What a node begins with.
 pub(crate) struct Opened {
     pub(crate) incarnation: u64,
+    /// The directory was made just now.
+    pub(crate) is_new: bool,
     pub(crate) store: Arc<Store>,
     pub(crate) log: SharedLog,
     pub(crate) shards: Vec<(Arc<mailbox_engine::Shard>, ShardLog)>,
@@ -26,14 +28,16 @@ pub(crate) struct Opened {
 pub(crate) fn open(options: &NodeOptions, runtime: &Handle) -> Result<Opened, Error> {
     let dir = &options.dir;
     std::fs::create_dir_all(dir).map_err(|error| Error::io("make", dir, error))?;
+    let found = Identity::read(dir)?;
+    let is_new = found.is_none();
+    let incarnation = found.as_ref().map(|found| found.incarnation);
     let wanted = Identity {
         cluster_id: options.cluster_id.clone(),
         node: options.node,
         slot_count: options.engine.slot_count,
         shard_count: options.shard_count,
-        incarnation: None,
+        incarnation: incarnation.unwrap_or_else(new_incarnation),
     };
-    let found = Identity::read(dir)?;
     let log_dir = dir.join("log");
     if let Some(found) = &found {
         found.check(dir, &wanted)?;
@@ -46,23 +50,10 @@ pub(crate) fn open(options: &NodeOptions, runtime: &Handle) -> Result<Opened, Er
     }
     let store = Arc::new(Store::open(dir, options.engine.clone())?);
     let log = SharedLog::open(&log_dir, options.log.clone()).map_err(log_error)?;
-    if found.is_none() {
+    if is_new {
         bootstrap(&store, options)?;
+        wanted.write(dir)?;
     }
-    let incarnation = found.and_then(|found| found.incarnation);
-    let incarnation = match incarnation {
-        Some(incarnation) => incarnation,
-        // A new node, or one of a build before there were incarnations.
-        None => {
-            let incarnation = new_incarnation();
-            let identity = Identity {
-                incarnation: Some(incarnation),
-                ..wanted
-            };
-            identity.write(dir)?;
-            incarnation
-        }
-    };
     finish_removals(dir, &store, &log, runtime)?;
     let mut shards = Vec::new();
     for id in store.shards() {
@@ -73,7 +64,8 @@ pub(crate) fn open(options: &NodeOptions, runtime: &Handle) -> Result<Opened, Er
         shards.push((engine, shard_log));
     }
     Ok(Opened {
-        incarnation,
+        incarnation: wanted.incarnation,
+        is_new,
         store,
         log,
         shards,
@@ -259,7 +251,7 @@ mod tests {
                 }
             }
             let node = Node::start(options(dir.path())).await.unwrap();
-            assert!(node.shards().is_empty(), "{steps}");
+            assert!(node.shard(SHARD).is_none(), "{steps}");
             let shard = node.host(SHARD).await.unwrap();
             assert_eq!(shard.status().applied_index, 0);
             assert_eq!(shard.status().role, "learner");
@@ -288,17 +280,9 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_directory_from_before_there_were_incarnations_gets_one_and_keeps_it() {
+    async fn a_directory_keeps_its_incarnation_and_one_without_a_meta_shard_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         used(dir.path()).await;
-        let path = Identity::path(dir.path());
-        let old: String = std::fs::read_to_string(&path)
-            .unwrap()
-            .lines()
-            .filter(|line| !line.starts_with("incarnation"))
-            .map(|line| line.replace("node_format = 3", "node_format = 2") + "\n")
-            .collect();
-        std::fs::write(&path, old).unwrap();
         let mut incarnations = Vec::new();
         for _ in 0..2 {
             let node = Node::start(options(dir.path())).await.unwrap();
@@ -307,6 +291,98 @@ mod tests {
             stop(node, shard).await;
         }
         assert_eq!(incarnations[0], incarnations[1]);
+        let path = Identity::path(dir.path());
+        let text = std::fs::read_to_string(&path).unwrap();
+        let old = text.replace("node_format = 4", "node_format = 3");
+        std::fs::write(&path, old).unwrap();
+        let refused = Node::start(options(dir.path())).await.err();
+        assert!(
+            matches!(refused, Some(Error::UnknownFormat { found: 3, .. })),
+            "{refused:?}"
+        );
+    }
+
+    /// Registers a user who writes to itself. Gives the body of the last message.
+    async fn written(dir: &Path) -> Vec<u8> {
+        let node = Node::start(options(dir)).await.unwrap();
+        let shard = node.shard(SHARD).unwrap();
+        let mut leadership = shard.watch_leadership();
+        let ready = leadership.wait_for(|leadership| leadership.is_ready());
+        ready.await.unwrap();
+        let register = mailbox_engine::Command::RegisterUser(mailbox_engine::RegisterUser {
+            request_id: uuid::Uuid::now_v7(),
+            handle: "alice".to_owned(),
+        });
+        let replies = shard.propose(vec![register]).await.unwrap();
+        let [mailbox_engine::Reply::UserRegistered { user }] = replies[..] else {
+            panic!("{replies:?}");
+        };
+        let mut last = Vec::new();
+        for _ in 0..200 {
+            // No two alike.
+            let parts = (0..20).flat_map(|_| uuid::Uuid::now_v7().into_bytes());
+            last = parts.collect();
+            let (id, kind) = (uuid::Uuid::now_v7(), mailbox_engine::MessageType::OPAQUE);
+            let send = mailbox_engine::Command::Send(mailbox_engine::Send {
+                sender: user,
+                recipient: user,
+                client_msg_id: id,
+                message_id: mailbox_engine::MessageId::ZERO,
+                kind,
+                flags: mailbox_engine::Flags(0),
+                content_crc: mailbox_engine::content_crc(id, kind, &last),
+                body: last.clone().into(),
+                shown: mailbox_engine::MessageId::ZERO,
+            });
+            let replies = shard.propose(vec![send]).await.unwrap();
+            assert!(matches!(replies[..], [mailbox_engine::Reply::Sent { .. }]));
+        }
+        stop(node, shard).await;
+        last
+    }
+
+    /// Turns a bit of these bytes in the file of rows that holds them; done again, it is as before.
+    fn flip(dir: &Path, bytes: &[u8]) {
+        for file in std::fs::read_dir(dir.join("state")).unwrap() {
+            let path = file.unwrap().path();
+            let mut content = std::fs::read(&path).unwrap();
+            let found = content
+                .windows(32)
+                .position(|window| window == &bytes[bytes.len() - 32..]);
+            if let (Some(at), true) = (found, path.extension().is_some_and(|it| it == "sst")) {
+                content[at - 1] ^= 1;
+                std::fs::write(&path, content).unwrap();
+                return;
+            }
+        }
+        panic!("no file has them");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_start_that_fails_leaves_nothing_running() {
+        let dir = tempfile::tempdir().unwrap();
+        let last = written(dir.path()).await;
+        flip(dir.path(), &last);
+        // The second one would be refused for the lock of the first, if any of it were still there.
+        for _ in 0..2 {
+            let refused = Node::start(options(dir.path())).await.err().unwrap();
+            let refused = with_causes(&refused);
+            assert!(refused.contains("is corrupt at or after key"), "{refused}");
+        }
+        flip(dir.path(), &last);
+        let node = Node::start(options(dir.path())).await.unwrap();
+        node.shutdown().await.unwrap();
+    }
+
+    /// An error with all its causes.
+    fn with_causes(error: &dyn std::error::Error) -> String {
+        let mut words = error.to_string();
+        let mut cause = error.source();
+        while let Some(next) = cause {
+            words = format!("{words}: {next}");
+            cause = next.source();
+        }
+        words
     }
 
     fn blank(term: u64, index: u64) -> Entry {

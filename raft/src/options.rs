@@ -5,7 +5,8 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use mailbox_engine::ShardId;
+use futures_util::future::BoxFuture;
+use mailbox_engine::{ShardId, SlotId};
 
 use crate::error::Error;
 
@@ -42,6 +43,24 @@ pub struct ClientTls {
     pub domain: String,
 }
 
+/// What a node's directory says, before any of its replicas starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admission {
+    /// As [`crate::Node::incarnation`].
+    pub incarnation: u64,
+    /// As [`crate::Node::log_batch`].
+    pub log_batch: u64,
+    /// The directory was made just now.
+    pub is_new: bool,
+}
+
+/// Asked between the opening of a node's directory and the start of its replicas: an old copy of the directory must
+/// not vote. `Err` says why the node must not start.
+pub type Admit = Arc<dyn Fn(Admission) -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
+
+/// Nodes that the meta shard begins on.
+const META_FOUNDERS_MAX: usize = 3;
+
 /// Everything that a node needs to start.
 #[derive(Clone)]
 pub struct NodeOptions {
@@ -58,6 +77,8 @@ pub struct NodeOptions {
     /// This node is no founder: at its first start it makes an identity and no shards. It need not be a key of
     /// `members`, which may be empty. Means nothing at a later start.
     pub joins: bool,
+    /// Who says whether this node may start; nobody is asked if absent.
+    pub admit: Option<Admit>,
     /// Shards that all slots are split into: a cluster constant, stored at bootstrap. At most one a slot.
     pub shard_count: u16,
     /// Limits and budgets of the store of rows; those of a shard hold for each.
@@ -102,6 +123,7 @@ impl NodeOptions {
             dir: dir.into(),
             members,
             joins: false,
+            admit: None,
             shard_count: 1,
             engine: mailbox_engine::EngineOptions::default(),
             cluster_options: mailbox_engine::ClusterOptions::default(),
@@ -118,17 +140,12 @@ impl NodeOptions {
         }
     }
 
-    /// The shards of a new cluster, each with its slots: shard *k* of *n*, from 1, has the *k*-th of *n* spans.
-    /// Slots move later, so nothing but bootstrap may ask this. Shard 0 is kept for the shard map.
+    /// The shards of a new cluster, each with the slots that its rows are kept under: those of [`first_slots`], and
+    /// the meta shard with the one of its own.
     pub(crate) fn first_shards(&self) -> impl Iterator<Item = (ShardId, RangeInclusive<u16>)> {
-        let (shards, slots) = (
-            u32::from(self.shard_count),
-            u32::from(self.engine.slot_count),
-        );
-        let begin = move |shard: u32| {
-            u16::try_from((shard - 1) * slots / shards).expect("at most the slot count")
-        };
-        (1..=shards).map(move |shard| (ShardId(shard), begin(shard)..=begin(shard + 1) - 1))
+        let meta = (ShardId::META, SlotId::META.0..=SlotId::META.0);
+        let others = spans(self.engine.slot_count, self.shard_count);
+        std::iter::once(meta).chain(others)
     }
 
     /// The slots of a shard at bootstrap; `None` if the cluster has no such shard.
@@ -137,12 +154,18 @@ impl NodeOptions {
         shards.find_map(|(id, slots)| (id == shard).then_some(slots))
     }
 
-    /// The nodes that make a shard's first membership; none of them, if this node joins.
+    /// The nodes that make a shard's first membership; none of them, if this node joins. Of the meta shard, the first
+    /// three at most: it is asked by all, and more voters make it slower, not safer.
     pub(crate) fn founders(&self, shard: ShardId) -> BTreeSet<u64> {
         if self.joins || self.first_slots(shard).is_none() {
             return BTreeSet::new();
         }
-        self.members.keys().copied().collect()
+        let count = if shard == ShardId::META {
+            META_FOUNDERS_MAX
+        } else {
+            self.members.len()
+        };
+        self.members.keys().copied().take(count).collect()
     }
 
     /// Refuses options that cannot work, naming the first.
@@ -208,6 +231,32 @@ impl NodeOptions {
     }
 }
 
+/// Shard *k* of *n*, from 1, has the *k*-th of *n* spans.
+fn spans(
+    slot_count: u16,
+    shard_count: u16,
+) -> impl Iterator<Item = (ShardId, RangeInclusive<u16>)> {
+    let (shards, slots) = (u32::from(shard_count), u32::from(slot_count));
+    let begin = move |shard: u32| {
+        u16::try_from((shard - 1) * slots / shards).expect("at most the slot count")
+    };
+    (1..=shards).map(move |shard| (ShardId(shard), begin(shard)..=begin(shard + 1) - 1))
+}
+
+/// The shards of a new cluster, each with its slots as spans, both ends included; the meta shard has none. Slots move
+/// later, so nothing but bootstrap may ask this.
+pub fn first_slots(
+    slot_count: u16,
+    shard_count: u16,
+) -> impl Iterator<Item = (ShardId, Vec<(SlotId, SlotId)>)> {
+    let others = spans(slot_count, shard_count);
+    let others = others.map(|(shard, slots)| {
+        let span = (SlotId(*slots.start()), SlotId(*slots.end()));
+        (shard, vec![span])
+    });
+    std::iter::once((ShardId::META, Vec::new())).chain(others)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -233,8 +282,17 @@ mod tests {
         ] {
             let options = options(1, shards, slots);
             options.validate().unwrap();
-            let all: Vec<_> = options.first_shards().collect();
+            let mut all: Vec<_> = options.first_shards().collect();
+            assert_eq!(all.remove(0), (ShardId::META, 0..=0));
             assert_eq!(all.len(), usize::from(shards));
+            let told: Vec<_> = first_slots(slots, shards).collect();
+            assert_eq!(told[0], (ShardId::META, Vec::new()));
+            let spans = told.into_iter().skip(1);
+            let spans = spans.map(|(shard, spans)| match spans[..] {
+                [(first, last)] => (shard, first.0..=last.0),
+                _ => panic!("one span each"),
+            });
+            assert!(spans.eq(all.iter().cloned()));
             let ids = all.iter().map(|(shard, _)| shard.0);
             assert!(ids.eq(1..=u32::from(shards)));
             let held = all.into_iter().flat_map(|(_, slots)| {

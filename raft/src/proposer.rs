@@ -19,6 +19,7 @@ use tracing::Instrument as _;
 
 use crate::clock::Clock;
 use crate::cluster_options;
+use crate::commands::{len_bytes, may_ride_a_lane};
 use crate::disk::DiskRoom;
 use crate::error::ProposeError;
 use crate::outbox::OutboxFeed;
@@ -50,7 +51,7 @@ type Answer = oneshot::Sender<Result<Vec<Reply>, ProposeError>>;
 struct Call {
     commands: Vec<Command>,
     bytes: u64,
-    /// Of a relay: not refused for space.
+    /// Of a relay, or a change of the map: not refused for space.
     lanes: bool,
     answer: Answer,
 }
@@ -156,7 +157,11 @@ impl Proposer {
                 limit,
             });
         }
-        self.queue(commands, bytes, false).await
+        // A full disk is mended by moving replicas: what changes the map is not refused for it.
+        let spared = commands
+            .iter()
+            .all(|command| matches!(command, Command::Meta(_)));
+        self.queue(commands, bytes, spared).await
     }
 
     /// As `propose`, for a relay: bounded by what relays have in flight, not by what waits here.
@@ -312,43 +317,6 @@ async fn give_up_with_leadership(proposer: Arc<Proposer>) {
             proposer.give_up_flights();
         }
     }
-}
-
-/// Whether a client's command may put an item into an outbox.
-fn may_ride_a_lane(command: &Command) -> bool {
-    match command {
-        Command::Send(_)
-        | Command::RegisterUser(_)
-        | Command::CreateGroup(_)
-        | Command::JoinGroup(_)
-        | Command::LeaveGroup(_) => true,
-        Command::SendGroup(_)
-        | Command::MarkRead(_)
-        | Command::AckCursor(_)
-        | Command::Deliver(_)
-        | Command::AckLanes(_)
-        | Command::SetClusterOptions(_)
-        | Command::Cut => false,
-    }
-}
-
-/// About what a command adds to an entry.
-fn len_bytes(command: &Command) -> u64 {
-    let variable = match command {
-        Command::Send(send) => send.body.len(),
-        Command::SendGroup(send) => send.body.len(),
-        Command::RegisterUser(call) => call.handle.len(),
-        Command::CreateGroup(call) => call.name.len(),
-        Command::Deliver(call) => call.items.as_bytes().len(),
-        Command::AckLanes(call) => call.acks.len() * 20,
-        Command::JoinGroup(_)
-        | Command::LeaveGroup(_)
-        | Command::MarkRead(_)
-        | Command::AckCursor(_)
-        | Command::SetClusterOptions(_)
-        | Command::Cut => 0,
-    };
-    96 + variable as u64
 }
 
 async fn sleep_until(due: Option<Instant>) {

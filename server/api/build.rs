@@ -7,6 +7,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "mailbox/v1/mailbox.proto",
         "mailbox/v1/peer.proto",
         "mailbox/v1/lanes.proto",
+        "mailbox/v1/cluster.proto",
     ];
     for file in files {
         println!("cargo:rerun-if-changed=proto/{file}");

@@ -9,7 +9,8 @@ use mailbox_api::v1::{
     NodeAddress, NodeStatus, ReplicaStatus, ShardMapRequest, ShardMapResponse, ShardPlacement,
     ShardStatus, StateHashRequest, StateHashResponse, StatusRequest, StatusResponse,
 };
-use mailbox_raft::Leadership;
+use mailbox_engine::ShardId;
+use mailbox_raft::{LeaderHint, Leadership};
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
@@ -35,7 +36,10 @@ impl AdminService {
         call: StateHashRequest,
     ) -> Result<StateHashResponse, CallError> {
         self.core.authority.require_cluster(metadata)?;
-        let shard = self.core.shard(call.shard)?;
+        let named = self.core.named(call.shard)?;
+        let Some(shard) = self.core.node.shard(named) else {
+            return self.hash_elsewhere(metadata, named, call).await;
+        };
         let mut cut = call.cut_index;
         if cut == 0
             && let Leadership::Follower { leader, .. } = shard.leadership()
@@ -61,6 +65,25 @@ impl AdminService {
             hash: hash.hash.to_be_bytes().to_vec().into(),
             rows: hash.rows,
         })
+    }
+
+    /// A new cut of a shard that has no replica here, and its hash at the leader.
+    async fn hash_elsewhere(
+        &self,
+        metadata: &MetadataMap,
+        shard: ShardId,
+        call: StateHashRequest,
+    ) -> Result<StateHashResponse, CallError> {
+        if call.cut_index != 0 || metadata.get(mailbox_api::metadata::FORWARDED).is_some() {
+            return Err(self.core.not_here(shard));
+        }
+        let asked = self.core.ask(shard, async |address| {
+            let mut admin = self.core.peers.admin(&address)?;
+            admin.state_hash(forwarded(metadata, call)).await
+        });
+        let answer = asked.await;
+        let answer = answer.map_err(|status| CallError::from_status(&status))?;
+        Ok(answer.into_inner())
     }
 
     fn status_here(&self, metadata: &MetadataMap) -> Result<StatusResponse, CallError> {
@@ -98,27 +121,24 @@ impl AdminService {
     fn map_here(&self, metadata: &MetadataMap) -> Result<ShardMapResponse, CallError> {
         self.core.authority.authenticate(metadata)?;
         let node = &self.core.node;
-        let nodes = &self.core.cluster.nodes;
-        let map = &self.core.map;
-        let shards = node.shards().into_iter().map(|shard| ShardPlacement {
-            shard: shard.id().0,
-            slots: map.spans(shard.id()),
-            replicas: nodes.keys().copied().collect(),
-            leader: match shard.leadership() {
-                Leadership::Leader { .. } => self.core.node_id,
-                Leadership::Follower { leader, .. } => leader.map_or(0, |leader| leader.node),
-            },
+        let view = self.core.maps.now();
+        // The meta shard has nothing that clients ask for.
+        let shards = view.cluster.shards.iter();
+        let shards = shards.filter(|(shard, _)| **shard != ShardId::META);
+        let shards = shards.map(|(shard, row)| ShardPlacement {
+            shard: shard.0,
+            slots: view.shards.spans(*shard),
+            replicas: row.replicas.iter().map(|replica| replica.node).collect(),
+            leader: self.core.known_leader(*shard).unwrap_or(0),
         });
+        let nodes = view.cluster.nodes.keys();
+        let nodes = nodes.filter_map(|node| view.place(*node));
         Ok(ShardMapResponse {
-            epoch: map.epoch(),
-            slot_count: u32::from(map.slot_count()),
+            epoch: view.shards.epoch(),
+            slot_count: u32::from(view.shards.slot_count()),
             shards: shards.collect(),
             nodes: nodes
-                .iter()
-                .map(|(node, address)| NodeAddress {
-                    node: *node,
-                    address: address.clone(),
-                })
+                .map(|LeaderHint { node, address }| NodeAddress { node, address })
                 .collect(),
             cluster_id: self.core.cluster.id.clone(),
             // A node whose clock is in doubt says nothing of the time.

@@ -101,6 +101,7 @@ pub struct ClusterConfig {
     pub heartbeat_ms: u64,
     pub election_min_ms: u64,
     pub election_max_ms: u64,
+    pub join: Vec<String>,
     #[serde(deserialize_with = "nodes_from_text", serialize_with = "nodes_to_text")]
     pub nodes: BTreeMap<u64, String>,
 }
@@ -116,6 +117,10 @@ pub struct NodeConfig {
     pub id: u64,
     pub dir: PathBuf,
     pub listen: String,
+    pub address: String,
+    pub region: String,
+    pub zone: String,
+    pub weight: u32,
     pub metrics_listen: String,
     pub allow_plaintext: bool,
     pub connections_max: u32,
@@ -252,6 +257,7 @@ impl Default for ClusterConfig {
             heartbeat_ms: timing.heartbeat_ms,
             election_min_ms: timing.election_min_ms,
             election_max_ms: timing.election_max_ms,
+            join: Vec::new(),
             nodes: BTreeMap::from([(1, "127.0.0.1:7700".to_owned())]),
         }
     }
@@ -263,6 +269,10 @@ impl Default for NodeConfig {
             id: 1,
             dir: "./mailbox-data".into(),
             listen: "127.0.0.1:7700".into(),
+            address: String::new(),
+            region: String::new(),
+            zone: String::new(),
+            weight: 100,
             metrics_listen: "127.0.0.1:7780".into(),
             allow_plaintext: false,
             connections_max: 1024,
@@ -356,11 +366,23 @@ impl Config {
         let mut config: Self = figment
             .extract()
             .map_err(|error| Error::Parse(Box::new(error)))?;
-        if config.cluster.nodes.is_empty() {
+        if config.cluster.nodes.is_empty() && config.cluster.join.is_empty() {
             config.cluster.nodes = default_nodes;
         }
         config.validate(role)?;
         Ok(config)
+    }
+}
+
+impl Config {
+    /// Where others reach this node: what it says itself, what the cluster's first nodes were told, or where it
+    /// listens.
+    pub(crate) fn own_address(&self) -> &str {
+        if !self.node.address.is_empty() {
+            return &self.node.address;
+        }
+        let named = self.cluster.nodes.get(&self.node.id);
+        named.unwrap_or(&self.node.listen)
     }
 }
 

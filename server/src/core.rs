@@ -8,6 +8,7 @@ use mailbox_api::v1::mailbox_client::MailboxClient;
 use mailbox_api::v1::{ErrorCode, UserRef};
 use mailbox_engine::{Command, Refusal, Reply, ShardId, TimelineId, UserId};
 use mailbox_raft::{LeaderHint, Leadership, Node, Shard};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::Request;
 use tonic::metadata::{MetadataMap, MetadataValue};
@@ -15,6 +16,7 @@ use tonic::transport::Channel;
 use tracing::Instrument as _;
 
 use crate::auth::{Authority, Caller, forbidden};
+use crate::cluster_map::{Leaders, Maps};
 use crate::config::{ClusterConfig, LimitsConfig};
 use crate::convert;
 use crate::directory::HandleCache;
@@ -48,9 +50,13 @@ pub(crate) struct Core {
     pub(crate) cluster: ClusterConfig,
     pub(crate) limits: LimitsConfig,
     pub(crate) metrics: Arc<ServerMetrics>,
-    pub(crate) peers: Peers,
-    /// Which shard holds what.
-    pub(crate) map: Arc<ShardMap>,
+    pub(crate) peers: Arc<Peers>,
+    /// Where everything is.
+    pub(crate) maps: Maps,
+    /// Who leads what is not here.
+    pub(crate) leaders: Leaders,
+    /// Why this node does not belong to its cluster any more, if so.
+    pub(crate) evicted: watch::Sender<Option<String>>,
     pub(crate) handles: HandleCache,
     pub(crate) started: Instant,
     /// Cancelled when the node stops: streams end, new calls are refused.
@@ -58,37 +64,51 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    /// The replica that a caller names.
+    /// The replica that a caller names, for a stream: one that is elsewhere is told where.
     pub(crate) fn shard(&self, shard: u32) -> Result<Shard, CallError> {
-        self.node
-            .shard(ShardId(shard))
-            .ok_or_else(|| convert::invalid(format!("shard {shard} is not on this node")))
+        if let Some(held) = self.node.shard(ShardId(shard)) {
+            return Ok(held);
+        }
+        Err(self.not_here(self.named(shard)?))
     }
 
-    /// The replica that holds a timeline: where what concerns it is judged.
-    pub(crate) fn shard_of_timeline(&self, timeline: TimelineId) -> Result<Shard, CallError> {
-        self.held(self.map.of_timeline(timeline))
+    /// The shard that a caller names, wherever its replicas are.
+    pub(crate) fn named(&self, shard: u32) -> Result<ShardId, CallError> {
+        let named = ShardId(shard);
+        if self.maps.now().cluster.shards.contains_key(&named) {
+            return Ok(named);
+        }
+        Err(convert::invalid(format!("there is no shard {shard}")))
     }
 
-    /// The replica that holds a user's mailbox.
-    pub(crate) fn shard_of_user(&self, user: UserId) -> Result<Shard, CallError> {
-        self.held(self.map.of_user(user))
+    /// The shard that holds a timeline: where what concerns it is judged.
+    pub(crate) fn shard_of_timeline(&self, timeline: TimelineId) -> ShardId {
+        self.maps.now().shards.of_timeline(timeline)
     }
 
-    /// The replica that holds a handle's place in the directory.
-    pub(crate) fn shard_of_handle(&self, handle: &str) -> Result<Shard, CallError> {
-        self.held(self.map.of_handle(handle))
+    /// The shard that holds a user's mailbox.
+    pub(crate) fn shard_of_user(&self, user: UserId) -> ShardId {
+        self.maps.now().shards.of_user(user)
     }
 
-    fn held(&self, shard: ShardId) -> Result<Shard, CallError> {
-        let held = self.node.shard(shard);
-        // A node that stops has let go of its replicas.
-        held.ok_or_else(|| status::unavailable(format!("shard {shard} is not on this node")))
+    /// The shard that holds a handle's place in the directory.
+    pub(crate) fn shard_of_handle(&self, handle: &str) -> ShardId {
+        self.maps.now().shards.of_handle(handle)
     }
 
-    /// Refuses a timeline of another shard.
-    pub(crate) fn check_shard(&self, shard: &Shard, timeline: TimelineId) -> Result<(), CallError> {
-        let holder = self.map.of_timeline(timeline);
+    /// This node does not belong to the cluster any more: the process stops, with the reason.
+    pub(crate) fn evict(&self, reason: String) {
+        self.evicted.send_replace(Some(reason));
+    }
+
+    /// Refuses a timeline of another shard. The map is the caller's, so that one look serves many timelines.
+    pub(crate) fn check_shard(
+        &self,
+        map: &ShardMap,
+        shard: &Shard,
+        timeline: TimelineId,
+    ) -> Result<(), CallError> {
+        let holder = map.of_timeline(timeline);
         if holder == shard.id() {
             return Ok(());
         }
@@ -102,7 +122,7 @@ impl Core {
     /// `WrongShard`, with the epoch of the map here.
     fn wrong_shard(&self, message: String) -> CallError {
         let mut error = CallError::new(ErrorCode::WrongShard, message);
-        error.0.map_epoch = self.map.epoch();
+        error.0.map_epoch = self.maps.now().shards.epoch();
         error
     }
 
@@ -110,7 +130,7 @@ impl Core {
     pub(crate) fn refusal(&self, refusal: &Refusal) -> CallError {
         let mut error = status::refusal(refusal);
         if error.code() == ErrorCode::WrongShard {
-            error.0.map_epoch = self.map.epoch();
+            error.0.map_epoch = self.maps.now().shards.epoch();
         }
         error
     }
@@ -119,8 +139,15 @@ impl Core {
     pub(crate) fn require_leader(&self, shard: &Shard) -> Result<u64, CallError> {
         match shard.leadership() {
             Leadership::Leader { term, .. } => Ok(term),
-            Leadership::Follower { leader, .. } => Err(status::not_leader(shard.id().0, leader)),
+            Leadership::Follower { leader, .. } => Err(self.not_leader(shard, leader)),
         }
+    }
+
+    /// Where the leader was last seen, with the epoch of the map here.
+    fn not_leader(&self, shard: &Shard, leader: Option<LeaderHint>) -> CallError {
+        let mut error = status::not_leader(shard.id().0, leader);
+        error.0.map_epoch = self.maps.now().shards.epoch();
+        error
     }
 
     /// Where a unary call is done: here, or once forwarded, at the leader.
@@ -138,7 +165,7 @@ impl Core {
             {
                 Ok(Route::There(self.peers.mailbox(&address)?))
             }
-            leader => Err(status::not_leader(shard.id().0, leader)),
+            leader => Err(self.not_leader(shard, leader)),
         }
     }
 

@@ -8,18 +8,22 @@
 //! says it, however far behind. Only a *no* is asked of the shard's leader.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use mailbox_api::v1::{ErrorCode, ResolveUserRequest, UserRef, user_ref};
+use mailbox_api::v1::{
+    ErrorCode, GroupMembership, HeadsRequest, ResolveUserRequest, SyncRequest, UserRef, user_ref,
+};
 use mailbox_api::{CallError, metadata};
-use mailbox_engine::UserId;
+use mailbox_engine::{GroupId, Seq, ShardId, UserId};
 use mailbox_raft::{Leadership, Shard};
 use parking_lot::Mutex;
 use tokio::time::Instant;
-use tonic::Request;
 use tonic::metadata::MetadataValue;
+use tonic::{Request, Status};
 
+use crate::convert;
 use crate::core::Core;
 use crate::status;
 
@@ -99,7 +103,9 @@ impl Core {
         if let Some(user) = self.handles.get(handle) {
             return Ok(Some(user));
         }
-        let shard = self.shard_of_handle(handle)?;
+        let Some(shard) = self.node.shard(self.shard_of_handle(handle)) else {
+            return Ok(None);
+        };
         let user = shard.engine().resolve_handle(handle);
         let user = user.map_err(|error| status::engine_fault(&error))?;
         if let Some(user) = user {
@@ -133,29 +139,36 @@ impl Core {
 
     /// Id and handle of a user: from the replica here, else from the leader.
     async fn find(&self, user: &user_ref::User) -> Result<(UserId, String), CallError> {
-        let shard = self.shard_of_ref(user)?;
-        if let Some(found) = find_here(&shard, user)? {
-            return Ok(found);
+        let shard = self.shard_of_ref(user);
+        if let Some(replica) = self.node.shard(shard) {
+            if let Some(found) = find_here(&replica, user)? {
+                return Ok(found);
+            }
+            if let Leadership::Leader { .. } = replica.leadership() {
+                return self.find_as_leader(&replica, user).await;
+            }
         }
-        let leader = match shard.leadership() {
-            Leadership::Leader { .. } => return self.find_as_leader(&shard, user).await,
-            Leadership::Follower { leader, .. } => leader,
-        };
-        let Some(leader) = leader else {
-            return Err(status::not_leader(shard.id().0, None));
-        };
-        let user = UserRef {
-            user: Some(user.clone()),
-        };
-        let mut request = Request::new(ResolveUserRequest { user: Some(user) });
+        let asked = self.ask(shard, async |address| {
+            let user = UserRef {
+                user: Some(user.clone()),
+            };
+            let request = self.own_call(ResolveUserRequest { user: Some(user) })?;
+            self.peers.mailbox(&address)?.resolve_user(request).await
+        });
+        let answer = asked
+            .await
+            .map_err(|status| CallError::from_status(&status))?;
+        let answer = answer.into_inner();
+        Ok((UserId(answer.user), answer.handle))
+    }
+
+    /// A call of this node's own to another one, which is not to pass it on.
+    pub(crate) fn own_call<T>(&self, call: T) -> Result<Request<T>, CallError> {
+        let mut request = Request::new(call);
         self.authority.prove(request.metadata_mut())?;
         let once = MetadataValue::from_static("1");
         request.metadata_mut().insert(metadata::FORWARDED, once);
-        let mut peer = self.peers.mailbox(&leader.address)?;
-        let answer = peer.resolve_user(request).await;
-        let answer = answer.map_err(|status| CallError::from_status(&status))?;
-        let answer = answer.into_inner();
-        Ok((UserId(answer.user), answer.handle))
+        Ok(request)
     }
 
     /// Id and handle of a user of a shard that this node leads.
@@ -175,41 +188,169 @@ impl Core {
     }
 
     /// The shard that knows a user: the directory's for a handle, the mailbox's for an id.
-    pub(crate) fn shard_of_ref(&self, user: &user_ref::User) -> Result<Shard, CallError> {
+    pub(crate) fn shard_of_ref(&self, user: &user_ref::User) -> ShardId {
         match user {
             user_ref::User::Id(id) => self.shard_of_user(UserId(*id)),
             user_ref::User::Handle(handle) => self.shard_of_handle(handle),
         }
     }
 
-    /// Waits until what a call made has come to another shard, as this node's replica of it sees: what is
-    /// applied anywhere is there for every later leader.
+    /// The groups in a user's own list: in that of the replica here, or of the leader if there is none here.
+    ///
+    /// # Errors
+    /// `Retry` while the leader cannot be asked.
+    pub(crate) async fn groups_of(&self, user: UserId) -> Result<Vec<GroupId>, CallError> {
+        let shard = self.shard_of_user(user);
+        if let Some(replica) = self.node.shard(shard) {
+            let groups = replica.engine().groups_of(user);
+            let groups = groups.map_err(|error| status::engine_fault(&error))?;
+            return Ok(groups.into_iter().map(|listed| listed.group).collect());
+        }
+        let groups = self.groups_at_leader(shard, user).await.map_err(|status| {
+            let user = user_ref::User::Id(user.0);
+            elsewhere(&user, CallError::from_status(&status))
+        })?;
+        let groups = groups.into_iter();
+        Ok(groups.map(|listed| GroupId(listed.group)).collect())
+    }
+
+    async fn groups_at_leader(
+        &self,
+        shard: ShardId,
+        user: UserId,
+    ) -> Result<Vec<GroupMembership>, Status> {
+        let groups_of = Some(UserRef {
+            user: Some(user_ref::User::Id(user.0)),
+        });
+        let call = SyncRequest {
+            shard: shard.0,
+            groups_of,
+            ..SyncRequest::default()
+        };
+        let asked = self.ask(shard, async |address| {
+            let request = self.own_call(call.clone())?;
+            self.peers.mailbox(&address)?.sync(request).await
+        });
+        asked.await.map(|answer| answer.into_inner().groups)
+    }
+
+    /// Waits until what a call made has come to another shard, as this node's replica of it sees, or its leader if
+    /// there is none here: what is applied anywhere is there for every later leader.
     ///
     /// # Errors
     /// `Retry` if it takes too long: the same call, with the same id, waits again.
-    pub(crate) async fn arrived(
-        &self,
-        shard: &Shard,
-        what: &str,
-        is_there: impl Fn(&mailbox_engine::Shard) -> Result<bool, mailbox_engine::Error>,
-    ) -> Result<(), CallError> {
+    pub(crate) async fn arrived(&self, made: Made) -> Result<(), CallError> {
         let deadline = Instant::now() + ARRIVAL_WAIT;
         let mut pause = ARRIVAL_LOOK_MIN;
         loop {
-            let there = is_there(shard.engine());
-            if there.map_err(|error| status::engine_fault(&error))? {
+            let shard = made.shard(self);
+            let there = match self.node.shard(shard) {
+                Some(replica) => made
+                    .is_in(replica.engine())
+                    .map_err(|error| status::engine_fault(&error))?,
+                None => self.is_at_leader(shard, made).await,
+            };
+            if there {
                 return Ok(());
             }
             if Instant::now() >= deadline {
                 let waited = ARRIVAL_WAIT.as_millis();
-                let message = format!(
-                    "{what} is made, but did not come to shard {} within {waited} ms",
-                    shard.id()
-                );
+                let message =
+                    format!("{made} is made, but did not come to shard {shard} within {waited} ms");
                 return Err(CallError::new(ErrorCode::Retry, message));
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(ARRIVAL_LOOK_MAX);
+        }
+    }
+
+    /// False too if nobody could say: it is asked again.
+    async fn is_at_leader(&self, shard: ShardId, made: Made) -> bool {
+        match made {
+            Made::User(user) => {
+                let user = user_ref::User::Id(user.0);
+                self.find(&user).await.is_ok()
+            }
+            Made::Group { group, .. } => {
+                let timelines = vec![convert::timeline_out(group.timeline())];
+                let call = HeadsRequest {
+                    shard: shard.0,
+                    timelines,
+                    stale: false,
+                };
+                let asked = self.ask(shard, async |address| {
+                    let request = self.own_call(call.clone())?;
+                    self.peers.mailbox(&address)?.heads(request).await
+                });
+                let heads = asked.await.map(|answer| answer.into_inner().heads);
+                // A group's first message is that it was made.
+                heads.is_ok_and(|heads| heads.iter().any(|head| head.head > 0))
+            }
+            Made::Listed { user, group, seq } => {
+                let groups = self.groups_at_leader(shard, user).await;
+                groups.is_ok_and(|groups| {
+                    let listed = groups.iter().find(|listed| listed.group == group.0);
+                    let newest = listed.and_then(|listed| listed.spans.last());
+                    newest.is_some_and(|span| span.join_seq.max(span.left_seq) >= seq.0)
+                })
+            }
+        }
+    }
+}
+
+/// What a call has made that travels to another shard.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Made {
+    /// A user, in its own shard.
+    User(UserId),
+    /// A group with its first member.
+    Group {
+        /// The group.
+        group: GroupId,
+        /// The member.
+        creator: UserId,
+    },
+    /// A join or leave at a seq of the group, in the user's own list of groups.
+    Listed {
+        /// Whose list.
+        user: UserId,
+        /// The group.
+        group: GroupId,
+        /// Where the user joined or left.
+        seq: Seq,
+    },
+}
+
+impl Made {
+    fn shard(self, core: &Core) -> ShardId {
+        match self {
+            Made::User(user) | Made::Listed { user, .. } => core.shard_of_user(user),
+            Made::Group { group, .. } => core.shard_of_timeline(group.timeline()),
+        }
+    }
+
+    fn is_in(self, engine: &mailbox_engine::Shard) -> Result<bool, mailbox_engine::Error> {
+        match self {
+            Made::User(user) => Ok(engine.handle_of(user)?.is_some()),
+            Made::Group { group, creator } => Ok(engine.membership(group, creator)?.is_some()),
+            Made::Listed { user, group, seq } => {
+                let groups = engine.groups_of(user)?;
+                let listed = groups.iter().find(|listed| listed.group == group);
+                let newest = listed.and_then(|listed| listed.spans.last());
+                Ok(newest.is_some_and(|span| span.join.max(span.left) >= seq))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Made {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Made::User(user) => write!(f, "user {user}"),
+            Made::Group { group, .. } => group.timeline().fmt(f),
+            Made::Listed { user, group, .. } => {
+                write!(f, "the change of {} for user {user}", group.timeline())
+            }
         }
     }
 }

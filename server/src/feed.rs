@@ -248,10 +248,11 @@ impl Feed {
         self.core
             .read(&self.shard, move |engine| {
                 let mut places = Vec::with_capacity(wanted.len());
+                let view = core.maps.now();
                 for from in wanted {
                     let timeline = convert::timeline(from.timeline.as_ref());
                     let here = timeline.and_then(|timeline| {
-                        core.check_shard(&shard, timeline)?;
+                        core.check_shard(&view.shards, &shard, timeline)?;
                         Ok(timeline)
                     });
                     let place = match here {

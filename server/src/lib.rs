@@ -3,11 +3,14 @@
 //! Start reading at `run.rs` (the life of a process) and `node_role.rs` (what a node is made of);
 //! then `submit.rs` and `feed.rs`, the two hot paths, and `unary.rs`, every other call. Only this
 //! crate knows both the protocol's messages and the engine's types: `convert.rs` and `status.rs` are
-//! the border.
+//! the border. `cluster_map.rs` is what a node knows of all others, and `forward.rs` who is asked what this node
+//! cannot say.
 
 mod admin_service;
 mod auth;
 mod cli;
+mod cluster_map;
+mod cluster_service;
 pub mod config;
 mod convert;
 mod core;
@@ -16,6 +19,7 @@ mod directory;
 mod error;
 pub mod exit;
 mod feed;
+mod forward;
 mod gateway_role;
 mod http;
 mod limits;

@@ -50,7 +50,8 @@ pub(crate) struct FileBudget {
 impl FileBudget {
     /// What a store node needs.
     pub(crate) fn of_node(config: &Config) -> Self {
-        let peers = config.cluster.nodes.len().saturating_sub(1) as u64;
+        let peers = config.cluster.nodes.len().saturating_sub(1);
+        let peers = peers.max(config.cluster.join.len()) as u64;
         Self {
             connections: u64::from(config.node.connections_max),
             table_files: u64::from(config.storage.max_open_files),
@@ -113,7 +114,7 @@ pub(crate) fn raise_open_files() -> Result<u64, Error> {
 /// How the memory budget is shared out, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct MemoryBudget {
-    /// Shards that share it: what follows *of a shard* is there so many times.
+    /// Shards that share it, the meta shard included: what follows *of a shard* is there so many times.
     pub(crate) shards: u64,
     /// Size of all active memtables together at which they are flushed; as much may be frozen at the same
     /// time. One shard may take all of it.
@@ -142,6 +143,8 @@ const LOG_BUFFER_MAX: u64 = 64 << 20;
 const MIB: u64 = 1 << 20;
 /// Heads remembered by a whole node, about 30 bytes each.
 const HEADS: u64 = 1 << 20;
+/// Beside those of `cluster.shards`.
+const META_SHARDS: u64 = 1;
 
 /// What a shard needs to work at all, however many share the budget: then the node uses more than that.
 const TAILS_MIN: u64 = MIB / 16;
@@ -154,7 +157,7 @@ impl MemoryBudget {
     pub(crate) fn of(config: &Config) -> Self {
         let memory = &config.memory;
         let share = |percent: u32| memory.budget_bytes.0 / 100 * u64::from(percent);
-        let shards = u64::from(config.cluster.shards.max(1));
+        let shards = u64::from(config.cluster.shards.max(1)) + META_SHARDS;
         let of_shard = |percent: u32, min: u64| (share(percent) / shards).max(min);
         Self {
             shards,
@@ -232,6 +235,7 @@ mod tests {
             let mut config = Config::default();
             config.cluster.shards = shards;
             let memory = MemoryBudget::of(&config);
+            assert_eq!(memory.shards, u64::from(shards) + 1, "the meta shard");
             let log = memory.log_buffer * LOG_BUFFERS + memory.log_cache;
             let of_shards = (memory.tails + memory.queues) * memory.shards;
             let sum = memory.memtables * MEMTABLES + of_shards + memory.block_cache + log;

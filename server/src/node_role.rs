@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 
 use mailbox_api::peer::lanes_server::LanesServer;
 use mailbox_api::v1::admin_server::AdminServer;
+use mailbox_api::v1::cluster_server::ClusterServer;
 use mailbox_api::v1::mailbox_server::MailboxServer;
 use mailbox_client::Tls;
 use mailbox_engine::{ClusterOptions, EngineOptions, UserLimits};
 use mailbox_gateway::{MetricsRegistry, ReadyCheck};
 use mailbox_raft::{ClientTls, Leadership, LogOptions, Node, NodeOptions, Timing};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
@@ -21,7 +23,9 @@ use tonic_health::server::HealthReporter;
 
 use crate::admin_service::AdminService;
 use crate::auth::{Authority, read_secret, read_token_keys};
-use crate::config::{ClusterConfig, Config};
+use crate::cluster_map::{self, Joiner, Leaders, Maps};
+use crate::cluster_service::ClusterService;
+use crate::config::Config;
 use crate::core::Core;
 use crate::directory::HandleCache;
 use crate::error::Error;
@@ -32,7 +36,6 @@ use crate::metrics::ServerMetrics;
 use crate::peers::Peers;
 use crate::relay::{self, FRAME_ENCODED_MAX, LanesService};
 use crate::replica_metrics::ReplicaMetrics;
-use crate::shard_map::ShardMap;
 
 /// HTTP/2 windows that keep a stream of batches flowing over a long round trip.
 const STREAM_WINDOW: u32 = 8 << 20;
@@ -51,6 +54,7 @@ pub(crate) struct RunningNode {
     pub(crate) metrics: Option<SocketAddr>,
     pub(crate) ready: ReadyCheck,
     node: Arc<Node>,
+    evicted: watch::Receiver<Option<String>>,
     stopping: CancellationToken,
     stopped: CancellationToken,
     server: JoinHandle<Result<(), tonic::transport::Error>>,
@@ -68,41 +72,20 @@ impl RunningNode {
         };
         listener::warn_if_plaintext("node.listen", &config.node.listen, &config.tls);
         let tls = listener::server_tls(&config.tls)?;
-        let peer_tls = listener::read_authority(&config.tls)?;
-        let secret = read_secret(&config.cluster.secret_file)?;
-        let tokens = read_token_keys(&config.auth)?;
-        let cluster = with_own_port(&config.cluster, config.node.id, grpc);
-
-        let options = node_options(config, &cluster, Arc::clone(&secret), peer_tls.as_ref())?;
-        let node = Node::start(options)
-            .await
-            .map_err(|error| Error::Node(crate::status::with_causes(&error)))?;
-        let metrics = Arc::new(ServerMetrics::default());
-        register_metrics(&registry, &metrics, &node);
-        let stopping = CancellationToken::new();
+        let config = &with_own_port(config, grpc);
+        let (core, joiner) = open(config, &registry).await?;
+        let node = Arc::clone(&core.node);
         let stopped = CancellationToken::new();
         let frame_bytes_max = config.limits.frame_bytes_max.as_usize();
-        let core = Arc::new(Core {
-            node: Arc::clone(&node),
-            node_id: config.node.id,
-            authority: Arc::new(Authority::new(cluster.id.clone(), secret, tokens)),
-            cluster,
-            limits: config.limits.clone(),
-            metrics: Arc::clone(&metrics),
-            peers: Peers::new(peer_tls, frame_bytes_max),
-            map: ShardMap::of(&node, config.cluster.slot_count)?,
-            handles: HandleCache::default(),
-            started: Instant::now(),
-            stopping: stopping.clone(),
-        });
         let (reporter, health) = tonic_health::server::health_reporter();
         let router = routes(&core, &node, tls, frame_bytes_max)?.add_service(health);
         tokio::spawn(report_health(reporter, Arc::clone(&core)));
         tokio::spawn(relay::run(Arc::clone(&core)));
+        cluster_map::spawn(&core, config, joiner);
         let connections = listener::connections(
             listener,
             config.node.connections_max,
-            metrics.connections.clone(),
+            core.metrics.connections.clone(),
         );
         let stop = stopped.clone();
         let server = tokio::spawn(
@@ -111,6 +94,7 @@ impl RunningNode {
             }),
         );
         let ready = ready_check(&core);
+        let evicted = core.evicted.subscribe();
         let metrics = match http {
             Some(http) => {
                 let address = http.local_addr().map_err(Error::Start)?;
@@ -125,18 +109,22 @@ impl RunningNode {
             metrics,
             ready,
             node,
-            stopping,
+            evicted,
+            stopping: core.stopping.clone(),
             stopped,
             server,
         })
     }
 
-    /// Waits for what ends a node from inside: a storage fault, a cluster that has other options, or a listener
-    /// that gave up.
+    /// Waits for what ends a node from inside: a storage fault, a cluster that has other options or does not have
+    /// this node any more, or a listener that gave up.
     pub(crate) async fn failed(&mut self) -> Error {
         let (mut fault, mut misfit) = (self.node.fault(), self.node.misfit());
         tokio::select! {
             Ok(reason) = misfit.wait_for(Option::is_some) => {
+                Error::Node(reason.clone().unwrap_or_default())
+            }
+            Ok(reason) = self.evicted.wait_for(Option::is_some) => {
                 Error::Node(reason.clone().unwrap_or_default())
             }
             fault = fault.wait_for(Option::is_some) => Error::StorageFault(match fault {
@@ -181,6 +169,9 @@ fn routes(
     let lanes = LanesServer::new(LanesService::new(Arc::clone(core)))
         .max_decoding_message_size(FRAME_ENCODED_MAX)
         .max_encoding_message_size(FRAME_ENCODED_MAX);
+    let cluster = ClusterServer::new(ClusterService::new(Arc::clone(core)))
+        .max_decoding_message_size(frame_bytes_max)
+        .max_encoding_message_size(frame_bytes_max);
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(mailbox_api::FILE_DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -201,9 +192,53 @@ fn routes(
     Ok(server
         .add_service(mailbox)
         .add_service(admin)
+        .add_service(cluster)
         .add_service(lanes)
         .add_service(node.peer_service().into_server())
         .add_service(reflection))
+}
+
+/// Opens the store, once the cluster has not refused this node.
+async fn open(
+    config: &Config,
+    registry: &MetricsRegistry,
+) -> Result<(Arc<Core>, Arc<Joiner>), Error> {
+    let peer_tls = listener::read_authority(&config.tls)?;
+    let secret = read_secret(&config.cluster.secret_file)?;
+    let tokens = read_token_keys(&config.auth)?;
+    let mut options = node_options(config, Arc::clone(&secret), peer_tls.as_ref())?;
+    let authority = Authority::new(config.cluster.id.clone(), secret, tokens);
+    let authority = Arc::new(authority);
+    let frame_bytes_max = config.limits.frame_bytes_max.as_usize();
+    let peers = Arc::new(Peers::new(peer_tls, frame_bytes_max));
+    let joiner = Joiner::new(config, Arc::clone(&authority), Arc::clone(&peers));
+    let joiner = Arc::new(joiner);
+    let admitted = Arc::clone(&joiner);
+    options.admit = Some(Arc::new(move |admission| {
+        let joiner = Arc::clone(&admitted);
+        Box::pin(async move { joiner.at_start(admission).await })
+    }));
+    let node = Node::start(options)
+        .await
+        .map_err(|error| Error::Node(crate::status::with_causes(&error)))?;
+    let metrics = Arc::new(ServerMetrics::default());
+    register_metrics(registry, &metrics, &node);
+    let core = Core {
+        node,
+        node_id: config.node.id,
+        authority,
+        cluster: config.cluster.clone(),
+        limits: config.limits.clone(),
+        metrics,
+        peers,
+        maps: Maps::open(config, joiner.told()),
+        leaders: Leaders::default(),
+        evicted: watch::Sender::new(None),
+        handles: HandleCache::default(),
+        started: Instant::now(),
+        stopping: CancellationToken::new(),
+    };
+    Ok((Arc::new(core), joiner))
 }
 
 fn register_metrics(registry: &MetricsRegistry, metrics: &ServerMetrics, node: &Arc<Node>) {
@@ -212,14 +247,19 @@ fn register_metrics(registry: &MetricsRegistry, metrics: &ServerMetrics, node: &
     registry.register_collector(Box::new(ReplicaMetrics::new(Arc::clone(node))));
 }
 
-/// The process is ready when every shard here leads, or knows who does.
+/// The process is ready when every voter here leads, or knows who does.
 fn ready_check(core: &Arc<Core>) -> ReadyCheck {
     let core = Arc::clone(core);
     Arc::new(move || {
         if core.stopping.is_cancelled() {
             return Err("the node is shutting down".to_owned());
         }
+        let view = core.maps.now();
         for shard in core.node.shards() {
+            if !view.voters(shard.id()).contains(&core.node_id) {
+                // It has just come, or is about to go: nobody asks it.
+                continue;
+            }
             let known = match shard.leadership() {
                 Leadership::Leader { ready, .. } => ready,
                 Leadership::Follower { leader, .. } => leader.is_some(),
@@ -244,7 +284,12 @@ async fn report_health(reporter: HealthReporter, core: Arc<Core>) {
             } else {
                 tonic_health::ServingStatus::NotServing
             };
-            for service in ["", "mailbox.v1.Mailbox", "mailbox.v1.Admin"] {
+            for service in [
+                "",
+                "mailbox.v1.Mailbox",
+                "mailbox.v1.Admin",
+                "mailbox.v1.Cluster",
+            ] {
                 reporter.set_service_status(service, status).await;
             }
             last = Some(now);
@@ -257,22 +302,23 @@ async fn report_health(reporter: HealthReporter, core: Arc<Core>) {
 }
 
 /// With port 0 in the node's own address, the port that it got.
-fn with_own_port(cluster: &ClusterConfig, node: u64, listening: SocketAddr) -> ClusterConfig {
-    let mut cluster = cluster.clone();
-    if let Some(address) = cluster.nodes.get_mut(&node)
-        && let Some(host) = address.strip_suffix(":0")
-    {
-        *address = format!("{host}:{}", listening.port());
+fn with_own_port(config: &Config, listening: SocketAddr) -> Config {
+    let mut config = config.clone();
+    let own = config.cluster.nodes.get_mut(&config.node.id);
+    for address in own.into_iter().chain([&mut config.node.listen]) {
+        if let Some(host) = address.strip_suffix(":0") {
+            *address = format!("{host}:{}", listening.port());
+        }
     }
-    cluster
+    config
 }
 
 fn node_options(
     config: &Config,
-    cluster: &ClusterConfig,
     secret: Arc<[u8]>,
     peer_tls: Option<&Tls>,
 ) -> Result<NodeOptions, Error> {
+    let cluster = &config.cluster;
     let memory = MemoryBudget::of(config);
     let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     let mut options = NodeOptions::new(
@@ -282,6 +328,7 @@ fn node_options(
         cluster.nodes.clone(),
         secret,
     );
+    options.joins = !cluster.join.is_empty();
     options.engine = EngineOptions {
         slot_count: cluster.slot_count,
         memtable_bytes_max: memory.memtables,

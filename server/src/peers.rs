@@ -7,6 +7,7 @@ use mailbox_api::CallError;
 use mailbox_api::peer::lanes_client::LanesClient;
 use mailbox_api::v1::ErrorCode;
 use mailbox_api::v1::admin_client::AdminClient;
+use mailbox_api::v1::cluster_client::ClusterClient;
 use mailbox_api::v1::mailbox_client::MailboxClient;
 use mailbox_client::Tls;
 use parking_lot::Mutex;
@@ -18,7 +19,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// One lazily connected channel for each node; as many as the cluster has nodes.
+/// One lazily connected channel for each node; as many as the cluster has had nodes.
 pub(crate) struct Peers {
     tls: Option<Tls>,
     message_bytes_max: usize,
@@ -47,6 +48,12 @@ impl Peers {
         Ok(AdminClient::new(self.channel(address)?))
     }
 
+    /// A client of the cluster's map at the node at `address`.
+    pub(crate) fn cluster(&self, address: &str) -> Result<ClusterClient<Channel>, CallError> {
+        let client = ClusterClient::new(self.channel(address)?);
+        Ok(client.max_decoding_message_size(self.message_bytes_max))
+    }
+
     /// A client of the lanes that end at the node at `address`.
     pub(crate) fn lanes(&self, address: &str) -> Result<LanesClient<Channel>, CallError> {
         Ok(LanesClient::new(self.channel(address)?))
@@ -60,7 +67,7 @@ impl Peers {
         let channel = self.endpoint(address).map_err(|error| {
             CallError::new(
                 ErrorCode::Internal,
-                format!("the leader's address {address}: {error}"),
+                format!("the node's address {address}: {error}"),
             )
         })?;
         channels.insert(address.to_owned(), channel.clone());

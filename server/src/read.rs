@@ -53,20 +53,20 @@ pub(crate) async fn sync(
         Some(user) => Some(core.acting_user(actor, "groups_of", Some(user)).await?),
         None => None,
     };
+    let view = core.maps.now();
     if let Some(user) = groups_of {
-        core.check_shard(shard, user.mailbox())?;
+        core.check_shard(&view.shards, shard, user.mailbox())?;
     }
     let mut asked = Vec::with_capacity(request.ranges.len());
     for range in &request.ranges {
         let timeline = convert::timeline(range.timeline.as_ref())?;
-        core.check_shard(shard, timeline)?;
+        core.check_shard(&view.shards, shard, timeline)?;
         asked.push((timeline, Seq(range.after_seq)));
     }
     if !request.stale {
         core.barrier(shard).await?;
     }
     let allowance = allowance(core, &request);
-    let map = core.map.clone();
     let outcome = core
         .read(shard, move |engine| {
             let ranges = match rights(engine, reader, asked)? {
@@ -75,7 +75,7 @@ pub(crate) async fn sync(
             };
             let pages = pages(engine, ranges, allowance)?;
             let groups = match groups_of {
-                Some(user) => groups(engine, &map, user)?,
+                Some(user) => groups(engine, &view.shards, user)?,
                 None => Vec::new(),
             };
             Ok(Ok(SyncResponse { pages, groups }))
@@ -105,9 +105,10 @@ pub(crate) async fn heads(
         Actor::User(user) => Some(user),
     };
     let mut asked = Vec::with_capacity(request.timelines.len());
+    let view = core.maps.now();
     for timeline in &request.timelines {
         let timeline = convert::timeline(Some(timeline))?;
-        core.check_shard(shard, timeline)?;
+        core.check_shard(&view.shards, shard, timeline)?;
         asked.push((timeline, Seq::ZERO));
     }
     if !request.stale {

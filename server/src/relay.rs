@@ -23,10 +23,11 @@ use std::time::{Duration, Instant};
 
 use mailbox_engine::{AckLanes, Command, LaneId, Refusal, Reply, ShardId, SlotId};
 use mailbox_raft::{Leadership, Outbox, Shard};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::cluster_map::View;
 use crate::core::Core;
 use link::{EVENTS_QUEUED_MAX, Link, LinkEvent, LinkEventKind};
 use outgoing::{Outgoing, Place, Places};
@@ -62,14 +63,15 @@ struct Relay {
 /// Relays until the node stops.
 pub(crate) async fn run(core: Arc<Core>) {
     let (events, inbox) = mpsc::channel(EVENTS_QUEUED_MAX);
-    let shards = core.node.shards();
     let (wake, changed) = (Arc::new(Notify::new()), Arc::new(AtomicBool::new(true)));
     let mut tasks = JoinSet::new();
-    for shard in &shards {
+    for mut moved in [
+        Moved::Shards(core.node.watch_shards()),
+        Moved::Map(core.maps.watch()),
+    ] {
         let (wake, changed) = (Arc::clone(&wake), Arc::clone(&changed));
-        let mut leadership = shard.watch_leadership();
         tasks.spawn(async move {
-            while leadership.changed().await.is_ok() {
+            while moved.changed().await {
                 changed.store(true, Ordering::Release);
                 wake.notify_one();
             }
@@ -78,9 +80,12 @@ pub(crate) async fn run(core: Arc<Core>) {
     let stopping = core.stopping.clone();
     let relay = Relay {
         outgoing: Outgoing::new(core.metrics.lanes.clone()),
-        map: Map(Arc::clone(&core)),
+        map: Map {
+            view: core.maps.now(),
+            core: Arc::clone(&core),
+        },
         core,
-        shards,
+        shards: Vec::new(),
         led: BTreeMap::new(),
         links: HashMap::new(),
         last_link: 0,
@@ -97,6 +102,8 @@ impl Relay {
     async fn run(mut self, mut inbox: mpsc::Receiver<LinkEvent>, stopping: &CancellationToken) {
         let wake = Arc::clone(&self.wake);
         loop {
+            // One look serves all items of this round.
+            self.map.view = self.core.maps.now();
             if self.changed.swap(false, Ordering::AcqRel) {
                 self.follow_leaderships();
             }
@@ -127,6 +134,7 @@ impl Relay {
     /// Begins to relay what is led here since, and ends what no longer is.
     fn follow_leaderships(&mut self) {
         self.outgoing.look_again();
+        self.follow_shards();
         for shard in &self.shards {
             let id = shard.id();
             let led = match shard.leadership() {
@@ -145,6 +153,33 @@ impl Relay {
                 load(&mut self.outgoing, shard, &self.map);
             }
         }
+    }
+
+    /// Takes up replicas that have come since, and lets those go that have left.
+    fn follow_shards(&mut self) {
+        let held = self.core.node.shards();
+        let is_held = |shard: &Shard| held.iter().any(|held| is_same(held, shard));
+        let (kept, gone): (Vec<Shard>, Vec<Shard>) = std::mem::take(&mut self.shards)
+            .into_iter()
+            .partition(is_held);
+        for shard in gone {
+            self.led.remove(&shard.id());
+            self.outgoing.drop_source(shard.id());
+        }
+        for shard in &held {
+            if kept.iter().any(|kept| is_same(kept, shard)) {
+                continue;
+            }
+            let (wake, changed) = (Arc::clone(&self.wake), Arc::clone(&self.changed));
+            let mut leadership = shard.watch_leadership();
+            self.tasks.spawn(async move {
+                while leadership.changed().await.is_ok() {
+                    changed.store(true, Ordering::Release);
+                    wake.notify_one();
+                }
+            });
+        }
+        self.shards = held;
     }
 
     fn take_outboxes(&mut self) {
@@ -218,6 +253,7 @@ impl Relay {
             }
             LinkEventKind::Ended(reason) => {
                 tracing::debug!(node, reason, "the stream of shipments has ended");
+                self.core.leaders.forget_node(node);
                 self.give_up(node);
             }
         }
@@ -269,6 +305,28 @@ impl Relay {
     }
 }
 
+/// Both are the same replica, not one that was dropped and one that came later.
+fn is_same(one: &Shard, other: &Shard) -> bool {
+    Arc::ptr_eq(one.engine(), other.engine())
+}
+
+/// What makes the relay look at everything again.
+enum Moved {
+    Shards(watch::Receiver<u64>),
+    Map(watch::Receiver<Arc<View>>),
+}
+
+impl Moved {
+    /// False once the node has stopped.
+    async fn changed(&mut self) -> bool {
+        let changed = match self {
+            Moved::Shards(shards) => shards.changed().await,
+            Moved::Map(maps) => maps.changed().await,
+        };
+        changed.is_ok()
+    }
+}
+
 fn load(outgoing: &mut Outgoing, shard: &Shard, map: &Map) {
     let items = shard.engine().unacked();
     tracing::debug!(shard = shard.id().0, items = items.len(), "outbox loaded");
@@ -294,24 +352,34 @@ async fn sleep_until(deadline: Option<Instant>) {
     }
 }
 
-/// Where things are, as this node's map and its own replicas know.
-struct Map(Arc<Core>);
+/// Where things are, as this node's map, its own replicas and the answers of others know.
+struct Map {
+    core: Arc<Core>,
+    view: Arc<View>,
+}
 
 impl Places for Map {
     fn shard_of(&self, slot: SlotId) -> ShardId {
-        self.0.map.of_slot(slot)
+        self.view.shards.of_slot(slot)
     }
 
     fn leader_of(&self, shard: ShardId) -> Option<Place> {
-        match self.0.node.shard(shard)?.leadership() {
-            Leadership::Leader { .. } => Some(Place {
-                node: self.0.node_id,
+        if let Some(replica) = self.core.node.shard(shard)
+            && let Leadership::Leader { .. } = replica.leadership()
+        {
+            return Some(Place {
+                node: self.core.node_id,
                 address: String::new(),
-            }),
-            Leadership::Follower { leader, .. } => leader.map(|leader| Place {
-                node: leader.node,
-                address: leader.address,
-            }),
+            });
         }
+        let leader = self.core.leader_elsewhere(shard, &[])?;
+        Some(Place {
+            node: leader.node,
+            address: leader.address,
+        })
+    }
+
+    fn not_led_by(&self, shard: ShardId, node: u64) {
+        self.core.leaders.forget(shard, node);
     }
 }

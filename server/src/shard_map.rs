@@ -1,16 +1,12 @@
 //! Which shard holds which slot.
 //!
-//! Placement is fixed at bootstrap and every node holds a replica of every shard, so the map is read off the
-//! node's own replicas, once. Whoever asks it must live with an answer that is out of date: the shard itself
-//! judges in apply, by the slots it holds then (`Refusal::WrongShard`).
-
-use std::sync::Arc;
+//! Whoever asks must live with an answer that is out of date: the shard itself judges in apply, by the slots it
+//! holds then (`Refusal::WrongShard`).
 
 use mailbox_api::v1::SlotSpan;
-use mailbox_engine::{ShardId, SlotId, TimelineId, UserId, slot_of_handle, slot_of_owner};
-use mailbox_raft::Node;
-
-use crate::error::Error;
+use mailbox_engine::{
+    ClusterMap, ShardId, SlotId, TimelineId, UserId, slot_of_handle, slot_of_owner,
+};
 
 /// Slot → shard, at one epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,44 +16,23 @@ pub(crate) struct ShardMap {
     shards: Vec<ShardId>,
 }
 
-/// The first map of a cluster, which nothing changes yet.
-const FIRST_EPOCH: u64 = 1;
-
 impl ShardMap {
-    /// The map of a node that holds every shard.
-    ///
-    /// # Errors
-    /// A slot that no shard holds.
-    pub(crate) fn of(node: &Node, slot_count: u16) -> Result<Arc<Self>, Error> {
-        let held = node.shards();
-        let held = held
-            .iter()
-            .map(|shard| (shard.id(), shard.engine().slots()));
-        let map = Self::new(FIRST_EPOCH, slot_count, held);
-        map.map(Arc::new)
-            .map_err(|slot| Error::Node(format!("no shard holds slot {slot}")))
-    }
-
-    /// `Err` names the first slot that no shard holds.
-    fn new(
-        epoch: u64,
-        slot_count: u16,
-        held: impl IntoIterator<Item = (ShardId, Vec<SlotId>)>,
-    ) -> Result<Self, SlotId> {
-        let mut shards: Vec<Option<ShardId>> = vec![None; usize::from(slot_count)];
-        for (shard, slots) in held {
-            for slot in slots {
-                if let Some(of_slot) = shards.get_mut(usize::from(slot.0)) {
-                    *of_slot = Some(shard);
+    /// Of a map that has been checked: every slot is in a shard.
+    pub(crate) fn of(map: &ClusterMap) -> Self {
+        // The meta shard has no slots, so a slot that is in none would be refused there.
+        let mut shards = vec![ShardId::META; usize::from(map.slot_count)];
+        for (shard, row) in &map.shards {
+            for (first, last) in &row.slots {
+                let (first, last) = (usize::from(first.0), usize::from(last.0));
+                for of_slot in shards.iter_mut().take(last + 1).skip(first) {
+                    *of_slot = *shard;
                 }
             }
         }
-        let of_slot = (0..).map(SlotId).zip(shards);
-        let shards: Result<_, SlotId> = of_slot.map(|(slot, shard)| shard.ok_or(slot)).collect();
-        Ok(Self {
-            epoch,
-            shards: shards?,
-        })
+        Self {
+            epoch: map.epoch,
+            shards,
+        }
     }
 
     /// Rises with every change.
@@ -109,14 +84,27 @@ impl ShardMap {
 
 #[cfg(test)]
 mod tests {
+    use mailbox_engine::MapShard;
+
     use super::*;
 
-    fn map(held: &[(u32, &[u16])]) -> Result<ShardMap, SlotId> {
-        let held = held.iter().map(|(shard, slots)| {
-            let slots = slots.iter().copied().map(SlotId).collect();
-            (ShardId(*shard), slots)
+    fn map(held: &[(u32, &[(u16, u16)])]) -> ShardMap {
+        let shards = held.iter().map(|(shard, spans)| {
+            let slots = spans.iter();
+            let slots = slots.map(|(first, last)| (SlotId(*first), SlotId(*last)));
+            let row = MapShard {
+                epoch: 1,
+                slots: slots.collect(),
+                replicas: Vec::new(),
+            };
+            (ShardId(*shard), row)
         });
-        ShardMap::new(1, 6, held)
+        ShardMap::of(&ClusterMap {
+            epoch: 1,
+            slot_count: 6,
+            shards: shards.collect(),
+            ..ClusterMap::default()
+        })
     }
 
     fn spans(map: &ShardMap, shard: u32) -> Vec<(u32, u32)> {
@@ -126,7 +114,13 @@ mod tests {
 
     #[test]
     fn slots_are_sets_and_told_as_spans() {
-        let map = map(&[(1, &[0, 1, 4]), (2, &[2, 5]), (7, &[3])]).expect("whole");
+        let map = map(&[
+            (0, &[]),
+            (1, &[(0, 1), (4, 4)]),
+            (2, &[(2, 2), (5, 5)]),
+            (7, &[(3, 3)]),
+        ]);
+        assert_eq!(spans(&map, 0), []);
         assert_eq!(spans(&map, 1), [(0, 1), (4, 4)]);
         assert_eq!(spans(&map, 2), [(2, 2), (5, 5)]);
         assert_eq!(spans(&map, 7), [(3, 3)]);
@@ -136,13 +130,8 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_that_no_shard_holds_is_named() {
-        assert_eq!(map(&[(1, &[0, 1, 2, 4, 5])]), Err(SlotId(3)));
-    }
-
-    #[test]
     fn owners_and_handles_go_to_the_shards_of_their_slots() {
-        let map = map(&[(1, &[0, 1, 2]), (2, &[3, 4, 5])]).expect("whole");
+        let map = map(&[(1, &[(0, 2)]), (2, &[(3, 5)])]);
         for owner in 0..100 {
             let user = UserId(owner);
             assert_eq!(map.of_user(user), map.of_slot(slot_of_owner(owner, 6)));

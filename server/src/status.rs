@@ -29,11 +29,18 @@ pub(crate) fn refusal(refusal: &Refusal) -> CallError {
         Refusal::TooManyDevices { .. } => ErrorCode::TooManyDevices,
         Refusal::SeqBeyondHead { .. } => ErrorCode::SeqBeyondHead,
         Refusal::BodyTooLarge { .. } => ErrorCode::BodyTooLarge,
-        Refusal::NotReady => return unavailable(refusal.to_string()),
-        Refusal::OptionOutOfBounds { .. } | Refusal::ReservedType { .. } => {
-            ErrorCode::InvalidArgument
-        }
+        Refusal::NotReady | Refusal::NoMap => return unavailable(refusal.to_string()),
+        Refusal::OptionOutOfBounds { .. }
+        | Refusal::ReservedType { .. }
+        | Refusal::InvalidMap { .. } => ErrorCode::InvalidArgument,
         Refusal::WrongShard { .. } => ErrorCode::WrongShard,
+        Refusal::NodeTaken { .. } => ErrorCode::NodeTaken,
+        Refusal::NodeRemoved { .. } => ErrorCode::NodeRemoved,
+        Refusal::StaleDisk { .. } => ErrorCode::StaleDisk,
+        Refusal::UnknownNode { .. } => ErrorCode::UnknownNode,
+        Refusal::NodeInUse { .. } => ErrorCode::NodeInUse,
+        Refusal::UnknownShard { .. } => ErrorCode::UnknownShard,
+        Refusal::StaleEpoch { .. } => ErrorCode::StaleEpoch,
         // Only relays get these.
         Refusal::UnknownLane { .. } | Refusal::LaneAhead { .. } => ErrorCode::Internal,
     };

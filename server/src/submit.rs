@@ -27,6 +27,7 @@ use tracing::Instrument as _;
 use crate::convert::{self, CheckedSend, Destination};
 use crate::core::{Actor, Core};
 use crate::directory::unknown_user;
+use crate::shard_map::ShardMap;
 use crate::status;
 
 /// Answer frames that wait for the caller to read them.
@@ -124,8 +125,10 @@ async fn answer(core: &Core, actor: Actor, frame: SubmitRequest) -> Vec<SubmitRe
         }
     }
     let users = core.resolve_all(unknown_handles(core, &sends)).await;
+    let view = core.maps.now();
     let frame = Frame {
         core,
+        map: &view.shards,
         shard: &shard,
         actor,
         users,
@@ -189,6 +192,7 @@ fn unknown_handles(core: &Core, sends: &[(u64, CheckedSend)]) -> HashSet<String>
 /// What the sends of a frame have in common.
 struct Frame<'a> {
     core: &'a Core,
+    map: &'a ShardMap,
     shard: &'a Shard,
     actor: Actor,
     /// The handles that were asked of others.
@@ -209,7 +213,7 @@ impl Frame<'_> {
             Destination::Group(group) => (group.timeline(), UserId(0)),
             Destination::User(user) => (sender.mailbox(), self.user(user)?),
         };
-        self.core.check_shard(self.shard, home)?;
+        self.core.check_shard(self.map, self.shard, home)?;
         Ok(send.command(sender, recipient))
     }
 

@@ -4,7 +4,8 @@
 //!
 //! ```text
 //!  who calls ──▶ whom it names ──▶ the shard ──▶ led here: done
-//!                (directory.rs)                 └▶ forwarded to its leader, once
+//!                (directory.rs)        │        └▶ forwarded to its leader, once
+//!                                      └──▶ not here: passed to whoever has it (forward.rs)
 //! ```
 //!
 //! | call | shard |
@@ -25,16 +26,18 @@ mod users;
 use mailbox_api::CallError;
 use mailbox_api::v1::UserRef;
 use mailbox_api::v1::mailbox_client::MailboxClient;
-use mailbox_engine::{GroupId, UserId};
+use mailbox_engine::{GroupId, ShardId, UserId};
 use mailbox_raft::Shard;
+use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
 use crate::auth::Caller;
 use crate::core::{Core, Route, forwarded};
+use crate::status;
 
 /// A call with one answer, given by the leader of its shard.
-pub(crate) trait UnaryCall: Send + Sized {
+pub(crate) trait UnaryCall: Clone + Send + Sync + Sized {
     /// As the metrics name it.
     const NAME: &'static str;
     /// What the caller gets.
@@ -47,7 +50,7 @@ pub(crate) trait UnaryCall: Send + Sized {
         &self,
         core: &Core,
         caller: Caller,
-    ) -> impl Future<Output = Result<(Shard, Self::Acting), CallError>> + Send;
+    ) -> impl Future<Output = Result<(ShardId, Self::Acting), CallError>> + Send;
 
     /// Whether the caller wants what this replica has, whoever leads.
     fn is_stale(&self) -> bool {
@@ -71,14 +74,17 @@ pub(crate) async fn serve<C, F, Answered>(
 ) -> Result<Response<C::Answer>, Status>
 where
     C: UnaryCall,
-    F: FnOnce(MailboxClient<Channel>, Request<C>) -> Answered,
-    Answered: Future<Output = Result<Response<C::Answer>, Status>>,
+    F: Fn(MailboxClient<Channel>, Request<C>) -> Answered + Sync,
+    Answered: Future<Output = Result<Response<C::Answer>, Status>> + Send,
 {
     let (metadata, _, call) = request.into_parts();
     let done = async {
         // Checked by a follower too: a call is not passed on for someone who may not call.
         let caller = core.authority.authenticate(&metadata)?;
         let (shard, acting) = call.place(core, caller).await?;
+        let Some(shard) = core.node.shard(shard) else {
+            return pass_on(core, &metadata, shard, &call, &forward).await;
+        };
         if !call.is_stale()
             && let Route::There(leader) = core.route(&metadata, &shard)?
         {
@@ -89,6 +95,34 @@ where
     let done = done.await;
     core.metrics.count_call(C::NAME, done.as_ref().err());
     done
+}
+
+/// Passes a call to the leader of a shard that has no replica here.
+async fn pass_on<C, F, Answered>(
+    core: &Core,
+    metadata: &MetadataMap,
+    shard: ShardId,
+    call: &C,
+    forward: &F,
+) -> Result<Response<C::Answer>, Status>
+where
+    C: UnaryCall,
+    F: Fn(MailboxClient<Channel>, Request<C>) -> Answered + Sync,
+    Answered: Future<Output = Result<Response<C::Answer>, Status>> + Send,
+{
+    if core.stopping.is_cancelled() {
+        return Err(status::unavailable("the node is shutting down").into());
+    }
+    if metadata.get(mailbox_api::metadata::FORWARDED).is_some() {
+        // Whoever passed it here goes by another map than this node: no two of them play ball with a call.
+        return Err(core.not_here(shard).into());
+    }
+    let asked = core.ask(shard, |address| {
+        let peer = core.peers.mailbox(&address);
+        let answer = peer.map(|peer| forward(peer, forwarded(metadata, call.clone())));
+        async move { answer?.await }
+    });
+    asked.await
 }
 
 /// The user that a call acts for, named in its field `field` or by the token.
@@ -102,7 +136,7 @@ async fn acting_user(
     core.acting_user(actor, field, named.cloned()).await
 }
 
-/// The replica that holds a group.
-fn shard_of_group(core: &Core, group: u64) -> Result<Shard, CallError> {
+/// The shard that holds a group.
+fn shard_of_group(core: &Core, group: u64) -> ShardId {
     core.shard_of_timeline(GroupId(group).timeline())
 }

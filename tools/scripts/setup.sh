@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes a machine able to build the mailbox database. Sourced by dev.sh and test.sh.
 # On Debian and Ubuntu it installs what is missing; elsewhere it says precisely what to install.
+# `setup test` also installs what only tests use; elsewhere those tests say that they are skipped.
 
 say() { printf '\033[1m==>\033[0m %s\n' "$*" >&2; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
@@ -34,6 +35,9 @@ missing_packages() {
     command -v make >/dev/null 2>&1 || echo "make"
     have_libclang || echo "libclang-dev"
     command -v ccache >/dev/null 2>&1 || echo "ccache"
+    if [ "$1" = test ] && command -v apt-get >/dev/null 2>&1; then
+        command -v faketime >/dev/null 2>&1 || echo "faketime"
+    fi
 }
 
 setup() {
@@ -45,7 +49,7 @@ setup() {
     command -v cargo >/dev/null 2>&1 || die "cargo not found: install Rust 1.95 or newer (rustup)"
 
     local packages
-    packages=$(missing_packages | tr '\n' ' ')
+    packages=$(missing_packages "${1:-build}" | tr '\n' ' ')
     if [ -n "${packages// /}" ]; then
         if command -v apt-get >/dev/null 2>&1; then
             say "installing $packages"

@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 # shellcheck source=tools/scripts/setup.sh
 . tools/scripts/setup.sh
-setup
+setup test
 
 step() {
     local started

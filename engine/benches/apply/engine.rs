@@ -27,7 +27,7 @@ pub(crate) fn run(load: &Load) -> Cost {
     };
     let slots = 0..=options.slot_count - 1;
     let store = Store::open(dir.path(), options).expect("open the store");
-    let shard = store.create_shard(ShardId(0), slots).expect("make a shard");
+    let shard = store.create_shard(ShardId(1), slots).expect("make a shard");
     let mut applier = Applier {
         shard: shard.clone(),
         index: 0,

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use crate::cluster_options::ClusterOptions;
+use crate::command::meta;
 use crate::command::{
     AckCursor, AckLanes, Command, Conversation, CreateGroup, Deliver, JoinGroup, LeaveGroup,
     MarkRead, RegisterUser, Send, SendGroup, SetClusterOptions,
@@ -29,6 +30,7 @@ const TAG_CUT: u8 = 9;
 const TAG_SET_CLUSTER_OPTIONS: u8 = 10;
 const TAG_DELIVER: u8 = 11;
 const TAG_ACK_LANES: u8 = 12;
+const TAG_META: u8 = 13;
 
 fn put_u64(out: &mut Vec<u8>, number: u64) {
     out.extend_from_slice(&number.to_be_bytes());
@@ -149,23 +151,29 @@ pub(crate) fn encode_command(command: &Command, out: &mut Vec<u8>) {
             put_u64(out, *first_seq);
             put_sized(out, items.as_bytes());
         }
-        Command::AckLanes(AckLanes { acks }) => {
-            out.reserve(5 + 20 * acks.len());
-            out.push(TAG_ACK_LANES);
-            let count = u32::try_from(acks.len()).expect("there are fewer lanes");
-            out.extend_from_slice(&count.to_be_bytes());
-            for (lane, acked) in acks {
-                put_lane(*lane, out);
-                put_u64(out, *acked);
-            }
-        }
+        Command::AckLanes(call) => put_acks(call, out),
         Command::SetClusterOptions(SetClusterOptions { options, if_absent }) => {
             out.extend_from_slice(&[TAG_SET_CLUSTER_OPTIONS, u8::from(*if_absent)]);
             let mut encoded = Vec::new();
             options.encode(&mut encoded);
             put_sized(out, &encoded);
         }
+        Command::Meta(call) => {
+            out.push(TAG_META);
+            meta::encode(call, out);
+        }
         Command::Cut => out.push(TAG_CUT),
+    }
+}
+
+fn put_acks(AckLanes { acks }: &AckLanes, out: &mut Vec<u8>) {
+    out.reserve(5 + 20 * acks.len());
+    out.push(TAG_ACK_LANES);
+    let count = u32::try_from(acks.len()).expect("there are fewer lanes");
+    out.extend_from_slice(&count.to_be_bytes());
+    for (lane, acked) in acks {
+        put_lane(*lane, out);
+        put_u64(out, *acked);
     }
 }
 
@@ -247,6 +255,7 @@ pub(crate) fn decode_command(reader: &mut Reader<'_>, entry: &Bytes) -> Result<C
             items: Items::from_bytes(entry.slice_ref(reader.sized()?)),
         })),
         TAG_ACK_LANES => decode_ack_lanes(reader).map(Command::AckLanes),
+        TAG_META => meta::decode(reader).map(Command::Meta),
         TAG_CUT => Ok(Command::Cut),
         TAG_SET_CLUSTER_OPTIONS => {
             let if_absent = match reader.u8()? {

@@ -4,12 +4,14 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
+use crate::cluster_map::ClusterMap;
+use crate::cluster_map::tests::{map_node, map_replica, map_shard};
 use crate::cluster_options::ClusterOptions;
 use crate::command::{
-    AckCursor, AckLanes, Conversation, CreateGroup, Deliver, JoinGroup, LeaveGroup, MarkRead,
-    RegisterUser, Send, SendGroup, SetClusterOptions,
+    AckCursor, AckLanes, Conversation, CreateGroup, Deliver, JoinGroup, LeaveGroup, LogReport,
+    MarkRead, MetaCommand, PutNode, RegisterUser, Send, SendGroup, SetClusterOptions,
 };
-use crate::id::{DeviceId, GroupId, MessageId, Seq, SlotId, UserId};
+use crate::id::{DeviceId, GroupId, MessageId, Seq, ShardId, SlotId, UserId};
 use crate::item::{Items, LaneId};
 use crate::row::{Flags, MessageType};
 
@@ -127,6 +129,53 @@ fn lane() -> impl Strategy<Value = LaneId> {
     })
 }
 
+fn cluster_map() -> impl Strategy<Value = ClusterMap> {
+    let nodes = proptest::collection::btree_map(any::<u64>(), map_node(), 0..4);
+    let shard = any::<u32>().prop_map(ShardId);
+    let shards = proptest::collection::btree_map(shard, map_shard(), 0..4);
+    (any::<(u64, u16, u16)>(), nodes, shards).prop_map(
+        |((epoch, slot_count, shard_count), nodes, shards)| ClusterMap {
+            epoch,
+            slot_count,
+            shard_count,
+            nodes,
+            shards,
+        },
+    )
+}
+
+fn meta() -> impl Strategy<Value = MetaCommand> {
+    let report = any::<(u64, u64, u64)>().prop_map(|(node, incarnation, log_batch)| LogReport {
+        node,
+        incarnation,
+        log_batch,
+    });
+    let replicas = proptest::collection::vec(map_replica(), 0..5);
+    prop_oneof![
+        cluster_map().prop_map(MetaCommand::Begin),
+        (any::<(u64, u64)>(), map_node()).prop_map(|((node, log_batch), row)| {
+            MetaCommand::PutNode(PutNode {
+                node,
+                row,
+                log_batch,
+            })
+        }),
+        proptest::collection::vec(report, 0..5).prop_map(MetaCommand::ReportLogs),
+        (any::<u64>(), map_node()).prop_map(|(node, row)| MetaCommand::SetStanding {
+            node,
+            standing: row.standing,
+        }),
+        any::<u64>().prop_map(|node| MetaCommand::RemoveNode { node }),
+        (any::<(u32, u64)>(), replicas).prop_map(|((shard, expect_epoch), replicas)| {
+            MetaCommand::SetReplicas {
+                shard: ShardId(shard),
+                expect_epoch,
+                replicas,
+            }
+        }),
+    ]
+}
+
 fn command() -> impl Strategy<Value = Command> {
     prop_oneof![
         send().prop_map(Command::Send),
@@ -140,6 +189,7 @@ fn command() -> impl Strategy<Value = Command> {
                 items,
             })
         }),
+        meta().prop_map(Command::Meta),
         proptest::collection::vec((lane(), any::<u64>()), 0..5)
             .prop_map(|acks| Command::AckLanes(AckLanes { acks })),
     ]

@@ -62,6 +62,12 @@ fn state_key() -> impl Strategy<Value = StateKey> {
                 seq,
             }
         ),
+        Just(StateKey::MetaMap),
+        any::<u64>().prop_map(|node| StateKey::MetaNode { node }),
+        any::<u32>().prop_map(|shard| StateKey::MetaShard {
+            shard: ShardId(shard)
+        }),
+        any::<u64>().prop_map(|node| StateKey::MetaLog { node }),
     ]
 }
 
@@ -215,5 +221,23 @@ fn encoded_keys_of_lanes_never_change() {
         ),
     ] {
         assert_eq!(format!("{:?}", key.encode()), text.replace(' ', ""));
+    }
+}
+
+#[test]
+fn encoded_keys_of_the_map_never_change() {
+    let (node, shard) = (9, ShardId(0x0405));
+    for (key, text) in [
+        (StateKey::MetaMap, "1100"),
+        (StateKey::MetaNode { node }, "1101 0000000000000009"),
+        (StateKey::MetaShard { shard }, "1102 00000405"),
+        (StateKey::MetaLog { node }, "1103 0000000000000009"),
+    ] {
+        assert_eq!(format!("{:?}", key.encode()), text.replace(' ', ""));
+        assert!(
+            key.encode()
+                .as_slice()
+                .starts_with(StateKey::meta_prefix().as_slice())
+        );
     }
 }

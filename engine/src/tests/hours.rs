@@ -133,7 +133,7 @@ fn the_shard_with_the_lowest_floor_keeps_the_hours_of_the_node() {
     for disk in Disk::all() {
         let store = disk.open();
         let shard = store.create_shard(SHARD, 0..=3).unwrap();
-        let idle = store.create_shard(crate::id::ShardId(1), 4..=7).unwrap();
+        let idle = store.create_shard(crate::id::ShardId(2), 4..=7).unwrap();
         for (shard, hour) in [(&shard, 9), (&idle, 3)] {
             shard.enter(|ctx| ctx.set_cluster_options(ClusterOptions::default()));
             go_on_to(shard, FIRST_HOUR + hour);

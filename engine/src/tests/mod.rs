@@ -57,7 +57,7 @@ fn options() -> EngineOptions {
     }
 }
 
-const SHARD: ShardId = ShardId(0);
+const SHARD: ShardId = ShardId(1);
 
 fn new_shard(store: &Store) -> std::sync::Arc<Shard> {
     store.create_shard(SHARD, 0..=7).unwrap()
@@ -95,7 +95,7 @@ impl Shard {
         let mut effects = Effects::default();
         state.batches += 1;
         let (batch, rewrites) = (state.batches, state.rewrites);
-        let mut context = Context::new(&mut state, &mut effects, batch, log_id);
+        let mut context = Context::new(&mut state, &mut effects, SHARD, batch, log_id);
         let result = change(&mut context);
         let cut = context.is_cut();
         state.applied.log_id = Some(log_id);

@@ -134,6 +134,7 @@ impl Reference {
             Command::Deliver(_)
             | Command::AckLanes(_)
             | Command::SetClusterOptions(_)
+            | Command::Meta(_)
             | Command::Cut => unreachable!("has no id"),
         }
     }
@@ -537,6 +538,7 @@ fn identity(command: &Command) -> Identity {
         Command::Deliver(_)
         | Command::AckLanes(_)
         | Command::SetClusterOptions(_)
+        | Command::Meta(_)
         | Command::Cut => unreachable!("has no id"),
     }
 }
@@ -562,6 +564,7 @@ fn asked(command: &Command) -> Command {
         | Command::Deliver(_)
         | Command::AckLanes(_)
         | Command::SetClusterOptions(_)
+        | Command::Meta(_)
         | Command::Cut => {}
     }
     asked

@@ -423,6 +423,7 @@ fn assigned(mut command: Command, id: MessageId) -> Command {
         | Command::Deliver(_)
         | Command::AckLanes(_)
         | Command::SetClusterOptions(_)
+        | Command::Meta(_)
         | Command::Cut => {}
     }
     command
@@ -441,6 +442,7 @@ fn id_of(command: &Command) -> Uuid {
         Command::Deliver(_)
         | Command::AckLanes(_)
         | Command::SetClusterOptions(_)
+        | Command::Meta(_)
         | Command::Cut => Uuid::nil(),
     }
 }

@@ -316,9 +316,7 @@ impl Client {
                 return Err(failure.error);
             }
             tracing::debug!(shard, failed = node.address(), error = %failure.error, "send again");
-            if advice == Advice::OtherShard {
-                self.inner.learn_map(&node, &failure.error).await;
-            }
+            self.inner.learn_map(&node, &failure.error).await;
             let attempt = self.attempt(request.clone(), deadline);
             (shard, node) = (attempt.shard, attempt.node);
             failure = match answered(attempt.answer).await {
@@ -367,16 +365,18 @@ impl Client {
                 return Err(failure.error);
             }
             tracing::debug!(shard, failed = node.address(), error = %failure.error, "call again");
-            if advice == Advice::OtherShard {
-                self.inner.learn_map(&node, &failure.error).await;
-            }
+            self.inner.learn_map(&node, &failure.error).await;
         }
     }
 }
 
 impl Inner {
-    /// Reads the map of a node that has said `WrongShard`, unless a map as new as that node's is here already.
+    /// Reads the map of a node whose *no* names a newer one than that held.
     pub(crate) async fn learn_map(&self, node: &Node, wrong: &CallError) {
+        if self.router.with_map(ShardMap::epoch) >= wrong.0.map_epoch {
+            return;
+        }
+        // One reads; the others wait and see what came.
         let _one = self.learning.lock().await;
         let held = self.router.with_map(ShardMap::epoch);
         if held >= wrong.0.map_epoch {

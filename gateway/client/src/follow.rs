@@ -100,6 +100,7 @@ impl Follower {
                 }
             }
             backoff.wait(&failure.error).await;
+            self.client.learn_map(&node, &failure.error).await;
         }
     }
 

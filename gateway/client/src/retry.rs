@@ -50,7 +50,14 @@ pub(crate) fn advice(code: ErrorCode) -> Advice {
         | ErrorCode::InvalidArgument
         | ErrorCode::LimitExceeded
         | ErrorCode::WrongCluster
-        | ErrorCode::Internal => Advice::GiveUp,
+        | ErrorCode::Internal
+        | ErrorCode::NodeTaken
+        | ErrorCode::NodeRemoved
+        | ErrorCode::StaleDisk
+        | ErrorCode::UnknownNode
+        | ErrorCode::UnknownShard
+        | ErrorCode::NodeInUse
+        | ErrorCode::StaleEpoch => Advice::GiveUp,
     }
 }
 

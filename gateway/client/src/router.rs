@@ -22,6 +22,9 @@ pub(crate) struct Router {
 }
 
 struct State {
+    /// Nodes of the options. Whoever is not in the map any more may still know the cluster, or be somebody else by
+    /// now at the same address.
+    first: Vec<Arc<Node>>,
     map: ShardMap,
     /// In the order in which they are tried; never empty.
     nodes: Vec<Arc<Node>>,
@@ -49,6 +52,7 @@ impl Router {
             ));
         }
         let state = State {
+            first: nodes.clone(),
             map: ShardMap::default(),
             nodes,
             leaders: BTreeMap::new(),
@@ -65,8 +69,16 @@ impl Router {
         read(&self.state.read().map)
     }
 
+    /// Who can be asked for the map: the nodes of the map held, then those of the options.
     pub(crate) fn nodes(&self) -> Vec<Arc<Node>> {
-        self.state.read().nodes.clone()
+        let state = self.state.read();
+        let mut nodes = state.nodes.clone();
+        for node in &state.first {
+            if find(&nodes, node.address()).is_none() {
+                nodes.push(Arc::clone(node));
+            }
+        }
+        nodes
     }
 
     /// The node at an address; one that the map does not name is connected for this call only.
@@ -141,10 +153,23 @@ impl Router {
         if !Arc::ptr_eq(current, node) {
             return;
         }
-        let hinted = find(&state.nodes, hint)
-            .filter(|hinted| !Arc::ptr_eq(hinted, node) && !hinted.is_suspect());
+        let hinted = find(&state.nodes, hint).or_else(|| {
+            // A node that came after the map held.
+            let new = self.newcomer(hint)?;
+            state.nodes.push(Arc::clone(&new));
+            Some(new)
+        });
+        let hinted = hinted.filter(|hinted| !Arc::ptr_eq(hinted, node) && !hinted.is_suspect());
         let next = hinted.unwrap_or_else(|| next_after(&state.nodes, node));
         state.leaders.insert(shard, next);
+    }
+
+    fn newcomer(&self, hint: &str) -> Option<Arc<Node>> {
+        if hint.is_empty() {
+            return None;
+        }
+        let made = Node::new(hint, &self.credentials, &self.options);
+        made.map(Arc::new).ok()
     }
 }
 
@@ -201,6 +226,10 @@ mod tests {
             Advice::OtherNode
         );
         assert_eq!(router.leader(0).address(), "h:3");
+        // A node that the map held does not have yet.
+        let node = router.leader(0);
+        router.learn(0, &node, &not_leader("h:9"));
+        assert_eq!(router.leader(0).address(), "h:9");
         assert_eq!(
             router.leader(1).address(),
             "h:1",
@@ -274,6 +303,25 @@ mod tests {
         assert_eq!(router.leader(0).address(), "h:2");
         assert_eq!(router.leader(1).address(), "h:4");
         assert!(router.nodes().iter().any(|node| Arc::ptr_eq(node, &kept)));
+    }
+
+    #[tokio::test]
+    async fn nodes_of_the_map_are_asked_first_and_those_of_the_options_stay() {
+        let router = router();
+        let named = [(4, "h:4"), (3, "h:3"), (5, "h:5")];
+        let named = named.map(|(node, address)| NodeAddress {
+            node,
+            address: address.into(),
+        });
+        router.replace_map(&ShardMapResponse {
+            epoch: 1,
+            nodes: named.to_vec(),
+            ..ShardMapResponse::default()
+        });
+        let asked = router.nodes();
+        let asked: Vec<&str> = asked.iter().map(|node| node.address()).collect();
+        assert_eq!(asked, ["h:4", "h:3", "h:5", "h:1", "h:2"]);
+        assert_eq!(router.leader(7).address(), "h:4");
     }
 
     #[tokio::test]

@@ -255,6 +255,27 @@ async fn a_subscription_goes_on_across_leaders_without_gap_or_repeat() {
 }
 
 #[tokio::test]
+async fn nodes_that_come_later_are_found_and_serve_when_the_first_are_gone() {
+    let mut cluster = Cluster::start(5);
+    cluster.name(3);
+    let mut options = cluster.options();
+    options.addresses.truncate(3);
+    let client = Client::connect(options).await.unwrap();
+    client.send(message(&client)).await.unwrap();
+
+    // Two more, of which one leads: the client is told where, and that there is a newer map.
+    cluster.name(5);
+    cluster.lead(4);
+    assert_eq!(client.send(message(&client)).await.unwrap().seq, 2);
+    for first in 0..3 {
+        cluster.kill(first);
+    }
+    cluster.lead(3);
+    assert_eq!(client.send(message(&client)).await.unwrap().seq, 3);
+    assert_eq!(client.shard_map().await.unwrap().nodes.len(), 5);
+}
+
+#[tokio::test]
 async fn a_gap_in_a_stream_is_filled() {
     let cluster = Cluster::start(1);
     let client = cluster.client().await;

@@ -4,6 +4,7 @@
 //! loopback, on ports that were free at the first start; no process outlives the [`Cluster`], not
 //! even when its owner is killed (where `setpriv` is installed).
 
+mod auth_key;
 mod binary;
 mod cluster;
 mod config;
@@ -13,6 +14,7 @@ mod node;
 mod process;
 mod usage;
 
+pub use auth_key::AuthKey;
 pub use cluster::{Cluster, ClusterOptions};
 pub use node::Node;
 pub use usage::IoBytes;

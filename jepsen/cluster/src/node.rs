@@ -137,6 +137,11 @@ impl Node {
         self.server.start()
     }
 
+    /// Environment variables for the server's next starts, in place of those set before.
+    pub fn set_environment(&self, variables: Vec<(OsString, OsString)>) {
+        self.server.set_environment(variables);
+    }
+
     /// Starts the gateway, if the node has one; does nothing if it runs.
     pub fn start_gateway(&self) -> anyhow::Result<()> {
         self.gateway.as_ref().map_or(Ok(()), Process::start)

@@ -59,6 +59,8 @@ pub(crate) struct Process {
     log: PathBuf,
     spawner: Spawner,
     state: Arc<Mutex<State>>,
+    /// Variables that the next life has beside those of this process.
+    environment: Mutex<Vec<(OsString, OsString)>>,
 }
 
 #[derive(Debug, Default)]
@@ -85,6 +87,7 @@ impl Process {
             log,
             spawner,
             state,
+            environment: Mutex::default(),
         }
     }
 
@@ -122,8 +125,11 @@ impl Process {
             .with_context(|| format!("open {}", self.log.display()))?;
         let stdout = log.try_clone().context("share the log file")?;
         let mut command = guarded(&self.binary);
+        let environment = self.environment.lock();
+        let environment = environment.unwrap_or_else(PoisonError::into_inner).clone();
         command
             .args(&self.arguments)
+            .envs(environment)
             .stdin(Stdio::null())
             .stdout(stdout)
             .stderr(log);
@@ -137,6 +143,12 @@ impl Process {
         state.paused = false;
         state.status = None;
         Ok(())
+    }
+
+    /// Replaces what [`Process::start`] adds to the environment.
+    pub(crate) fn set_environment(&self, environment: Vec<(OsString, OsString)>) {
+        let set = self.environment.lock();
+        *set.unwrap_or_else(PoisonError::into_inner) = environment;
     }
 
     pub(crate) fn kill(&self) -> anyhow::Result<bool> {

@@ -11,6 +11,7 @@
 //! | `once.rs` | C2: once in each place it belongs to; nothing that nobody sent |
 //! | `sequence.rs` | C3: dense, never reused, in real-time order; C6: reads too |
 //! | `order.rs` | C4: per (sender, recipient) in the order of acceptance |
+//! | `sync.rs` | C5: a device's pages skip nothing, repeat nothing, and end at the head |
 //! | `agree.rs` | every replica shows the same |
 
 mod agree;
@@ -21,6 +22,7 @@ mod order;
 #[cfg(test)]
 mod sample;
 mod sequence;
+mod sync;
 mod violation;
 
 use std::collections::BTreeMap;
@@ -39,6 +41,8 @@ pub struct Floors {
     pub acked: usize,
     /// Answered reads through the leader while faults were there.
     pub reads: usize,
+    /// Answered pages of devices while faults were there.
+    pub pages: usize,
     /// Installed faults, by kind.
     pub faults: BTreeMap<String, usize>,
     /// Nodes, each of which must have been read at the end.
@@ -81,6 +85,8 @@ pub struct Counts {
     pub unknown_found: usize,
     /// Reads answered by the leader during the run.
     pub reads: usize,
+    /// Pages answered to devices during the run.
+    pub pages: usize,
     /// Rows in the final reads, each timeline once.
     pub rows: usize,
     /// Faults installed.
@@ -108,9 +114,16 @@ pub fn check(history: &History, floors: &Floors) -> Report {
     once::check(&index, &mut violations);
     sequence::check(&index, &mut violations);
     order::check(&index, &mut violations);
+    sync::check(&index, history, &mut violations);
     agree::check(&index, history, &mut violations);
     let counts = count(history, &index);
-    let doubts = doubts(&index, &counts, floors);
+    let mut doubts = doubts(&index, &counts, floors);
+    let (devices, arrived) = sync::arrived(history);
+    if arrived < devices {
+        doubts.push(format!(
+            "{arrived} of {devices} devices got to their head at the end"
+        ));
+    }
     Report {
         violations,
         doubts,
@@ -133,6 +146,10 @@ fn count(history: &History, index: &Index<'_>) -> Counts {
             }
         }
     }
+    counts.pages = history
+        .pages()
+        .filter(|page| !page.last && matches!(page.outcome, Outcome::Ok(_)))
+        .count();
     counts.rows = index.last.values().map(|view| view.rows.len()).sum();
     for fault in history.faults() {
         if fault.installation == Installation::Installed {
@@ -151,6 +168,7 @@ fn doubts(index: &Index<'_>, counts: &Counts, floors: &Floors) -> Vec<String> {
     };
     floor("acked sends", counts.acked, floors.acked);
     floor("reads through the leader", counts.reads, floors.reads);
+    floor("pages of devices", counts.pages, floors.pages);
     for (kind, least) in &floors.faults {
         let found = counts.faults.get(kind).copied().unwrap_or(0);
         floor(&format!("faults of kind {kind}"), found, *least);
@@ -190,6 +208,10 @@ mod tests {
             },
             Floors {
                 reads: 1000,
+                ..Floors::default()
+            },
+            Floors {
+                pages: 1,
                 ..Floors::default()
             },
             Floors {

@@ -1,5 +1,7 @@
 //! A small good history, and ways to break it.
 
+use std::ops::RangeInclusive;
+
 use uuid::Uuid;
 
 use super::violation::Violation;
@@ -8,6 +10,7 @@ use crate::history::{
     Acked, Append, Fault, History, Installation, Op, Outcome, Read, Row, SendId, Source, Timeline,
     View,
 };
+use crate::page::{Join, Page, Synced};
 
 /// Alice sends Bob two messages and a third of which nobody knows (it happened); Bob sends Alice
 /// one; both send to a group. Each operation begins after the one before it was acked.
@@ -152,6 +155,58 @@ impl Sample {
             last: false,
             outcome: Outcome::Ok(view),
         }));
+    }
+
+    pub(super) fn join(&mut self, user: u64, first: u64) {
+        let Timeline::Group(group) = Self::GROUP else {
+            panic!("the group's timeline is one");
+        };
+        self.history.ops.push(Op::Join(Join { user, group, first }));
+    }
+
+    /// A page of a user's phone with rows of the final reads.
+    pub(super) fn page(
+        &mut self,
+        user: u64,
+        (invoked_ns, completed_ns): (u64, u64),
+        parts: &[(Timeline, RangeInclusive<u64>)],
+        more: bool,
+    ) {
+        let mut rows = Vec::new();
+        for (timeline, seqs) in parts {
+            let all = self.final_view(*timeline).rows;
+            let part = all.into_iter().filter(|row| seqs.contains(&row.seq));
+            rows.extend(part.map(|row| (*timeline, row)));
+        }
+        self.history.ops.push(Op::Page(Page {
+            process: 200,
+            invoked_ns,
+            completed_ns,
+            user,
+            device: "phone".into(),
+            gateway: 1,
+            last: false,
+            outcome: Outcome::Ok(Synced { rows, more }),
+        }));
+    }
+
+    pub(super) fn change_page(&mut self, number: usize, change: impl FnOnce(&mut Page)) {
+        let pages = self.history.ops.iter_mut().filter_map(|op| match op {
+            Op::Page(page) => Some(page),
+            _ => None,
+        });
+        change(pages.into_iter().nth(number).expect("a page"));
+    }
+
+    pub(super) fn change_rows(
+        &mut self,
+        number: usize,
+        change: impl FnOnce(&mut Vec<(Timeline, Row)>),
+    ) {
+        self.change_page(number, |page| match &mut page.outcome {
+            Outcome::Ok(synced) => change(&mut synced.rows),
+            _ => panic!("page {number} failed"),
+        });
     }
 
     pub(super) fn fault(&mut self, kind: &str, installation: Installation) {

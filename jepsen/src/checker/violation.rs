@@ -177,6 +177,64 @@ pub enum Violation {
         /// The recipient's mailbox.
         recipient: Timeline,
     },
+    /// C5: a device's pages left out a message, or gave one again.
+    #[error("C5: {device} of {user} was given {timeline} {found} where {expected} was due")]
+    SyncSkips {
+        /// Whose device.
+        user: u64,
+        /// Which.
+        device: String,
+        /// The timeline.
+        timeline: Timeline,
+        /// The seq due.
+        expected: u64,
+        /// The seq given.
+        found: u64,
+    },
+    /// C5: a device was told that there is no more before it had all that was there.
+    #[error("C5: {device} of {user} was told to be done at {timeline} {at}, and {head} was there")]
+    SyncEndsEarly {
+        /// Whose device.
+        user: u64,
+        /// Which.
+        device: String,
+        /// The timeline.
+        timeline: Timeline,
+        /// The greatest seq given.
+        at: u64,
+        /// The greatest seq known to be there before it asked.
+        head: u64,
+    },
+    /// C5: a device was given another message than is there.
+    #[error("C5: {device} of {user} was given another message than {timeline} {seq}")]
+    SyncDiffers {
+        /// Whose device.
+        user: u64,
+        /// Which.
+        device: String,
+        /// The timeline.
+        timeline: Timeline,
+        /// The seq.
+        seq: u64,
+    },
+    /// C5: a device was given a message that its user may not read.
+    #[error("C5: {device} of {user} was given a message of {timeline}")]
+    SyncedForeign {
+        /// Whose device.
+        user: u64,
+        /// Which.
+        device: String,
+        /// The timeline.
+        timeline: Timeline,
+    },
+    /// C5: a good sync key was called unusable.
+    #[error("C5: {device} of {user} had to begin again, though its key was good")]
+    NeedlessResync {
+        /// Whose device.
+        user: u64,
+        /// Which.
+        device: String,
+    },
     /// C3: two replicas show different rows at the end.
     #[error("C3: {source_a:?} and {source_b:?} differ in {timeline} from seq {seq} on")]
     Disagree {

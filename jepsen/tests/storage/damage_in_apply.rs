@@ -55,7 +55,9 @@ async fn join(load: &Load, group: &Group, user: u64) {
 async fn catches_up(cluster: &Cluster, load: &Load, node: &Node) {
     let applied = async |node: &Node| {
         let status = load.client.status(Some(node.address())).await;
-        status.expect("a status").shards[0].applied_index
+        let mut shards = status.expect("a status").shards.into_iter();
+        let shard = shards.find(|one| one.shard == load.shard);
+        shard.expect("it holds the shard").applied_index
     };
     let leader = cluster.leader().await.expect("a leader");
     let wanted = applied(cluster.node(leader)).await;

@@ -28,7 +28,7 @@ pub(crate) struct Load {
     pub(crate) users: Vec<u64>,
     pub(crate) acked: Vec<Acked>,
     /// The only shard.
-    shard: u32,
+    pub(crate) shard: u32,
     sent: usize,
 }
 

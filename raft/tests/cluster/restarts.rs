@@ -54,9 +54,10 @@ fn a_follower_behind_the_purge_catches_up_by_snapshot() {
             .shard()
             .status()
             .purged_index;
-        (purged > 300).then_some(purged)
+        // More than is purged at once: it goes on though a snapshot for the one that is away is due by then.
+        (purged > 600).then_some(purged)
     });
-    assert!(purged > 300);
+    assert!(purged > 600);
     cluster.nodes[away].start();
     let applied = cluster.nodes[cluster.leader()]
         .shard()

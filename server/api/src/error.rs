@@ -117,6 +117,13 @@ impl ErrorCode {
             Self::LimitExceeded => "LimitExceeded",
             Self::WrongCluster => "WrongCluster",
             Self::Internal => "Internal",
+            Self::NodeTaken => "NodeTaken",
+            Self::NodeRemoved => "NodeRemoved",
+            Self::StaleDisk => "StaleDisk",
+            Self::UnknownNode => "UnknownNode",
+            Self::UnknownShard => "UnknownShard",
+            Self::NodeInUse => "NodeInUse",
+            Self::StaleEpoch => "StaleEpoch",
         }
     }
 
@@ -152,7 +159,14 @@ impl ErrorCode {
             | Self::InvalidArgument
             | Self::LimitExceeded
             | Self::WrongCluster
-            | Self::Internal => false,
+            | Self::Internal
+            | Self::NodeTaken
+            | Self::NodeRemoved
+            | Self::StaleDisk
+            | Self::UnknownNode
+            | Self::UnknownShard
+            | Self::NodeInUse
+            | Self::StaleEpoch => false,
         }
     }
 
@@ -170,15 +184,24 @@ impl ErrorCode {
             | Self::GroupFull
             | Self::TooManyGroups
             | Self::TooManyDevices => Code::ResourceExhausted,
-            Self::IdReused | Self::HandleTaken | Self::AlreadyAMember => Code::AlreadyExists,
-            Self::IdExpired | Self::IdFromFuture | Self::Resync | Self::SeqBeyondHead => {
-                Code::FailedPrecondition
+            Self::IdReused | Self::HandleTaken | Self::AlreadyAMember | Self::NodeTaken => {
+                Code::AlreadyExists
             }
+            Self::IdExpired
+            | Self::IdFromFuture
+            | Self::Resync
+            | Self::SeqBeyondHead
+            | Self::NodeRemoved
+            | Self::StaleDisk
+            | Self::NodeInUse
+            | Self::StaleEpoch => Code::FailedPrecondition,
             Self::Corrupt => Code::DataLoss,
             Self::BodyTooLarge | Self::InvalidHandle | Self::InvalidArgument => {
                 Code::InvalidArgument
             }
-            Self::UnknownUser | Self::UnknownGroup => Code::NotFound,
+            Self::UnknownUser | Self::UnknownGroup | Self::UnknownNode | Self::UnknownShard => {
+                Code::NotFound
+            }
             Self::NotAMember | Self::Forbidden | Self::WrongCluster => Code::PermissionDenied,
             Self::Unauthenticated => Code::Unauthenticated,
             Self::Unspecified | Self::Internal => Code::Internal,

@@ -100,8 +100,8 @@ const GIB: u64 = 1 << 30;
 pub(super) const SECTIONS: &[(&str, &str)] = &[
     (
         "cluster",
-        "The cluster. All nodes must have the same values here; gateways use `id`, `secret_file` \
-         and `nodes`.",
+        "The cluster. All nodes must have the same values here, but for `join` and `nodes`; \
+         gateways use `id`, `secret_file` and `nodes`.",
     ),
     ("node", "This store node (`mailboxd server`)."),
     ("gateway", "This gateway (`mailboxd gateway`)."),
@@ -213,16 +213,24 @@ pub const OPTIONS: &[OptionFacts] = &[
          majority. More than election_min_ms.",
     ),
     text(
+        "cluster.join",
+        "list of \"host:port\"",
+        "For a node that is added to a cluster: nodes of that cluster, which are asked for the others. \
+         Without cluster.nodes; empty on the nodes that the cluster began with, and on gateways. Not \
+         asked any more once the node knows the cluster.",
+    ),
+    text(
         "cluster.nodes",
         "node id = \"host:port\", one or three nodes",
-        "The store nodes and the addresses under which clients and the other nodes reach them. \
-         A change after bootstrap has no effect on who votes.",
+        "The store nodes that the cluster begins with, and the addresses under which clients and the \
+         other nodes reach them. A change after bootstrap has no effect on who votes.",
     ),
     number(
         "node.id",
         (1, 1 << 32),
         "node ids",
-        "Which of cluster.nodes this one is. Stored in the node's directory; never changes.",
+        "Which of cluster.nodes this one is, or with cluster.join an id that no node of the cluster \
+         has ever had. Stored in the node's directory; never changes.",
     ),
     text(
         "node.dir",
@@ -233,6 +241,29 @@ pub const OPTIONS: &[OptionFacts] = &[
         "node.listen",
         "Where the node serves gRPC: clients, gateways and the other nodes. Port 0 takes a free \
          one.",
+    ),
+    text(
+        "node.address",
+        "host:port, or empty",
+        "Under which clients and the other nodes reach this node. Empty: as in cluster.nodes, or if it \
+         is not there, node.listen.",
+    ),
+    text(
+        "node.region",
+        "at most 64 bytes",
+        "Region of this node, for placement.",
+    ),
+    text(
+        "node.zone",
+        "at most 64 bytes",
+        "Zone of this node in its region: what fails together. Replicas of a shard are put into \
+         different zones where there are enough.",
+    ),
+    number(
+        "node.weight",
+        (0, 1_000_000),
+        "shares",
+        "This node's share of replicas in comparison with the others'. With 0 it is given none.",
     ),
     text(
         "node.metrics_listen",

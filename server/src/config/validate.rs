@@ -3,6 +3,8 @@
 use std::fmt::Display;
 use std::path::Path;
 
+use mailbox_engine::PLACE_BYTES_MAX;
+
 use super::document::{describe, name_of, section_of, values};
 use super::options::{Bounds, OPTIONS, OptionFacts};
 use super::{ByteSize, Config, Error};
@@ -56,7 +58,17 @@ impl Config {
                 ),
             );
         }
-        if cluster.nodes.len() != 1 && cluster.nodes.len() != 3 {
+        for address in &cluster.join {
+            check_address("cluster.join", address)?;
+        }
+        if !cluster.join.is_empty() && !cluster.nodes.is_empty() {
+            return invalid(
+                "cluster.join",
+                cluster.join.join(", "),
+                "a node is one of cluster.nodes or joins, not both: leave cluster.nodes out",
+            );
+        }
+        if cluster.join.is_empty() && cluster.nodes.len() != 1 && cluster.nodes.len() != 3 {
             return invalid(
                 "cluster.nodes",
                 format!("{} nodes", cluster.nodes.len()),
@@ -136,7 +148,8 @@ impl Config {
     }
 
     fn check_node(&self) -> Result<(), Error> {
-        if !self.cluster.nodes.contains_key(&self.node.id) {
+        let joins = !self.cluster.join.is_empty();
+        if !joins && !self.cluster.nodes.contains_key(&self.node.id) {
             let known: Vec<String> = self.cluster.nodes.keys().map(u64::to_string).collect();
             return invalid(
                 "node.id",
@@ -144,13 +157,31 @@ impl Config {
                 &format!("must be one of cluster.nodes ({})", known.join(", ")),
             );
         }
-        if !self.node.metrics_listen.is_empty() {
-            check_address("node.metrics_listen", &self.node.metrics_listen)?;
+        for (option, address) in [
+            ("node.address", &self.node.address),
+            ("node.metrics_listen", &self.node.metrics_listen),
+        ] {
+            if !address.is_empty() {
+                check_address(option, address)?;
+            }
+        }
+        for (option, name) in [
+            ("node.region", &self.node.region),
+            ("node.zone", &self.node.zone),
+        ] {
+            if name.len() > PLACE_BYTES_MAX {
+                let limit = format!("at most {PLACE_BYTES_MAX} bytes");
+                return invalid(option, name, &limit);
+            }
         }
         self.check_plaintext("node", &self.node.listen, self.node.allow_plaintext)
     }
 
     fn check_gateway(&self) -> Result<(), Error> {
+        if !self.cluster.join.is_empty() {
+            let limit = "a gateway does not join: name some nodes in cluster.nodes";
+            return invalid("cluster.join", self.cluster.join.join(", "), limit);
+        }
         if !is_set(&self.auth.hs256_secret_file) && !is_set(&self.auth.ed25519_public_key_file) {
             return invalid(
                 "auth",
@@ -289,12 +320,28 @@ mod tests {
             ),
             (|c| c.cluster.id = "My Cluster".into(), "cluster.id"),
             (|c| c.cluster.nodes.clear(), "cluster.nodes"),
+            (|c| c.cluster.join = vec!["h:1".into()], "cluster.join"),
+            (|c| c.node.zone = "z".repeat(65), "node.zone"),
+            (|c| c.node.address = "nowhere".into(), "node.address"),
         ] {
             let text = refusal(change, Role::Server);
             assert!(text.contains(named), "{named}: {text}");
         }
         let text = refusal(|c| c.auth.hs256_secret_file = "".into(), Role::Gateway);
         assert!(text.contains("auth"), "{text}");
+    }
+
+    #[test]
+    fn a_node_that_joins_names_nobody_it_begins_with() {
+        let mut config = Config::default();
+        config.cluster.nodes.clear();
+        config.cluster.join = vec!["10.0.0.1:7700".into()];
+        config.node.id = 7;
+        config.validate(Role::Server).expect("it may join");
+        assert_eq!(config.own_address(), config.node.listen);
+        config.cluster.join = vec!["10.0.0.1".into()];
+        let error = config.validate(Role::Server).expect_err("no port");
+        assert!(error.to_string().contains("cluster.join"), "{error}");
     }
 
     #[test]

@@ -55,6 +55,8 @@ pub(super) trait Places {
     fn shard_of(&self, slot: SlotId) -> ShardId;
     /// The leader of a shard.
     fn leader_of(&self, shard: ShardId) -> Option<Place>;
+    /// A node does not lead a shard, and does not know who does.
+    fn not_led_by(&self, shard: ShardId, node: u64);
 }
 
 /// What the relay has to do besides sending frames.
@@ -459,6 +461,9 @@ impl Outgoing {
                 node: fault.leader_node,
                 address: fault.leader_address.clone(),
             });
+        if destination.redirect.is_none() {
+            places.not_led_by(shipment.shard, node);
+        }
         if destination.redirect.is_some() && destination.failures == 0 {
             destination.failures = 1;
             self.queue_again(&shipment, places);

@@ -30,6 +30,8 @@ impl Places for Fixed {
     fn leader_of(&self, shard: ShardId) -> Option<Place> {
         (!self.leaderless.contains(&shard)).then(|| place(NODE))
     }
+
+    fn not_led_by(&self, _: ShardId, _: u64) {}
 }
 
 fn place(node: u64) -> Place {

@@ -6,13 +6,15 @@ use mailbox_api::v1::{
     LeaveGroupRequest, LeaveGroupResponse,
 };
 use mailbox_engine::{
-    Command, CreateGroup, GroupId, JoinGroup, LeaveGroup, MessageId, Refusal, Reply, Seq, UserId,
+    Command, CreateGroup, GroupId, JoinGroup, LeaveGroup, MessageId, Refusal, Reply, Seq, ShardId,
+    UserId,
 };
 use mailbox_raft::Shard;
 
 use super::{UnaryCall, acting_user, shard_of_group};
 use crate::auth::Caller;
 use crate::core::Core;
+use crate::directory::Made;
 use crate::{convert, status};
 
 impl UnaryCall for CreateGroupRequest {
@@ -20,9 +22,9 @@ impl UnaryCall for CreateGroupRequest {
     type Answer = CreateGroupResponse;
     type Acting = UserId;
 
-    async fn place(&self, core: &Core, caller: Caller) -> Result<(Shard, UserId), CallError> {
+    async fn place(&self, core: &Core, caller: Caller) -> Result<(ShardId, UserId), CallError> {
         let creator = acting_user(core, caller, "creator", self.creator.as_ref()).await?;
-        Ok((core.shard_of_user(creator)?, creator))
+        Ok((core.shard_of_user(creator), creator))
     }
 
     async fn answer(
@@ -41,13 +43,7 @@ impl UnaryCall for CreateGroupRequest {
             Reply::GroupCreated { group, seq } => (group, seq),
             other => return Err(status::wrong_reply(&other)),
         };
-        let home = core.shard_of_timeline(group.timeline())?;
-        let is_there = |engine: &mailbox_engine::Shard| {
-            let membership = engine.membership(group, creator)?;
-            Ok(membership.is_some())
-        };
-        core.arrived(&home, &group.timeline().to_string(), is_there)
-            .await?;
+        core.arrived(Made::Group { group, creator }).await?;
         Ok(CreateGroupResponse {
             group: group.0,
             seq: seq.0,
@@ -60,9 +56,9 @@ impl UnaryCall for JoinGroupRequest {
     type Answer = JoinGroupResponse;
     type Acting = UserId;
 
-    async fn place(&self, core: &Core, caller: Caller) -> Result<(Shard, UserId), CallError> {
+    async fn place(&self, core: &Core, caller: Caller) -> Result<(ShardId, UserId), CallError> {
         let user = acting_user(core, caller, "user", self.user.as_ref()).await?;
-        Ok((shard_of_group(core, self.group)?, user))
+        Ok((shard_of_group(core, self.group), user))
     }
 
     async fn answer(
@@ -73,7 +69,7 @@ impl UnaryCall for JoinGroupRequest {
     ) -> Result<JoinGroupResponse, CallError> {
         // The group's shard cannot tell: the user's row may be in another one.
         core.require_user(user).await?;
-        require_room(core, shard, user, GroupId(self.group))?;
+        require_room(core, shard, user, GroupId(self.group)).await?;
         let command = Command::JoinGroup(JoinGroup {
             request_id: convert::uuid_v7("request_id", &self.request_id)?,
             group: GroupId(self.group),
@@ -92,25 +88,23 @@ impl UnaryCall for JoinGroupRequest {
     }
 }
 
-/// The user's list has room for the group, by the replica here, or the group in it. Of a list in the
-/// group's own shard, apply judges.
-fn require_room(
+/// The user's list has room for the group, or the group in it. Of a list in the group's own shard, apply
+/// judges.
+async fn require_room(
     core: &Core,
     group_shard: &Shard,
     user: UserId,
     group: GroupId,
 ) -> Result<(), CallError> {
-    let home = core.shard_of_user(user)?;
-    let options = home.engine().cluster_options();
+    let options = group_shard.engine().cluster_options();
     let limits = options.and_then(|options| options.user_limits);
-    let Some(limits) = limits.filter(|_| home.id() != group_shard.id()) else {
+    let Some(limits) = limits.filter(|_| core.shard_of_user(user) != group_shard.id()) else {
         return Ok(());
     };
     let max = limits.groups_max;
-    let groups = home.engine().groups_of(user);
-    let groups = groups.map_err(|error| status::engine_fault(&error))?;
+    let groups = core.groups_of(user).await?;
     let has_room = u32::try_from(groups.len()).is_ok_and(|count| count < max);
-    if has_room || groups.iter().any(|listed| listed.group == group) {
+    if has_room || groups.contains(&group) {
         return Ok(());
     }
     Err(status::refusal(&Refusal::TooManyGroups { user, max }))
@@ -121,9 +115,9 @@ impl UnaryCall for LeaveGroupRequest {
     type Answer = LeaveGroupResponse;
     type Acting = UserId;
 
-    async fn place(&self, core: &Core, caller: Caller) -> Result<(Shard, UserId), CallError> {
+    async fn place(&self, core: &Core, caller: Caller) -> Result<(ShardId, UserId), CallError> {
         let user = acting_user(core, caller, "user", self.user.as_ref()).await?;
-        Ok((shard_of_group(core, self.group)?, user))
+        Ok((shard_of_group(core, self.group), user))
     }
 
     async fn answer(
@@ -153,13 +147,5 @@ impl UnaryCall for LeaveGroupRequest {
 /// Waits until the user's own list of groups knows of a join or leave at `seq`: who looks at the list
 /// after the reply must not take a former member for one.
 async fn listed(core: &Core, user: UserId, group: GroupId, seq: Seq) -> Result<(), CallError> {
-    let home = core.shard_of_user(user)?;
-    let is_there = |engine: &mailbox_engine::Shard| {
-        let groups = engine.groups_of(user)?;
-        let listed = groups.iter().find(|listed| listed.group == group);
-        let newest = listed.and_then(|listed| listed.spans.last());
-        Ok(newest.is_some_and(|span| span.join.max(span.left) >= seq))
-    };
-    let what = format!("the change of {} for user {user}", group.timeline());
-    core.arrived(&home, &what, is_there).await
+    core.arrived(Made::Listed { user, group, seq }).await
 }

@@ -7,7 +7,7 @@ use mailbox_api::v1::{
     send_request, user_ref,
 };
 use mailbox_engine::{
-    AckCursor, Command, Conversation, DeviceId, GroupId, MarkRead, Reply, Seq, UserId,
+    AckCursor, Command, Conversation, DeviceId, GroupId, MarkRead, Reply, Seq, ShardId, UserId,
 };
 use mailbox_raft::Shard;
 
@@ -22,11 +22,11 @@ impl UnaryCall for SendRequest {
     type Answer = SendResponse;
     type Acting = UserId;
 
-    async fn place(&self, core: &Core, caller: Caller) -> Result<(Shard, UserId), CallError> {
+    async fn place(&self, core: &Core, caller: Caller) -> Result<(ShardId, UserId), CallError> {
         let sender = acting_user(core, caller, "sender", self.sender.as_ref()).await?;
         let shard = match self.destination {
-            Some(send_request::Destination::Group(group)) => shard_of_group(core, group)?,
-            Some(send_request::Destination::User(_)) | None => core.shard_of_user(sender)?,
+            Some(send_request::Destination::Group(group)) => shard_of_group(core, group),
+            Some(send_request::Destination::User(_)) | None => core.shard_of_user(sender),
         };
         Ok((shard, sender))
     }
@@ -63,8 +63,8 @@ impl UnaryCall for SyncRequest {
     type Answer = SyncResponse;
     type Acting = Actor;
 
-    async fn place(&self, core: &Core, caller: Caller) -> Result<(Shard, Actor), CallError> {
-        Ok((core.shard(self.shard)?, core.actor(caller).await?))
+    async fn place(&self, core: &Core, caller: Caller) -> Result<(ShardId, Actor), CallError> {
+        Ok((core.named(self.shard)?, core.actor(caller).await?))
     }
 
     fn is_stale(&self) -> bool {
@@ -86,8 +86,8 @@ impl UnaryCall for HeadsRequest {
     type Answer = HeadsResponse;
     type Acting = Actor;
 
-    async fn place(&self, core: &Core, caller: Caller) -> Result<(Shard, Actor), CallError> {
-        Ok((core.shard(self.shard)?, core.actor(caller).await?))
+    async fn place(&self, core: &Core, caller: Caller) -> Result<(ShardId, Actor), CallError> {
+        Ok((core.named(self.shard)?, core.actor(caller).await?))
     }
 
     fn is_stale(&self) -> bool {
@@ -109,11 +109,11 @@ impl UnaryCall for MarkReadRequest {
     type Answer = MarkReadResponse;
     type Acting = UserId;
 
-    async fn place(&self, core: &Core, caller: Caller) -> Result<(Shard, UserId), CallError> {
+    async fn place(&self, core: &Core, caller: Caller) -> Result<(ShardId, UserId), CallError> {
         let user = acting_user(core, caller, "user", self.user.as_ref()).await?;
         let shard = match self.conversation {
-            Some(mark_read_request::Conversation::Group(group)) => shard_of_group(core, group)?,
-            Some(mark_read_request::Conversation::Peer(_)) | None => core.shard_of_user(user)?,
+            Some(mark_read_request::Conversation::Group(group)) => shard_of_group(core, group),
+            Some(mark_read_request::Conversation::Peer(_)) | None => core.shard_of_user(user),
         };
         Ok((shard, user))
     }
@@ -152,10 +152,10 @@ impl UnaryCall for AckCursorRequest {
     type Answer = AckCursorResponse;
     type Acting = UserId;
 
-    async fn place(&self, core: &Core, caller: Caller) -> Result<(Shard, UserId), CallError> {
+    async fn place(&self, core: &Core, caller: Caller) -> Result<(ShardId, UserId), CallError> {
         let user = acting_user(core, caller, "user", self.user.as_ref()).await?;
         let timeline = convert::timeline(self.timeline.as_ref())?;
-        Ok((core.shard_of_timeline(timeline)?, user))
+        Ok((core.shard_of_timeline(timeline), user))
     }
 
     async fn answer(

@@ -4,12 +4,13 @@ use mailbox_api::CallError;
 use mailbox_api::v1::{
     RegisterUserRequest, RegisterUserResponse, ResolveUserRequest, ResolveUserResponse, user_ref,
 };
-use mailbox_engine::{Command, RegisterUser, Reply};
+use mailbox_engine::{Command, RegisterUser, Reply, ShardId};
 use mailbox_raft::Shard;
 
 use super::UnaryCall;
 use crate::auth::{Caller, forbidden};
 use crate::core::Core;
+use crate::directory::Made;
 use crate::{convert, status};
 
 impl UnaryCall for RegisterUserRequest {
@@ -17,14 +18,14 @@ impl UnaryCall for RegisterUserRequest {
     type Answer = RegisterUserResponse;
     type Acting = ();
 
-    async fn place(&self, core: &Core, caller: Caller) -> Result<(Shard, ()), CallError> {
+    async fn place(&self, core: &Core, caller: Caller) -> Result<(ShardId, ()), CallError> {
         // A token's own handle need not exist yet: this call makes it.
         match caller {
             Caller::Cluster => {}
             Caller::User(user_ref::User::Handle(own)) if own == self.handle => {}
             Caller::User(_) => return Err(forbidden("the token acts for its own handle only")),
         }
-        Ok((core.shard_of_handle(&self.handle)?, ()))
+        Ok((core.shard_of_handle(&self.handle), ()))
     }
 
     async fn answer(
@@ -41,10 +42,7 @@ impl UnaryCall for RegisterUserRequest {
             Reply::UserRegistered { user } => user,
             other => return Err(status::wrong_reply(&other)),
         };
-        let home = core.shard_of_user(user)?;
-        let is_there = |engine: &mailbox_engine::Shard| Ok(engine.handle_of(user)?.is_some());
-        core.arrived(&home, &format!("user {user}"), is_there)
-            .await?;
+        core.arrived(Made::User(user)).await?;
         Ok(RegisterUserResponse { user: user.0 })
     }
 }
@@ -54,9 +52,9 @@ impl UnaryCall for ResolveUserRequest {
     type Answer = ResolveUserResponse;
     type Acting = user_ref::User;
 
-    async fn place(&self, core: &Core, _: Caller) -> Result<(Shard, user_ref::User), CallError> {
+    async fn place(&self, core: &Core, _: Caller) -> Result<(ShardId, user_ref::User), CallError> {
         let user = convert::user("user", self.user.clone())?;
-        Ok((core.shard_of_ref(&user)?, user))
+        Ok((core.shard_of_ref(&user), user))
     }
 
     async fn answer(

@@ -97,6 +97,35 @@ impl Trio {
         args
     }
 
+    /// The command line of a node that joins by what another one of the cluster knows.
+    pub(crate) fn joiner_args(
+        &self,
+        dir: &Path,
+        id: u64,
+        join: &str,
+        options: &[&str],
+    ) -> Vec<String> {
+        let text = std::fs::read_to_string(&self.config).unwrap();
+        let (before, rest) = text.split_once("[cluster.nodes]").unwrap();
+        let (_, rest) = rest.split_once("[node]").unwrap();
+        let text = format!("{before}join = [\"{join}\"]\n[node]{rest}");
+        let config = dir.join(format!("joiner-{id}.toml"));
+        std::fs::write(&config, text).unwrap();
+        let mut args: Vec<String> = ["server", "--json", "--config", config.to_str().unwrap()]
+            .map(str::to_owned)
+            .to_vec();
+        let own = [
+            format!("node.id={id}"),
+            "node.listen=127.0.0.1:0".to_owned(),
+            format!("node.dir={}/node-{id}", dir.display()),
+        ];
+        let options = options.iter().map(|option| (*option).to_owned());
+        for option in own.into_iter().chain(options) {
+            args.extend(["--set".to_owned(), option]);
+        }
+        args
+    }
+
     /// Starts a node, up to its ready line.
     pub(crate) fn node(&self, dir: &Path, index: usize) -> Process {
         let args = self.node_args(dir, index);
@@ -156,7 +185,8 @@ pub(crate) async fn leader(trio: &Trio) -> usize {
                 .await
                 .unwrap()
                 .into_inner();
-            if status.shards[0].role == "leader" {
+            let shard = status.shards.iter().find(|shard| shard.shard == 1);
+            if shard.is_some_and(|shard| shard.role == "leader") {
                 return index;
             }
         }

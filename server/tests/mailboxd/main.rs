@@ -12,6 +12,7 @@ mod cluster_options;
 mod config;
 mod disk_room;
 mod exits;
+mod growth;
 mod http;
 mod lanes;
 mod metrics;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
+use mailbox_cluster::AuthKey;
 use mailbox_sdk::{Body, Client, ConnectOptions, Destination, UserRef};
 use rand::RngExt as _;
 use rand::rngs::SmallRng;
@@ -15,7 +16,6 @@ use super::cluster::{SpawnArgs, Spawned, register};
 use super::load::Runners;
 use super::report::Report;
 use super::send::{LoadArgs, Measured};
-use crate::ctl::AuthKey;
 use crate::node::NodeArgs;
 
 /// How long users' tokens are valid: longer than any run.

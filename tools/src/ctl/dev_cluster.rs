@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use mailbox_client::v1::RegisterUserRequest;
-use mailbox_cluster::{Cluster, ClusterOptions};
+use mailbox_cluster::{AuthKey, Cluster, ClusterOptions};
 use serde::Serialize;
 
-use super::token::AuthKey;
 use crate::chaos;
 use crate::duration;
 use crate::node::parse_nodes;

@@ -12,8 +12,6 @@ mod timeline;
 mod token;
 mod user;
 
-pub(crate) use token::AuthKey;
-
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};

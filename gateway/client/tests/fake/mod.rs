@@ -44,6 +44,8 @@ pub(crate) struct Store {
     pub(crate) leave_out: Option<u64>,
     /// Times that slots have moved between shards.
     pub(crate) moves: u64,
+    /// How many of the nodes the map names; all if 0.
+    pub(crate) named: usize,
     /// First slot that is in shard 2; all are in shard 1 if there is none.
     pub(crate) split: Option<u32>,
 }
@@ -158,6 +160,13 @@ impl Cluster {
     pub(crate) fn split_at(&self, first: u32) {
         let mut store = self.store.lock();
         store.split = Some(first);
+        store.moves += 1;
+    }
+
+    /// The map names so many nodes from now on.
+    pub(crate) fn name(&self, nodes: usize) {
+        let mut store = self.store.lock();
+        store.named = nodes;
         store.moves += 1;
     }
 

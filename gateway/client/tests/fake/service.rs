@@ -50,7 +50,10 @@ impl Service {
         if self.is_silent() {
             std::future::pending::<()>().await;
         }
-        let leader = self.store.lock().leader;
+        let (leader, map_epoch) = {
+            let store = self.store.lock();
+            (store.leader, store.epoch())
+        };
         if leader == self.number {
             return Ok(());
         }
@@ -59,6 +62,7 @@ impl Service {
             message: format!("node {leader} leads"),
             leader_node: leader as u64 + 1,
             leader_address: self.addresses[leader].to_string(),
+            map_epoch,
             ..Error::default()
         })
     }
@@ -365,11 +369,15 @@ impl Admin for Service {
         if self.is_silent() {
             std::future::pending::<()>().await;
         }
-        let nodes = (1..).zip(&*self.addresses);
-        let (epoch, split) = {
+        let (epoch, split, named) = {
             let store = self.store.lock();
-            (store.epoch(), store.split.unwrap_or(SLOTS))
+            let named = match store.named {
+                0 => self.addresses.len(),
+                named => named,
+            };
+            (store.epoch(), store.split.unwrap_or(SLOTS), named)
         };
+        let nodes = (1..).zip(&self.addresses[..named]);
         let shards = [(1, 0, split), (2, split, SLOTS)].into_iter();
         let shards = shards.filter(|(_, first, end)| first < end);
         let shards = shards.map(|(shard, first, end)| v1::ShardPlacement {

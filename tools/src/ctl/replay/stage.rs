@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use indicatif::ProgressBar;
 use mailbox_client::Client;
-use mailbox_cluster::{Cluster, ClusterOptions};
+use mailbox_cluster::{AuthKey, Cluster, ClusterOptions};
 use mailbox_sdk::{Client as Device, ConnectOptions, Error, register_user};
 
 use super::IrcArgs;
@@ -15,7 +15,6 @@ use super::report::Inspected;
 use super::script::Script;
 use crate::chaos;
 use crate::ctl::inspect;
-use crate::ctl::token::AuthKey;
 
 /// How long users' tokens are valid: longer than any replay.
 const TOKEN_TTL: Duration = Duration::from_secs(7 * 86_400);

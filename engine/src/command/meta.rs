@@ -1,0 +1,205 @@
+//! Commands of the meta shard, and their bytes.
+
+use crate::cluster_map::{
+    ClusterMap, MapNode, MapReplica, MapShard, Standing, put_replicas, read_replicas,
+};
+use crate::decode::{Malformed, Reader};
+use crate::id::ShardId;
+
+/// A call that changes the map of the cluster. All do nothing the second time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MetaCommand {
+    /// The first map, unless there is one: what every new leader of a new cluster's meta shard proposes.
+    Begin(ClusterMap),
+    /// A node joins, or tells anew who it is.
+    PutNode(PutNode),
+    /// How far logs have got.
+    ReportLogs(Vec<LogReport>),
+    /// What operators want of a node.
+    SetStanding {
+        /// The node.
+        node: u64,
+        /// Not [`Standing::Removed`].
+        standing: Standing,
+    },
+    /// A node that holds nothing leaves for ever.
+    RemoveNode {
+        /// The node.
+        node: u64,
+    },
+    /// The replicas of a shard.
+    SetReplicas {
+        /// The shard.
+        shard: ShardId,
+        /// The shard's epoch by which the call was made.
+        expect_epoch: u64,
+        /// All of them.
+        replicas: Vec<MapReplica>,
+    },
+}
+
+/// What a node tells of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PutNode {
+    /// Its id.
+    pub node: u64,
+    /// Where it is. Of its standing, the map's own counts.
+    pub row: MapNode,
+    /// The greatest batch that its log has synced.
+    pub log_batch: u64,
+}
+
+/// How far the log of a node has got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogReport {
+    /// The node.
+    pub node: u64,
+    /// Of the directory that the log is in.
+    pub incarnation: u64,
+    /// The greatest batch that it has synced.
+    pub log_batch: u64,
+}
+
+const TAG_BEGIN: u8 = 1;
+const TAG_PUT_NODE: u8 = 2;
+const TAG_REPORT_LOGS: u8 = 3;
+const TAG_SET_STANDING: u8 = 4;
+const TAG_REMOVE_NODE: u8 = 5;
+const TAG_SET_REPLICAS: u8 = 6;
+
+fn put_u32(out: &mut Vec<u8>, number: u32) {
+    out.extend_from_slice(&number.to_be_bytes());
+}
+
+fn put_u64(out: &mut Vec<u8>, number: u64) {
+    out.extend_from_slice(&number.to_be_bytes());
+}
+
+fn put_row(out: &mut Vec<u8>, encode: impl FnOnce(&mut Vec<u8>)) {
+    let mut row = Vec::new();
+    encode(&mut row);
+    put_count(out, row.len());
+    out.extend_from_slice(&row);
+}
+
+fn put_count(out: &mut Vec<u8>, count: usize) {
+    put_u32(out, u32::try_from(count).expect("a map is far smaller"));
+}
+
+/// `kind u8 | fields of the kind`; rows of the map each with their length, u32, before them.
+pub(super) fn encode(command: &MetaCommand, out: &mut Vec<u8>) {
+    match command {
+        MetaCommand::Begin(map) => {
+            out.push(TAG_BEGIN);
+            put_u64(out, map.epoch);
+            out.extend_from_slice(&map.slot_count.to_be_bytes());
+            out.extend_from_slice(&map.shard_count.to_be_bytes());
+            put_count(out, map.nodes.len());
+            for (node, row) in &map.nodes {
+                put_u64(out, *node);
+                put_row(out, |out| row.encode(out));
+            }
+            put_count(out, map.shards.len());
+            for (shard, row) in &map.shards {
+                put_u32(out, shard.0);
+                put_row(out, |out| row.encode(out));
+            }
+        }
+        MetaCommand::PutNode(PutNode {
+            node,
+            row,
+            log_batch,
+        }) => {
+            out.push(TAG_PUT_NODE);
+            put_u64(out, *node);
+            put_u64(out, *log_batch);
+            put_row(out, |out| row.encode(out));
+        }
+        MetaCommand::ReportLogs(reports) => {
+            out.push(TAG_REPORT_LOGS);
+            put_count(out, reports.len());
+            for report in reports {
+                for number in [report.node, report.incarnation, report.log_batch] {
+                    put_u64(out, number);
+                }
+            }
+        }
+        MetaCommand::SetStanding { node, standing } => {
+            out.push(TAG_SET_STANDING);
+            put_u64(out, *node);
+            out.push(*standing as u8);
+        }
+        MetaCommand::RemoveNode { node } => {
+            out.push(TAG_REMOVE_NODE);
+            put_u64(out, *node);
+        }
+        MetaCommand::SetReplicas {
+            shard,
+            expect_epoch,
+            replicas,
+        } => {
+            out.push(TAG_SET_REPLICAS);
+            put_u32(out, shard.0);
+            put_u64(out, *expect_epoch);
+            put_replicas(replicas, out);
+        }
+    }
+}
+
+pub(super) fn decode(reader: &mut Reader<'_>) -> Result<MetaCommand, Malformed> {
+    match reader.u8()? {
+        TAG_BEGIN => decode_map(reader).map(MetaCommand::Begin),
+        TAG_PUT_NODE => {
+            let (node, log_batch) = (reader.u64()?, reader.u64()?);
+            let row = MapNode::decode(reader.sized()?)?;
+            Ok(MetaCommand::PutNode(PutNode {
+                node,
+                row,
+                log_batch,
+            }))
+        }
+        TAG_REPORT_LOGS => {
+            let mut reports = Vec::new();
+            for _ in 0..reader.u32()? {
+                reports.push(LogReport {
+                    node: reader.u64()?,
+                    incarnation: reader.u64()?,
+                    log_batch: reader.u64()?,
+                });
+            }
+            Ok(MetaCommand::ReportLogs(reports))
+        }
+        TAG_SET_STANDING => {
+            let (node, standing) = (reader.u64()?, reader.u8()?);
+            let standing = Standing::from_u8(standing).ok_or_else(|| reader.unknown(standing))?;
+            Ok(MetaCommand::SetStanding { node, standing })
+        }
+        TAG_REMOVE_NODE => Ok(MetaCommand::RemoveNode {
+            node: reader.u64()?,
+        }),
+        TAG_SET_REPLICAS => Ok(MetaCommand::SetReplicas {
+            shard: ShardId(reader.u32()?),
+            expect_epoch: reader.u64()?,
+            replicas: read_replicas(reader)?,
+        }),
+        kind => Err(reader.unknown(kind)),
+    }
+}
+
+fn decode_map(reader: &mut Reader<'_>) -> Result<ClusterMap, Malformed> {
+    let mut map = ClusterMap {
+        epoch: reader.u64()?,
+        slot_count: reader.u16()?,
+        shard_count: reader.u16()?,
+        ..ClusterMap::default()
+    };
+    for _ in 0..reader.u32()? {
+        let node = reader.u64()?;
+        map.nodes.insert(node, MapNode::decode(reader.sized()?)?);
+    }
+    for _ in 0..reader.u32()? {
+        let shard = ShardId(reader.u32()?);
+        map.shards.insert(shard, MapShard::decode(reader.sized()?)?);
+    }
+    Ok(map)
+}

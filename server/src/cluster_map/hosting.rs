@@ -1,0 +1,135 @@
+//! Brings this node after the map: the nodes that it talks to, and the replicas that it holds.
+//!
+//! A replica is made when the map names it, which is before the shard's leader is told to add it. It goes when
+//! the map no longer names it, which is after the shard's members were changed; but this node's map may be old,
+//! and a voter that forgets what it has acknowledged loses it for all. So it goes only when the shard's leader,
+//! behind a read barrier, says that it is no member.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mailbox_api::v1::MembershipRequest;
+use mailbox_engine::{ShardId, Standing};
+use tonic::Request;
+
+use super::View;
+use crate::core::Core;
+use crate::status;
+
+/// When something that did not work is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+/// One question to a voter.
+const ASK_WAIT: Duration = Duration::from_secs(2);
+
+/// Follows the map until the node stops.
+pub(super) async fn run(core: Arc<Core>) {
+    let mut maps = core.maps.watch();
+    let stopping = core.stopping.clone();
+    let following = async {
+        loop {
+            let view = Arc::clone(&maps.borrow_and_update());
+            let done = follow(&core, &view).await;
+            let again = async {
+                if done {
+                    std::future::pending::<()>().await;
+                }
+                tokio::time::sleep(AGAIN).await;
+            };
+            tokio::select! {
+                changed = maps.changed() => if changed.is_err() { return },
+                () = again => {}
+            }
+        }
+    };
+    tokio::select! {
+        () = following => {}
+        () = stopping.cancelled() => {}
+    }
+}
+
+/// True if all is as the map says.
+async fn follow(core: &Core, view: &View) -> bool {
+    if view.cluster.epoch == 0 {
+        // Nobody has told a map: what is here was made by the cluster's first start, and stays.
+        return true;
+    }
+    core.node.set_nodes(addresses(view));
+    let own = view.cluster.nodes.get(&core.node_id);
+    if own.is_some_and(|own| own.standing == Standing::Removed) {
+        core.evict(format!(
+            "node {} was removed from the cluster",
+            core.node_id
+        ));
+        return true;
+    }
+    let wanted: BTreeSet<ShardId> = view.cluster.shards_on(core.node_id).collect();
+    let held: BTreeSet<ShardId> = core.node.shards().iter().map(|shard| shard.id()).collect();
+    let mut done = true;
+    for shard in wanted.difference(&held) {
+        match core.node.host(*shard).await {
+            Ok(_) => tracing::info!(shard = shard.0, "a replica is made"),
+            Err(error) => {
+                tracing::warn!(shard = shard.0, error = %status::with_causes(&error), "no replica");
+                done = false;
+            }
+        }
+    }
+    for shard in held.difference(&wanted) {
+        done &= drop_replica(core, view, *shard).await;
+    }
+    done
+}
+
+/// All nodes that may be talked to.
+fn addresses(view: &View) -> BTreeMap<u64, String> {
+    let nodes = view.cluster.nodes.iter();
+    let present = nodes.filter(|(_, row)| row.standing != Standing::Removed);
+    present
+        .map(|(node, row)| (*node, row.address.clone()))
+        .collect()
+}
+
+async fn drop_replica(core: &Core, view: &View, shard: ShardId) -> bool {
+    if !is_no_member(core, view, shard).await {
+        tracing::debug!(shard = shard.0, "the replica stays: it may be a member");
+        return false;
+    }
+    // It may never learn that it was removed.
+    match core.node.unhost(shard, true).await {
+        Ok(()) => {
+            tracing::info!(shard = shard.0, "the replica is gone");
+            true
+        }
+        Err(error) => {
+            tracing::warn!(shard = shard.0, error = %status::with_causes(&error), "it stays");
+            false
+        }
+    }
+}
+
+/// Whether the shard's leader knows this node neither as a voter nor as a learner, and nothing is changing.
+async fn is_no_member(core: &Core, view: &View, shard: ShardId) -> bool {
+    for node in view.voters(shard) {
+        let Some(place) = view.place(node).filter(|place| place.node != core.node_id) else {
+            continue;
+        };
+        let Ok(mut client) = core.peers.cluster(&place.address) else {
+            continue;
+        };
+        let mut request = Request::new(MembershipRequest { shard: shard.0 });
+        if core.authority.prove(request.metadata_mut()).is_err() {
+            return false;
+        }
+        let asked = tokio::time::timeout(ASK_WAIT, client.membership(request)).await;
+        // Only the leader answers.
+        if let Ok(Ok(answer)) = asked {
+            let members = answer.into_inner();
+            let own = core.node_id;
+            return !members.changing
+                && !members.voters.contains(&own)
+                && !members.learners.contains(&own);
+        }
+    }
+    false
+}
