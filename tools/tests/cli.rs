@@ -88,7 +88,14 @@ fn every_help_text_is_the_kept_one() {
     for subcommand in ctl {
         assert_help(CTL, subcommand);
     }
-    for subcommand in [&[][..], &["send"], &["gateway"], &["idle"]] {
+    for subcommand in [
+        &[][..],
+        &["send"],
+        &["gateway"],
+        &["idle"],
+        &["grow"],
+        &["restart"],
+    ] {
         assert_help(BENCH, subcommand);
     }
 }
