@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use mailbox_api::peer::lanes_server::LanesServer;
@@ -48,6 +49,9 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 const DRAIN: Duration = Duration::from_millis(500);
 /// How often the health service looks at the replicas.
 const HEALTH_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Entries that a replica may have to apply yet when a node that has started calls itself ready.
+const READY_LAG_MAX: u64 = 256;
 
 /// A store node that serves.
 pub(crate) struct RunningNode {
@@ -144,8 +148,10 @@ impl RunningNode {
         }
     }
 
-    /// Ends streams, refuses new calls, hands leaderships over, flushes, closes.
+    /// Hands leaderships over, ends streams, refuses new calls, flushes, closes.
     pub(crate) async fn stop(self) -> Result<(), Error> {
+        // While it still answers: who calls is told where to go.
+        self.node.leave().await;
         self.stopping.cancel();
         let closed = self.node.shutdown().await;
         self.stopped.cancel();
@@ -256,6 +262,7 @@ fn register_metrics(registry: &MetricsRegistry, metrics: &ServerMetrics, node: &
 /// The process is ready when every voter here leads, or knows who does.
 fn ready_check(core: &Arc<Core>) -> ReadyCheck {
     let core = Arc::clone(core);
+    let has_applied = AtomicBool::new(false);
     Arc::new(move || {
         if core.stopping.is_cancelled() {
             return Err("the node is shutting down".to_owned());
@@ -273,7 +280,17 @@ fn ready_check(core: &Arc<Core>) -> ReadyCheck {
             if !known {
                 return Err(format!("shard {} has no leader", shard.id()));
             }
+            // Once after a start. Whoever restarts nodes in turn must wait for it: a node that only holds its log
+            // takes over nothing. Later a replica that lags is no reason to call none here.
+            if !has_applied.load(Ordering::Relaxed) {
+                let lag = shard.apply_lag();
+                if lag > READY_LAG_MAX {
+                    let id = shard.id();
+                    return Err(format!("shard {id} has {lag} entries to apply"));
+                }
+            }
         }
+        has_applied.store(true, Ordering::Relaxed);
         Ok(())
     })
 }
