@@ -17,6 +17,8 @@ pub(crate) fn may_ride_a_lane(command: &Command) -> bool {
         | Command::AckLanes(_)
         | Command::SetClusterOptions(_)
         | Command::Meta(_)
+        | Command::RequeueDeadLetter(_)
+        | Command::DropDeadLetter(_)
         | Command::Cut => false,
     }
 }
@@ -37,6 +39,8 @@ pub(crate) fn len_bytes(command: &Command) -> u64 {
         | Command::AckCursor(_)
         | Command::SetClusterOptions(_)
         | Command::Meta(_)
+        | Command::RequeueDeadLetter(_)
+        | Command::DropDeadLetter(_)
         | Command::Cut => 0,
     };
     96 + variable as u64

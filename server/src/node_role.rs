@@ -349,6 +349,7 @@ fn node_options(
             devices_max: cluster.user_devices_max,
             groups_max: cluster.user_groups_max,
         }),
+        dead_letters_max: Some(cluster.dead_letters_max),
     };
     options.shard_count = cluster.shards;
     options.log = LogOptions {
