@@ -26,7 +26,7 @@ use crate::peers::Peers;
 use crate::pulse::{self, Pulse};
 use crate::replica::{Replica, Shared};
 use crate::shard::Shard;
-use crate::snapshot::SnapshotPace;
+use crate::snapshot::{SnapshotBytes, SnapshotPace};
 use crate::status::PeerStatus;
 
 /// Replicas that start at the same time.
@@ -265,6 +265,11 @@ impl Node {
     /// Counters of the log, since the node started.
     pub fn log_metrics(&self) -> LogMetrics {
         self.log.metrics()
+    }
+
+    /// Bytes of snapshots that this node has sent and received since it started.
+    pub fn snapshot_bytes(&self) -> SnapshotBytes {
+        self.shared.pace.bytes()
     }
 
     /// Requests sent to other nodes, for all shards, since the node started; answers are not counted.

@@ -19,6 +19,7 @@ mod dead_letters;
 mod follow;
 mod map;
 mod node;
+mod operate;
 mod options;
 mod pending;
 mod retry;
