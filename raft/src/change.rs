@@ -26,6 +26,8 @@ const LOOK: Duration = Duration::from_millis(5);
 const TEND_INTERVAL: Duration = Duration::from_secs(1);
 /// A leader that waits for a follower so many entries behind would serve nobody meanwhile.
 const TRANSFER_LAG_MAX: u64 = 4096;
+/// So far behind it is hardly behind: what is under way at any moment of a busy shard.
+const TRANSFER_LAG_NEAR: u64 = 64;
 
 type Change = ChangeMembers<NodeId, EmptyNode>;
 type ServerMetrics = RaftServerMetrics<TypeConfig>;
@@ -392,9 +394,20 @@ impl Replica {
         if !voters.any(|voter| voter == to) {
             return Err(ChangeError::NotVoter { node: to });
         }
-        let lag = self.lag_of(to);
-        if lag > TRANSFER_LAG_MAX {
-            return Err(unavailable(format!("node {to} is {lag} entries behind")));
+        // From the moment it is handed over until the other one has all entries, nobody serves: so the lag comes
+        // first, and so does the question.
+        loop {
+            let lag = self.lag_of(to);
+            if lag > TRANSFER_LAG_MAX {
+                return Err(unavailable(format!("node {to} is {lag} entries behind")));
+            }
+            if lag <= TRANSFER_LAG_NEAR {
+                break;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        if let Some(refusal) = self.road.refusal_to_lead(self.id.0, to).await {
+            return Err(unavailable(format!("node {to} would not lead: {refusal}")));
         }
         let asked = self.hand_over(to).await;
         asked.map_err(unavailable)?;

@@ -129,6 +129,7 @@ impl Node {
             peers,
             shared.pace.clone(),
             shared.pulse.clone(),
+            shared.clock.clone(),
         );
         let node = Arc::new(Node {
             shared,
@@ -305,6 +306,7 @@ impl Node {
     pub async fn shutdown(&self) -> Result<(), Error> {
         let mut hosting = self.hosting.lock().await;
         hosting.stopping = true;
+        self.peer_service.leave();
         let shards = self.shards.take_all();
         let replicas = || shards.values().map(Shard::replica);
         // All at once: a shutdown takes as long as its slowest shard, not as all of them.
