@@ -360,7 +360,7 @@ fn node_options(
             devices_max: cluster.user_devices_max,
             groups_max: cluster.user_groups_max,
         }),
-        dead_letters_max: Some(cluster.dead_letters_max),
+        dead_letters_max: cluster.dead_letters_max,
     };
     options.shard_count = cluster.shards;
     options.log = LogOptions {
@@ -406,4 +406,24 @@ fn file_system_bytes(dir: &Path) -> std::io::Result<u64> {
 /// Only to be bound and dropped: says early that an address is taken.
 pub(crate) async fn probe(option: &'static str, address: &str) -> Result<TcpListener, Error> {
     listener::bind(option, address).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is proposed to an older cluster: of its nodes, some may not know the option.
+    #[test]
+    fn an_option_that_is_not_set_is_not_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        config.node.dir = dir.path().to_owned();
+        let asked = |config: &Config| {
+            let options = node_options(config, Arc::from(*b"a secret"), None).unwrap();
+            options.cluster_options.dead_letters_max
+        };
+        assert_eq!(asked(&config), None);
+        config.cluster.dead_letters_max = Some(5);
+        assert_eq!(asked(&config), Some(5));
+    }
 }
