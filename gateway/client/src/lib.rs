@@ -16,6 +16,7 @@ mod calls;
 mod channel;
 mod client;
 mod clock;
+mod dead_letters;
 mod follow;
 mod gate;
 mod map;
