@@ -16,6 +16,7 @@ mod store_node;
 mod tail;
 mod timeline;
 mod token;
+mod top;
 mod user;
 
 use std::process::ExitCode;
@@ -51,6 +52,7 @@ enum Command {
     Node(store_node::Command),
     #[command(subcommand)]
     Shard(shard::Command),
+    Top(top::Args),
     Doctor(doctor::Args),
     /// Make the tokens with which users connect
     #[command(subcommand)]
@@ -91,6 +93,7 @@ async fn run(command: Command, output: OutputArgs) -> anyhow::Result<bool> {
         Command::Cluster(command) => cluster::run(command, output).await,
         Command::Node(command) => store_node::run(command, output).await,
         Command::Shard(command) => shard::run(command, output).await,
+        Command::Top(args) => top::run(args, output).await,
         Command::Doctor(args) => doctor::run(args, output).await,
         Command::Token(command) => token::run(command, output),
         Command::User(command) => user::run(command, output).await,
