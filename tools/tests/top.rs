@@ -28,6 +28,8 @@ async fn cluster() -> Cluster {
         nodes: 1,
         shards: 4,
         binary: Some(mailboxd()),
+        // How full the machine's own disk is, is not what is tested.
+        extra_config: "[node]\ndisk_free_min_percent = 0\ndisk_free_min_bytes = \"0 B\"".to_owned(),
         ..ClusterOptions::default()
     };
     Cluster::start(options).await.unwrap()

@@ -5,6 +5,7 @@ mod cluster;
 mod dev_cluster;
 mod doctor;
 mod inspect;
+mod meta;
 mod replay;
 mod send;
 mod shard;
@@ -45,13 +46,15 @@ pub(crate) struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Status(status::Args),
-    /// See a cluster as a whole
+    /// Make a cluster, and see it as a whole
     #[command(subcommand)]
     Cluster(cluster::Command),
     #[command(subcommand)]
     Node(store_node::Command),
     #[command(subcommand)]
     Shard(shard::Command),
+    #[command(subcommand)]
+    Meta(meta::Command),
     Top(top::Args),
     Doctor(doctor::Args),
     /// Make the tokens with which users connect
@@ -93,6 +96,7 @@ async fn run(command: Command, output: OutputArgs) -> anyhow::Result<bool> {
         Command::Cluster(command) => cluster::run(command, output).await,
         Command::Node(command) => store_node::run(command, output).await,
         Command::Shard(command) => shard::run(command, output).await,
+        Command::Meta(command) => meta::run(command, output).await,
         Command::Top(args) => top::run(args, output).await,
         Command::Doctor(args) => doctor::run(args, output).await,
         Command::Token(command) => token::run(command, output),
