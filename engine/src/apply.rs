@@ -50,7 +50,9 @@ fn require_place(ctx: &Context<'_>, command: &Command) -> Result<(), Refusal> {
         | Command::MarkRead(_)
         | Command::AckCursor(_)
         | Command::Deliver(_)
-        | Command::AckLanes(_) => !ctx.is_meta(),
+        | Command::AckLanes(_)
+        | Command::RequeueDeadLetter(_)
+        | Command::DropDeadLetter(_) => !ctx.is_meta(),
     };
     if fits {
         Ok(())
@@ -77,7 +79,9 @@ fn run(ctx: &mut Context<'_>, command: Command) -> Result<Reply, No> {
         | Command::JoinGroup(_)
         | Command::LeaveGroup(_)
         | Command::MarkRead(_)
-        | Command::AckCursor(_) => {
+        | Command::AckCursor(_)
+        | Command::RequeueDeadLetter(_)
+        | Command::DropDeadLetter(_) => {
             ctx.cluster_options()?;
         }
     }
@@ -94,6 +98,8 @@ fn run(ctx: &mut Context<'_>, command: Command) -> Result<Reply, No> {
         Command::AckLanes(call) => procedure::ack_lanes(ctx, &call),
         Command::SetClusterOptions(call) => procedure::set_cluster_options(ctx, &call),
         Command::Meta(call) => procedure::meta(ctx, &call),
+        Command::RequeueDeadLetter(call) => procedure::requeue_dead_letter(ctx, &call),
+        Command::DropDeadLetter(call) => procedure::drop_dead_letter(ctx, &call),
         Command::Cut => {
             ctx.cut();
             Ok(Reply::Cut {

@@ -1,6 +1,7 @@
 //! Commands, the calls of procedures; and what they are answered with.
 
 pub(crate) mod encoding;
+mod letters;
 mod meta;
 
 use bytes::Bytes;
@@ -8,11 +9,13 @@ use uuid::Uuid;
 
 use crate::cluster_map::MapFault;
 use crate::cluster_options::{ClusterOptions, OptionFault};
+use crate::dead_letter::LetterStanding;
 use crate::hlc::Hlc;
 use crate::id::{DeviceId, GroupId, MessageId, Seq, ShardId, SlotId, TimelineId, UserId};
 use crate::item::{Items, LaneId};
 use crate::row::{Flags, MessageType};
 
+pub use letters::{DropDeadLetter, RequeueDeadLetter};
 pub use meta::{LogReport, MetaCommand, PutNode};
 
 /// One call of one procedure.
@@ -42,6 +45,10 @@ pub enum Command {
     SetClusterOptions(SetClusterOptions),
     /// A change of the map of the cluster; for the meta shard only.
     Meta(MetaCommand),
+    /// A dead letter goes to its recipient after all.
+    RequeueDeadLetter(RequeueDeadLetter),
+    /// A dead letter is done with.
+    DropDeadLetter(DropDeadLetter),
     /// Ends the memtable with this entry, so that all replicas can hash the same state.
     Cut,
 }
@@ -56,6 +63,7 @@ impl Command {
             Command::CreateGroup(call) => call.message_id = hlc.next(clock_ms, MessageId::ZERO),
             Command::JoinGroup(call) => call.message_id = hlc.next(clock_ms, MessageId::ZERO),
             Command::LeaveGroup(call) => call.message_id = hlc.next(clock_ms, MessageId::ZERO),
+            Command::RequeueDeadLetter(call) => call.assign(hlc, clock_ms),
             Command::RegisterUser(_)
             | Command::MarkRead(_)
             | Command::AckCursor(_)
@@ -63,6 +71,7 @@ impl Command {
             | Command::AckLanes(_)
             | Command::SetClusterOptions(_)
             | Command::Meta(_)
+            | Command::DropDeadLetter(_)
             | Command::Cut => {}
         }
     }
@@ -297,6 +306,15 @@ pub enum Reply {
     },
     /// What the destinations have is no longer in the outboxes.
     LanesAcked,
+    /// The letter is in its recipient's mailbox.
+    DeadLetterRequeued {
+        /// Its seq there.
+        seq: Seq,
+        /// Its id as the message that it is now.
+        message_id: MessageId,
+    },
+    /// The letter is done with.
+    DeadLetterDropped,
     /// The map of the cluster is as was asked.
     Map {
         /// The map's, after the call.
@@ -549,6 +567,28 @@ pub enum Refusal {
         expected: u64,
         /// The shard's.
         found: u64,
+    },
+    /// No such dead letter, or not any more.
+    #[error("{}", letters::unknown(*slot, *seq, *trim_point, *head))]
+    UnknownDeadLetter {
+        /// As asked.
+        slot: SlotId,
+        /// As asked.
+        seq: Seq,
+        /// Letters at or below it are no longer there.
+        trim_point: Seq,
+        /// The newest one.
+        head: Seq,
+    },
+    /// The letter was requeued before, so it cannot be dropped; or the other way round.
+    #[error("dead letter {seq} of slot {slot} was {standing} before")]
+    DeadLetterResolved {
+        /// As asked.
+        slot: SlotId,
+        /// As asked.
+        seq: Seq,
+        /// What became of it.
+        standing: LetterStanding,
     },
     /// Only the store writes messages of this type.
     #[error("message type {kind} is not for clients", kind = .kind.0)]

@@ -7,6 +7,7 @@
 use fail::fail_point;
 
 use crate::base::FileLife;
+use crate::dead_letter::DeadLetterTotals;
 use crate::error::Error;
 use crate::id::{RangeId, ShardId};
 use crate::key::NodeKey;
@@ -60,6 +61,7 @@ impl Shard {
         state.cut = None;
         state.cut_hash = None;
         state.lanes = Lanes::default();
+        state.letters = DeadLetterTotals::default();
         let ranges = state.ranges.by_range().map(|(range, _)| range).collect();
         self.tails.lock().clear();
         drop(state);

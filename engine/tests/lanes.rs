@@ -5,6 +5,8 @@
 
 #[path = "lanes/cluster.rs"]
 mod cluster;
+#[path = "lanes/dead_letters.rs"]
+mod dead_letters;
 #[path = "lanes/hostile.rs"]
 mod hostile;
 #[path = "lanes/rules.rs"]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mailbox_api::peer;
 use mailbox_api::peer::control_request::Request as Ask;
@@ -48,6 +48,9 @@ const OPENRAFT_LEASE_MS: u64 = 60_000;
 const FILLING_LOOK: Duration = Duration::from_millis(100);
 /// How long a node may take to say whether it would lead.
 const MAY_LEAD_TIMEOUT: Duration = Duration::from_millis(300);
+/// How long a leader that goes looks for a follower that would lead, and how often.
+const WILLING_WAIT: Duration = Duration::from_secs(1);
+const WILLING_LOOK: Duration = Duration::from_millis(50);
 /// Before openraft has said who leads, and after it has stopped.
 const NOBODY: Leadership = Leadership::Follower {
     leader: None,
@@ -357,18 +360,30 @@ impl Replica {
         heirs.into_iter().map(|(.., node)| node).collect()
     }
 
-    /// Hands leadership to the voter that is furthest, and waits a moment for it.
+    /// A voter that would lead, the furthest if several would. Where all refuse it waits a moment, since most
+    /// refusals pass (a node that has just started applies what its log holds), and then takes the furthest.
+    async fn willing_heir(&self) -> Option<u64> {
+        let deadline = Instant::now() + WILLING_WAIT;
+        loop {
+            let heirs = self.heirs();
+            let furthest = *heirs.first()?;
+            for heir in heirs {
+                if self.road.refusal_to_lead(self.id.0, heir).await.is_none() {
+                    return Some(heir);
+                }
+            }
+            if Instant::now() >= deadline {
+                return Some(furthest);
+            }
+            tokio::time::sleep(WILLING_LOOK).await;
+        }
+    }
+
+    /// Hands leadership to another voter, and waits a moment for it.
     pub(crate) async fn give_leadership_away(&self, wait: Duration) {
-        let heirs = self.heirs();
-        let Some(mut target) = heirs.first().copied() else {
+        let Some(target) = self.willing_heir().await else {
             return;
         };
-        for heir in heirs {
-            if self.road.refusal_to_lead(self.id.0, heir).await.is_none() {
-                target = heir;
-                break;
-            }
-        }
         if let Err(error) = self.hand_over(target).await {
             tracing::warn!(shard = self.id.0, %error, "leadership stays");
             return;
@@ -395,6 +410,12 @@ impl Replica {
         }
         self.pulse.forget(self.id.0);
         self.leadership.send_replace(NOBODY);
+    }
+
+    /// Entries that the replica's log holds and its readers do not see yet: many after a start, and where apply is
+    /// held up.
+    pub(crate) fn apply_lag(&self) -> u64 {
+        apply_lag(&self.raft, &self.engine)
     }
 
     pub(crate) fn status(&self) -> ShardStatus {
@@ -429,6 +450,13 @@ impl Replica {
             replicas: replicas.collect(),
         }
     }
+}
+
+/// [`Replica::apply_lag`]
+pub(crate) fn apply_lag(raft: &Raft, engine: &mailbox_engine::Shard) -> u64 {
+    let last = raft.metrics().borrow_watched().last_log_index;
+    let applied = engine.applied().log_id.map_or(0, |id| id.index);
+    last.unwrap_or(0).saturating_sub(applied)
 }
 
 /// Tells openraft of every flush, so that it purges what is in files; but not what a follower that is being filled
@@ -496,9 +524,24 @@ impl LeadershipWatcher {
     fn publish(&self, now: Leadership) {
         self.leadership.send_if_modified(|before| {
             let changed = *before != now;
+            if before.is_ready() != now.is_ready() {
+                self.tell(&now);
+            }
             *before = now;
             changed
         });
+    }
+
+    /// A line for each time that this node begins or ceases to lead: what an operator looks for after a stall.
+    fn tell(&self, now: &Leadership) {
+        let shard = self.shard;
+        match now {
+            Leadership::Leader { term, .. } => tracing::info!(shard, term, "leads"),
+            Leadership::Follower { leader, term } => {
+                let leader = leader.as_ref().map(|leader| leader.node);
+                tracing::info!(shard, term, leader, "leads no more");
+            }
+        }
     }
 
     fn look(&mut self) -> Leadership {

@@ -57,6 +57,8 @@ impl Traffic {
             let all = rows.len() as u64;
             let sent = match timeline.kind {
                 TimelineKind::Group => all,
+                // Apply does not tell of them.
+                TimelineKind::DeadLetters => continue,
                 TimelineKind::Mailbox => {
                     let sent = rows.iter().filter(|row| row.flags.has(Flags::OUTGOING));
                     sent.count() as u64

@@ -149,6 +149,7 @@ async fn meta_rows_here(core: &Core) -> Result<v1::MetaRowsResponse, CallError> 
             dedup_window_ms: options.dedup_window_ms,
             user_groups_max: options.user_limits.map_or(0, |limits| limits.groups_max),
             user_devices_max: options.user_limits.map_or(0, |limits| limits.devices_max),
+            dead_letters_max: options.dead_letters_max.unwrap_or(0),
         }),
         applied_index: applied.map_or(0, |id| id.index),
     })

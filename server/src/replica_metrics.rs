@@ -129,6 +129,31 @@ const FIGURES: &[Figure] = &[
         |reading| reading.engine.outbox_bytes,
     ),
     gauge(
+        "mailbox_dead_letters_waiting",
+        "Dead letters that wait for an operator",
+        |reading| reading.engine.dead_letters.waiting(),
+    ),
+    counter(
+        "mailbox_dead_letters_written",
+        "Dead letters that the shard's slots have ever had",
+        |reading| reading.engine.dead_letters.written,
+    ),
+    counter(
+        "mailbox_dead_letters_unseen",
+        "Dead letters trimmed for newer ones while they waited",
+        |reading| reading.engine.dead_letters.unseen,
+    ),
+    counter(
+        "mailbox_dead_letters_requeued",
+        "Dead letters that went to their recipients after all",
+        |reading| reading.engine.dead_letters.requeued,
+    ),
+    counter(
+        "mailbox_dead_letters_dropped",
+        "Dead letters that an operator dropped",
+        |reading| reading.engine.dead_letters.dropped,
+    ),
+    gauge(
         "mailbox_engine_tail_cache_bytes",
         "Bytes of cached newest rows",
         |reading| reading.engine.tail_cache_bytes,

@@ -79,6 +79,7 @@ struct OptionsView {
     dedup_window_ms: u64,
     user_groups_max: u32,
     user_devices_max: u32,
+    dead_letters_max: u32,
 }
 
 pub(super) async fn run(command: Command, output: OutputArgs) -> anyhow::Result<bool> {
@@ -125,6 +126,7 @@ impl MetaView {
                 dedup_window_ms: options.dedup_window_ms,
                 user_groups_max: options.user_groups_max,
                 user_devices_max: options.user_devices_max,
+                dead_letters_max: options.dead_letters_max,
             }),
         }
     }
@@ -215,12 +217,13 @@ fn human(view: &MetaView) -> String {
             dedup_window_ms,
             user_groups_max,
             user_devices_max,
+            dead_letters_max,
         } = options;
         let _ = write!(
             text,
             "\n\nbody_bytes_max = {body_bytes_max}\ngroup_members_max = {group_members_max}\n\
              user_groups_max = {user_groups_max}\nuser_devices_max = {user_devices_max}\n\
-             dedup_window_ms = {dedup_window_ms}"
+             dead_letters_max = {dead_letters_max}\ndedup_window_ms = {dedup_window_ms}"
         );
     }
     text
