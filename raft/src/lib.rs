@@ -31,6 +31,7 @@ mod shard;
 mod snapshot;
 mod state_machine;
 mod status;
+mod traffic;
 mod types;
 mod wire;
 
@@ -49,3 +50,4 @@ pub use peer_service::PeerService;
 pub use shard::Shard;
 pub use snapshot::SnapshotBytes;
 pub use status::{AppliedTail, Leadership, PeerStatus, ReplicaStatus, ShardStatus};
+pub use traffic::{HotTimeline, TrafficCounts};

@@ -34,6 +34,7 @@ use crate::read_barrier::ReadBarrier;
 use crate::snapshot::SnapshotPace;
 use crate::state_machine::{Applier, StateMachine};
 use crate::status::{AppliedTail, Leadership, ReplicaStatus, ShardStatus};
+use crate::traffic::Traffic;
 use crate::types::{Entry, LogId, Membership, TypeConfig, log_id};
 
 pub(crate) type Raft = openraft::Raft<TypeConfig, StateMachine>;
@@ -246,12 +247,17 @@ fn applier(shared: &Shared, engine: &Arc<mailbox_engine::Shard>, log: &ShardLog)
         applied: watch::Sender::new(applied),
         tails: broadcast::Sender::new(TAILS_KEPT),
         outbox,
+        traffic: Traffic::new(engine.id().0),
         fault: shared.fault.clone(),
         stopped: AtomicBool::new(false),
     })
 }
 
 impl Replica {
+    pub(crate) fn traffic(&self) -> &Traffic {
+        &self.applier.traffic
+    }
+
     pub(crate) async fn start(
         shared: &Shared,
         engine: Arc<mailbox_engine::Shard>,

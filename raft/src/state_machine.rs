@@ -19,6 +19,7 @@ use crate::log::ShardLog;
 use crate::outbox::OutboxFeed;
 use crate::snapshot::{Snapshot, SnapshotData, raft_meta};
 use crate::status::AppliedTail;
+use crate::traffic::Traffic;
 use crate::types::{
     Entry, LogId, Replies, SnapshotMeta, StoredMembership, TypeConfig, decode_stored_membership,
     encode_stored_membership, log_id,
@@ -39,6 +40,7 @@ pub(crate) struct Applier {
     pub(crate) applied: watch::Sender<Option<LogId>>,
     pub(crate) tails: broadcast::Sender<Arc<AppliedTail>>,
     pub(crate) outbox: Arc<OutboxFeed>,
+    pub(crate) traffic: Traffic,
     pub(crate) fault: watch::Sender<Option<String>>,
     /// The replica has stopped, and may be removed: what fails now is no fault of the node.
     pub(crate) stopped: AtomicBool,
@@ -117,6 +119,7 @@ impl Applier {
             }
         }
         self.outbox.applied(outbox, self.engine.outbox_bytes());
+        self.traffic.applied(&appended);
         if !appended.is_empty() && self.tails.receiver_count() > 0 {
             let tail = AppliedTail {
                 index: last.index,
