@@ -50,7 +50,8 @@ fn require_place(ctx: &Context<'_>, command: &Command) -> Result<(), Refusal> {
         | Command::MarkRead(_)
         | Command::AckCursor(_)
         | Command::Deliver(_)
-        | Command::AckLanes(_) => !ctx.is_meta(),
+        | Command::AckLanes(_)
+        | Command::MoveSlot(_) => !ctx.is_meta(),
     };
     if fits {
         Ok(())
@@ -69,6 +70,7 @@ fn run(ctx: &mut Context<'_>, command: Command) -> Result<Reply, No> {
         | Command::AckLanes(_)
         | Command::SetClusterOptions(_)
         | Command::Meta(_)
+        | Command::MoveSlot(_)
         | Command::Cut => {}
         Command::Send(_)
         | Command::SendGroup(_)
@@ -94,6 +96,7 @@ fn run(ctx: &mut Context<'_>, command: Command) -> Result<Reply, No> {
         Command::AckLanes(call) => procedure::ack_lanes(ctx, &call),
         Command::SetClusterOptions(call) => procedure::set_cluster_options(ctx, &call),
         Command::Meta(call) => procedure::meta(ctx, &call),
+        Command::MoveSlot(call) => procedure::move_slot(ctx, &call),
         Command::Cut => {
             ctx.cut();
             Ok(Reply::Cut {

@@ -1,19 +1,25 @@
 //! Commands, the calls of procedures; and what they are answered with.
 
 pub(crate) mod encoding;
+mod group;
 mod meta;
+mod slot;
 
 use bytes::Bytes;
 use uuid::Uuid;
 
 use crate::cluster_map::MapFault;
 use crate::cluster_options::{ClusterOptions, OptionFault};
+use crate::handle::HandleFault;
 use crate::hlc::Hlc;
 use crate::id::{DeviceId, GroupId, MessageId, Seq, ShardId, SlotId, TimelineId, UserId};
 use crate::item::{Items, LaneId};
 use crate::row::{Flags, MessageType};
+use crate::slot_move::SlotStanding;
 
+pub use group::{CreateGroup, JoinGroup, LeaveGroup};
 pub use meta::{LogReport, MetaCommand, PutNode};
+pub use slot::MoveSlot;
 
 /// One call of one procedure.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +48,8 @@ pub enum Command {
     SetClusterOptions(SetClusterOptions),
     /// A change of the map of the cluster; for the meta shard only.
     Meta(MetaCommand),
+    /// A step of a slot's move between shards.
+    MoveSlot(MoveSlot),
     /// Ends the memtable with this entry, so that all replicas can hash the same state.
     Cut,
 }
@@ -63,6 +71,7 @@ impl Command {
             | Command::AckLanes(_)
             | Command::SetClusterOptions(_)
             | Command::Meta(_)
+            | Command::MoveSlot(_)
             | Command::Cut => {}
         }
     }
@@ -123,45 +132,6 @@ pub struct RegisterUser {
     pub request_id: Uuid,
     /// Without `@`; judged in apply, see `handle.rs`.
     pub handle: String,
-}
-
-/// A new group, with its creator as the first member.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CreateGroup {
-    /// The caller's UUIDv7.
-    pub request_id: Uuid,
-    /// Who creates it.
-    pub creator: UserId,
-    /// Shown to members; at most `body_bytes_max` bytes.
-    pub name: String,
-    /// Assigned by the proposer.
-    pub message_id: MessageId,
-}
-
-/// A user joins a group.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct JoinGroup {
-    /// The caller's UUIDv7.
-    pub request_id: Uuid,
-    /// The group.
-    pub group: GroupId,
-    /// Who joins.
-    pub user: UserId,
-    /// Assigned by the proposer.
-    pub message_id: MessageId,
-}
-
-/// A user leaves a group.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LeaveGroup {
-    /// The caller's UUIDv7.
-    pub request_id: Uuid,
-    /// The group.
-    pub group: GroupId,
-    /// Who leaves.
-    pub user: UserId,
-    /// Assigned by the proposer.
-    pub message_id: MessageId,
 }
 
 /// What a user has read.
@@ -302,33 +272,17 @@ pub enum Reply {
         /// The map's, after the call.
         epoch: u64,
     },
+    /// A slot's move has got as far as was asked, or further.
+    SlotMoved {
+        /// The slot.
+        slot: SlotId,
+        /// Under which epoch.
+        epoch: u64,
+        /// It stands here.
+        standing: SlotStanding,
+    },
     /// No; nothing has changed.
     Refused(Refusal),
-}
-
-/// What is wrong with a handle.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum HandleFault {
-    /// No bytes.
-    #[error("it is empty")]
-    Empty,
-    /// Over the limit.
-    #[error("it has {len} bytes, {max} at most")]
-    TooLong {
-        /// Bytes given.
-        len: usize,
-        /// The limit.
-        max: usize,
-    },
-    /// A control character.
-    #[error("it has a control character")]
-    Control,
-    /// White space at either end.
-    #[error("it begins or ends with white space")]
-    OuterSpace,
-    /// An `@`.
-    #[error("it has an @")]
-    At,
 }
 
 /// A reply that says no. It leaves no trace: the same command is judged anew when it comes again.
@@ -459,6 +413,35 @@ pub enum Refusal {
     WrongShard {
         /// The slot.
         slot: SlotId,
+    },
+    /// The slot that answers this command has left this shard, or is about to. Ask there, with the same
+    /// id; it may not have arrived yet, and then answers likewise.
+    #[error("slot {slot} is in shard {shard} from epoch {epoch} on")]
+    WrongOwner {
+        /// The slot.
+        slot: SlotId,
+        /// Who has it.
+        shard: ShardId,
+        /// The move's.
+        epoch: u64,
+    },
+    /// A step of a slot's move that is out of turn, or of an epoch that is over.
+    #[error("slot {slot} is {standing} under epoch {epoch}")]
+    SlotStands {
+        /// The slot.
+        slot: SlotId,
+        /// Under which epoch it stands.
+        epoch: u64,
+        /// How.
+        standing: SlotStanding,
+    },
+    /// A move that begins where it ends.
+    #[error("slot {slot} cannot move from shard {shard} to itself")]
+    MoveToItself {
+        /// As asked.
+        slot: SlotId,
+        /// As asked.
+        shard: ShardId,
     },
     /// A lane between slots that do not exist, or of another incarnation of one.
     #[error("there is no lane {lane}")]

@@ -3,9 +3,13 @@
 // Helpers of tests are not seen as tests.
 #![allow(clippy::unwrap_used)]
 
+#[path = "lanes/checks.rs"]
+mod checks;
 #[path = "lanes/cluster.rs"]
 mod cluster;
 #[path = "lanes/hostile.rs"]
 mod hostile;
+#[path = "lanes/moves.rs"]
+mod moves;
 #[path = "lanes/rules.rs"]
 mod rules;

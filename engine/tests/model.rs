@@ -378,6 +378,7 @@ fn the_scripts_reach_every_reply_and_cuts() {
                 | Reply::Delivered { .. }
                 | Reply::LanesAcked
                 | Reply::Map { .. }
+                | Reply::SlotMoved { .. }
                 | Reply::ClusterOptions { .. }
                 | Reply::Cut { .. } => format!("{reply:?}"),
             };

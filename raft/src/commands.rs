@@ -17,6 +17,7 @@ pub(crate) fn may_ride_a_lane(command: &Command) -> bool {
         | Command::AckLanes(_)
         | Command::SetClusterOptions(_)
         | Command::Meta(_)
+        | Command::MoveSlot(_)
         | Command::Cut => false,
     }
 }
@@ -37,6 +38,7 @@ pub(crate) fn len_bytes(command: &Command) -> u64 {
         | Command::AckCursor(_)
         | Command::SetClusterOptions(_)
         | Command::Meta(_)
+        | Command::MoveSlot(_)
         | Command::Cut => 0,
     };
     96 + variable as u64

@@ -109,6 +109,7 @@ impl Applier {
             replies,
             appended,
             outbox,
+            waits: _,
         } = applied;
         let replies = replies.into_iter().map(Replies);
         for (responder, replies) in batch.responders.drain(..).zip(replies) {
@@ -144,6 +145,11 @@ impl Applier {
             .engine
             .apply(entries)
             .map_err(|error| self.failed(&error))?;
+        if let Some(wait) = applied.waits {
+            // Nobody proposes imports yet: what they wait for is not fetched.
+            let reason = io::Error::other(format!("apply waits for {wait:?}"));
+            return Err(self.failed(&reason));
+        }
         tracing::debug!(timelines = applied.appended.len(), "applied");
         if tracing::enabled!(tracing::Level::TRACE) {
             for (timeline, rows) in &applied.appended {

@@ -8,11 +8,11 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use crate::cluster_options::ClusterOptions;
-use crate::command::meta;
 use crate::command::{
     AckCursor, AckLanes, Command, Conversation, CreateGroup, Deliver, JoinGroup, LeaveGroup,
     MarkRead, RegisterUser, Send, SendGroup, SetClusterOptions,
 };
+use crate::command::{meta, slot};
 use crate::decode::{Malformed, Reader};
 use crate::id::{DeviceId, GroupId, MessageId, Seq, SlotId, TimelineId, TimelineKind, UserId};
 use crate::item::{Items, LaneId};
@@ -31,6 +31,8 @@ const TAG_SET_CLUSTER_OPTIONS: u8 = 10;
 const TAG_DELIVER: u8 = 11;
 const TAG_ACK_LANES: u8 = 12;
 const TAG_META: u8 = 13;
+// 14 and 15 are dead letters'.
+const TAG_MOVE_SLOT: u8 = 16;
 
 fn put_u64(out: &mut Vec<u8>, number: u64) {
     out.extend_from_slice(&number.to_be_bytes());
@@ -162,6 +164,10 @@ pub(crate) fn encode_command(command: &Command, out: &mut Vec<u8>) {
             out.push(TAG_META);
             meta::encode(call, out);
         }
+        Command::MoveSlot(call) => {
+            out.push(TAG_MOVE_SLOT);
+            slot::encode(call, out);
+        }
         Command::Cut => out.push(TAG_CUT),
     }
 }
@@ -256,6 +262,7 @@ pub(crate) fn decode_command(reader: &mut Reader<'_>, entry: &Bytes) -> Result<C
         })),
         TAG_ACK_LANES => decode_ack_lanes(reader).map(Command::AckLanes),
         TAG_META => meta::decode(reader).map(Command::Meta),
+        TAG_MOVE_SLOT => slot::decode(reader).map(Command::MoveSlot),
         TAG_CUT => Ok(Command::Cut),
         TAG_SET_CLUSTER_OPTIONS => {
             let if_absent = match reader.u8()? {

@@ -29,10 +29,7 @@ pub(crate) fn deliver(ctx: &mut Context<'_>, call: &Deliver) -> Result<Reply, No
         ref items,
     } = *call;
     require_known(ctx, lane)?;
-    if !ctx.holds(lane.destination) {
-        let slot = lane.destination;
-        return Err(Refusal::WrongShard { slot }.into());
-    }
+    ctx.require_held(lane.destination)?;
     let mut mark = ctx.lanes().mark(lane.source, lane.destination);
     let mut corrupt = None;
     // If the source is here too, it is known what can be on the lane at all.
@@ -75,9 +72,7 @@ pub(crate) fn deliver(ctx: &mut Context<'_>, call: &Deliver) -> Result<Reply, No
 pub(crate) fn ack_lanes(ctx: &mut Context<'_>, call: &AckLanes) -> Result<Reply, No> {
     for (lane, acked) in call.acks.iter().copied() {
         require_known(ctx, lane)?;
-        if !ctx.holds(lane.source) {
-            return Err(Refusal::WrongShard { slot: lane.source }.into());
-        }
+        ctx.require_held(lane.source)?;
         let (sent, _) = ctx.lanes().sent_and_acked(lane.source, lane.destination);
         if acked > sent {
             return Err(Refusal::LaneAhead { lane, acked, sent }.into());

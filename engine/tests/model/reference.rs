@@ -135,6 +135,7 @@ impl Reference {
             | Command::AckLanes(_)
             | Command::SetClusterOptions(_)
             | Command::Meta(_)
+            | Command::MoveSlot(_)
             | Command::Cut => unreachable!("has no id"),
         }
     }
@@ -539,6 +540,7 @@ fn identity(command: &Command) -> Identity {
         | Command::AckLanes(_)
         | Command::SetClusterOptions(_)
         | Command::Meta(_)
+        | Command::MoveSlot(_)
         | Command::Cut => unreachable!("has no id"),
     }
 }
@@ -565,6 +567,7 @@ fn asked(command: &Command) -> Command {
         | Command::AckLanes(_)
         | Command::SetClusterOptions(_)
         | Command::Meta(_)
+        | Command::MoveSlot(_)
         | Command::Cut => {}
     }
     asked

@@ -424,6 +424,7 @@ fn assigned(mut command: Command, id: MessageId) -> Command {
         | Command::AckLanes(_)
         | Command::SetClusterOptions(_)
         | Command::Meta(_)
+        | Command::MoveSlot(_)
         | Command::Cut => {}
     }
     command
@@ -443,6 +444,7 @@ fn id_of(command: &Command) -> Uuid {
         | Command::AckLanes(_)
         | Command::SetClusterOptions(_)
         | Command::Meta(_)
+        | Command::MoveSlot(_)
         | Command::Cut => Uuid::nil(),
     }
 }
