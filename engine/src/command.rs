@@ -183,7 +183,8 @@ pub struct Deliver {
 }
 
 /// Raises the acked points of lanes whose sources are in this shard. All or none: one lane that
-/// is refused refuses the call.
+/// is refused refuses the call; but those whose source has moved to another shard are left out, unless
+/// there are no others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AckLanes {
     /// Lanes, each with a mark that its destination has reported. A lower one changes nothing.

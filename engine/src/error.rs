@@ -137,6 +137,12 @@ pub enum Error {
         /// The slot.
         slot: SlotId,
     },
+    /// The slot was here before, and the drop that ended that has not been flushed. Flush, then stage.
+    #[error("slot {slot} has left this shard before, and that is not flushed yet")]
+    DropNotFlushed {
+        /// The slot.
+        slot: SlotId,
+    },
     /// Changes of a copy that is not the one staged here. Stage a whole one.
     #[error("the rows of slot {slot} staged here are not those that the changes were made for")]
     OtherCopy {

@@ -70,9 +70,9 @@ impl Shard {
     /// already is not staged again.
     ///
     /// # Errors
-    /// No such import is under way, another call stages the same slot, the changes are of another copy, or a
-    /// file is corrupt or of another slot: nothing has changed. Or the base store failed: the replica must
-    /// stop.
+    /// No such import is under way, the slot's last drop here is not flushed, another call stages the same
+    /// slot, the changes are of another copy, or a file is corrupt or of another slot: nothing has changed.
+    /// Or the base store failed: the replica must stop.
     pub fn stage_slot(
         &self,
         epoch: u64,
@@ -114,13 +114,19 @@ impl Shard {
     fn require_importing(&self, slot: SlotId, epoch: u64) -> Result<(), Error> {
         let state = self.state.read();
         state.check()?;
+        if state.dropped.iter().any(|(dropped, _)| *dropped == slot) {
+            // An import before the drop may not be flushed either: then its range is a staged one in the
+            // files, and a replay needs it.
+            return Err(Error::DropNotFlushed { slot });
+        }
         match state.applied.slots.get(slot) {
             Some((found, SlotStanding::Importing { .. })) if found == epoch => Ok(()),
             Some(_) | None => Err(Error::NotImporting { slot, epoch }),
         }
     }
 
-    fn stage_rows(
+    /// `before`: what is staged now, marked busy by the caller.
+    pub(crate) fn stage_rows(
         &self,
         epoch: u64,
         meta: &ExportMeta,
@@ -177,11 +183,8 @@ impl Shard {
             floor_hour,
             busy: false,
         };
-        let replaced = before
-            .map(|found| found.range)
-            .filter(|found| *found != range);
         let staged = rows.out.finish()?;
-        self.ingest_staged(slot, new, replaced, staged)
+        self.ingest_staged(slot, new, before, staged)
     }
 
     /// The one ingest that brings the rows and says what they are.
@@ -189,11 +192,19 @@ impl Shard {
         &self,
         slot: SlotId,
         new: StagedRange,
-        replaced: Option<RangeId>,
+        before: Option<StagedRange>,
         mut staged: Vec<StagedFile>,
     ) -> Result<(), Error> {
         let counter = self.core.change.lock();
         self.require_importing(slot, new.epoch)?;
+        let key = (self.id(), slot);
+        let now = self.core.staged.lock().get(&key).map(|found| found.range);
+        let before = before.map(|found| found.range);
+        if now != before {
+            // Another call has staged the first copy meanwhile.
+            return Err(Error::StagingBusy { slot });
+        }
+        let replaced = before.filter(|found| *found != new.range);
         let row = RangeRow {
             shard: self.id(),
             slot,
@@ -214,7 +225,7 @@ impl Shard {
         fail_point!("before_stage", |_| std::process::abort());
         self.core.base.ingest(staged, replaced.as_slice())?;
         fail_point!("after_stage", |_| std::process::abort());
-        self.core.staged.lock().insert((self.id(), slot), new);
+        self.core.staged.lock().insert(key, new);
         Ok(())
     }
 

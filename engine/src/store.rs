@@ -405,7 +405,8 @@ impl NodeRows {
                 floor_hour: floor_hour(files, slot, range)?,
                 busy: false,
             };
-            staged.insert((shard, slot), found);
+            // One ingest replaces a copy by the next, so there is one.
+            unused.extend(staged.insert((shard, slot), found).map(|found| found.range));
         }
         Ok((staged, unused))
     }

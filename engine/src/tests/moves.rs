@@ -353,7 +353,8 @@ fn a_slot_that_comes_back_waits_for_the_flush_of_its_drop() {
             },
         );
         let back = files(&exported(&other), None);
-        source.stage_slot(epoch, &back.meta, &back.paths).unwrap();
+        let stage = || source.stage_slot(epoch, &back.meta, &back.paths);
+        assert!(matches!(stage(), Err(Error::DropNotFlushed { .. })));
         let call = MoveSlot::CommitImport {
             slot,
             epoch,
@@ -364,6 +365,9 @@ fn a_slot_that_comes_back_waits_for_the_flush_of_its_drop() {
         let applied = apply(&source, &[Command::MoveSlot(call)]);
         assert_eq!(applied.waits, Some(ImportWait::Flush { slot }));
         while source.flush().is_some() {}
+        let applied = apply(&source, &[Command::MoveSlot(call)]);
+        assert!(matches!(applied.waits, Some(ImportWait::Rows { .. })));
+        stage().unwrap();
         assert_eq!(stands(&source, call), SlotStanding::Held);
         let bodies = source.bodies(USER);
         assert_eq!(bodies, other_bodies(&back, &disk));
@@ -566,6 +570,23 @@ fn a_snapshot_brings_the_slots_that_its_shard_has() {
         let again = new_store.shard(SHARD).unwrap();
         assert_eq!(again.hash_now(), source.hash_now());
     }
+}
+
+#[test]
+fn a_snapshot_from_before_a_move_is_refused() {
+    let (dir, disk) = (
+        tempfile::tempdir().unwrap(),
+        Disk::all().into_iter().next().unwrap(),
+    );
+    let store = disk.open();
+    let source = filled(&store);
+    let (meta, files) = snapshot_of(&source, dir.path());
+    stands(&source, freeze());
+    let hash = source.hash_now();
+    let refused = source.install(&meta, &files);
+    assert!(matches!(refused, Err(Error::Stopped { .. })), "{refused:?}");
+    assert_eq!(source.hash_now(), hash);
+    stands(&source, drop_it());
 }
 
 #[test]

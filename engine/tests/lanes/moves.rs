@@ -8,13 +8,13 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use mailbox_engine::{
-    Applied, ApplyEntry, Command, Error, ExportMeta, ImportWait, IngestCrash, MessageId, MoveSlot,
-    Refusal, Reply, SlotExport, SlotId, SlotStanding,
+    AckLanes, Applied, ApplyEntry, Command, Error, ExportMeta, ImportWait, IngestCrash, MessageId,
+    MoveSlot, Refusal, Reply, SlotExport, SlotId, SlotStanding,
 };
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use crate::cluster::{Cluster, Disk};
+use crate::cluster::{Cluster, Disk, lane};
 
 /// Whole exports of frozen slots, by slot and epoch: what a peer would have.
 pub(crate) type Archive = Rc<RefCell<BTreeMap<(SlotId, u64), Files>>>;
@@ -207,91 +207,102 @@ impl Cluster {
         step: MoveStep,
         crash: Option<IngestCrash>,
     ) -> Option<&'static str> {
-        let Move {
-            slot,
-            from,
-            to,
-            epoch,
-            begun,
-            frozen,
-            digest,
-            committed,
-            aborted,
-            over,
-            ..
-        } = self.moves[which];
         let step = match step {
             MoveStep::Next => self.next_step(which),
             other => other,
         };
-        let given_up = aborted || over;
-        let (shard_from, shard_to) = (self.replicas[from].id, self.replicas[to].id);
+        let one = &self.moves[which];
+        let open = !one.aborted && !one.over;
+        let may_stage = one.begun && !one.committed && open;
         match step {
-            MoveStep::Begin if !given_up => {
-                let from = shard_from;
-                self.must_at(to, MoveSlot::BeginImport { slot, epoch, from });
-                self.moves[which].begun = true;
-                Some("begin")
-            }
-            MoveStep::Copy if begun && !committed && !given_up => self.copy(which, crash),
-            MoveStep::Freeze if !given_up => {
-                let call = MoveSlot::Freeze {
-                    slot,
-                    epoch,
-                    to: shard_to,
-                };
-                let standing = self.must_at(from, call);
-                if let SlotStanding::Frozen {
-                    time_ms,
-                    last_message_id,
-                    ..
-                } = standing
-                {
-                    let found = (time_ms, last_message_id);
-                    assert!(frozen.is_none_or(|before| before == found));
-                    self.moves[which].frozen = Some(found);
-                }
-                Some("freeze")
-            }
-            MoveStep::Seal if begun && frozen.is_some() && !committed && !given_up => {
-                self.seal(which, crash)
-            }
-            MoveStep::Commit if !given_up => {
-                let ((time_ms, last_message_id), digest) = frozen.zip(digest)?;
-                let call = MoveSlot::CommitImport {
-                    slot,
-                    epoch,
-                    digest,
-                    time_ms,
-                    last_message_id,
-                };
-                assert_eq!(self.must_at(to, call), SlotStanding::Held);
-                self.moves[which].committed = true;
-                self.owners[usize::from(slot.0)] = to;
-                Some("commit")
-            }
-            MoveStep::Drop if committed && !over => {
+            MoveStep::Begin if open => self.begin(which),
+            MoveStep::Copy if may_stage => self.copy(which, crash),
+            MoveStep::Freeze if open => self.freeze_slot(which),
+            MoveStep::Seal if may_stage && one.frozen.is_some() => self.seal(which, crash),
+            MoveStep::Commit if open => self.commit(which),
+            MoveStep::Drop if one.committed && !one.over => {
+                let Move {
+                    slot, epoch, from, ..
+                } = *one;
                 self.must_at(from, MoveSlot::Drop { slot, epoch });
                 self.moves[which].over = true;
                 Some("drop")
             }
-            MoveStep::Abort if !committed && !over => {
-                let from = shard_from;
+            MoveStep::Abort if !one.committed && !one.over => {
+                let Move {
+                    slot, epoch, to, ..
+                } = *one;
+                let from = self.replicas[one.from].id;
                 self.must_at(to, MoveSlot::AbortImport { slot, epoch, from });
                 self.moves[which].aborted = true;
                 Some("abort")
             }
-            MoveStep::Unfreeze if aborted && !over => {
-                self.moves[which].over = true;
-                self.moves[which].export = None;
-                frozen?;
-                let epoch = epoch + 1;
-                let standing = self.must_at(from, MoveSlot::Unfreeze { slot, epoch });
-                assert_eq!(standing, SlotStanding::Held);
-                Some("unfreeze")
-            }
+            MoveStep::Unfreeze if one.aborted && !one.over => self.unfreeze(which),
             _ => None,
         }
+    }
+
+    fn begin(&mut self, which: usize) -> Option<&'static str> {
+        let Move {
+            slot, epoch, to, ..
+        } = self.moves[which];
+        let from = self.replicas[self.moves[which].from].id;
+        self.must_at(to, MoveSlot::BeginImport { slot, epoch, from });
+        self.moves[which].begun = true;
+        Some("begin")
+    }
+
+    fn freeze_slot(&mut self, which: usize) -> Option<&'static str> {
+        let Move {
+            slot,
+            epoch,
+            from,
+            frozen,
+            ..
+        } = self.moves[which];
+        let to = self.replicas[self.moves[which].to].id;
+        // A repeat after the drop finds the slot gone.
+        if let SlotStanding::Frozen {
+            time_ms,
+            last_message_id,
+            ..
+        } = self.must_at(from, MoveSlot::Freeze { slot, epoch, to })
+        {
+            let found = (time_ms, last_message_id);
+            assert!(frozen.is_none_or(|before| before == found));
+            self.moves[which].frozen = Some(found);
+        }
+        Some("freeze")
+    }
+
+    fn commit(&mut self, which: usize) -> Option<&'static str> {
+        let Move {
+            slot, epoch, to, ..
+        } = self.moves[which];
+        let ((time_ms, last_message_id), digest) =
+            self.moves[which].frozen.zip(self.moves[which].digest)?;
+        let call = MoveSlot::CommitImport {
+            slot,
+            epoch,
+            digest,
+            time_ms,
+            last_message_id,
+        };
+        assert_eq!(self.must_at(to, call), SlotStanding::Held);
+        self.moves[which].committed = true;
+        self.owners[usize::from(slot.0)] = to;
+        Some("commit")
+    }
+
+    fn unfreeze(&mut self, which: usize) -> Option<&'static str> {
+        let one = &mut self.moves[which];
+        (one.over, one.export) = (true, None);
+        // It may have been given up before it was frozen.
+        one.frozen?;
+        let (slot, epoch, from) = (one.slot, one.epoch + 1, one.from);
+        let standing = self.must_at(from, MoveSlot::Unfreeze { slot, epoch });
+        assert_eq!(standing, SlotStanding::Held);
+        Some("unfreeze")
     }
 
     fn copy(&mut self, which: usize, crash: Option<IngestCrash>) -> Option<&'static str> {
@@ -349,8 +360,12 @@ impl Cluster {
             self.reopen(store);
             return None;
         }
-        if staged.is_err() || crash.is_some() {
+        if crash.is_some() {
             self.reopen(store);
+        }
+        if staged.is_err() || crash.is_some() {
+            // Its last drop here may not have been flushed.
+            self.flush(to);
             let shard = self.shard(to);
             shard.stage_slot(epoch, &files.meta, &files.paths).ok()?;
         }
@@ -390,4 +405,45 @@ impl Cluster {
             assert_eq!(shard.slots(), slots);
         }
     }
+}
+
+#[test]
+fn acks_of_a_slot_that_moves_hold_up_no_others() {
+    let mut cluster = Cluster::new(2, 2);
+    let (alice, bob) = (cluster.user_in(0), cluster.user_in(1));
+    let carol = loop {
+        let carol = cluster.user_in(0);
+        if lane(carol, bob) != lane(alice, bob) {
+            break carol;
+        }
+    };
+    let lanes = [lane(alice, bob), lane(carol, bob)];
+    for user in [alice, carol] {
+        cluster.send(user, bob, "hello");
+    }
+    let sent = lanes.map(|lane| cluster.sent[&lane].len() as u64);
+    for (lane, sent) in lanes.into_iter().zip(sent) {
+        let frame = cluster.frame(lane, sent, 1);
+        cluster.deliver(frame);
+    }
+    cluster.start_move(lanes[0].source, 1);
+    cluster.move_step(0, MoveStep::Begin, None);
+    cluster.move_step(0, MoveStep::Freeze, None);
+    let ack = |acks: Vec<_>| [Command::AckLanes(AckLanes { acks })];
+    let both = ack(lanes.into_iter().zip(sent).collect());
+    assert_eq!(cluster.apply(0, &both), [Reply::LanesAcked]);
+    let acked = lanes.map(|lane| cluster.shard(0).lane_acked(lane));
+    assert_eq!(acked, [sent[0] - 1, sent[1]]);
+    let alone = ack(vec![(lanes[0], sent[0])]);
+    let [reply] = cluster.apply(0, &alone).try_into().unwrap();
+    assert!(
+        matches!(reply, Reply::Refused(Refusal::WrongOwner { .. })),
+        "{reply:?}"
+    );
+    // It lies in the files that move, and is acked where it arrives.
+    cluster.finish_moves();
+    assert_eq!(cluster.shard(1).lane_acked(lanes[0]), sent[0] - 1);
+    cluster.drain();
+    assert_eq!(cluster.shard(1).lane_acked(lanes[0]), sent[0]);
+    assert_eq!(cluster.bodies(bob), ["hello", "hello"]);
 }

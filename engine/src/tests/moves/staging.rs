@@ -73,6 +73,26 @@ fn staged_rows_go_when_their_import_is_over() {
 }
 
 #[test]
+fn two_calls_that_stage_one_slot_leave_one_copy() {
+    for disk in Disk::all() {
+        let store = disk.open();
+        let source = filled(&store);
+        let shard = importing(&store);
+        let whole = files(&exported(&source), None);
+        let ranges = || std::collections::BTreeSet::from_iter(stored_ranges(&shard));
+        let before = ranges().len();
+        // As if both had begun before either was done.
+        stage(&shard, &whole).unwrap();
+        let late = shard.stage_rows(EPOCH, &whole.meta, &whole.paths, None);
+        assert!(matches!(late, Err(Error::StagingBusy { .. })), "{late:?}");
+        assert_eq!(shard.staged_imports().len(), 1);
+        assert_eq!(ranges().len(), before + 1);
+        stands(&shard, commit(whole.meta.digest));
+        assert_eq!(shard.bodies(USER), source.bodies(USER));
+    }
+}
+
+#[test]
 fn a_crash_in_staging_leaves_the_former_copy_or_the_new() {
     for at in [IngestCrash::Before, IngestCrash::After] {
         let disk = Disk::all().into_iter().next().unwrap();
