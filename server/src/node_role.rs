@@ -34,6 +34,7 @@ use crate::listener;
 use crate::mailbox_service::MailboxService;
 use crate::metrics::ServerMetrics;
 use crate::peers::Peers;
+use crate::placement::{self, Placement};
 use crate::relay::{self, FRAME_ENCODED_MAX, LanesService};
 use crate::replica_metrics::ReplicaMetrics;
 
@@ -82,6 +83,7 @@ impl RunningNode {
         tokio::spawn(report_health(reporter, Arc::clone(&core)));
         tokio::spawn(relay::run(Arc::clone(&core)));
         cluster_map::spawn(&core, config, joiner);
+        tokio::spawn(placement::run(Arc::clone(&core)));
         let connections = listener::connections(
             listener,
             config.node.connections_max,
@@ -207,6 +209,7 @@ async fn open(
     let secret = read_secret(&config.cluster.secret_file)?;
     let tokens = read_token_keys(&config.auth)?;
     let mut options = node_options(config, Arc::clone(&secret), peer_tls.as_ref())?;
+    let disk_free_min_bytes = options.disk_free_min_bytes;
     let authority = Authority::new(config.cluster.id.clone(), secret, tokens);
     let authority = Arc::new(authority);
     let frame_bytes_max = config.limits.frame_bytes_max.as_usize();
@@ -223,6 +226,7 @@ async fn open(
         .map_err(|error| Error::Node(crate::status::with_causes(&error)))?;
     let metrics = Arc::new(ServerMetrics::default());
     register_metrics(registry, &metrics, &node);
+    let placement = Placement::new(&config.placement, metrics.placement.clone());
     let core = Core {
         node,
         node_id: config.node.id,
@@ -233,9 +237,11 @@ async fn open(
         peers,
         maps: Maps::open(config, joiner.told()),
         leaders: Leaders::default(),
+        placement,
         evicted: watch::Sender::new(None),
         handles: HandleCache::default(),
         started: Instant::now(),
+        disk_free_min_bytes,
         stopping: CancellationToken::new(),
     };
     Ok((Arc::new(core), joiner))

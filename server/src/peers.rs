@@ -45,7 +45,9 @@ impl Peers {
 
     /// A client of the administration of the node at `address`.
     pub(crate) fn admin(&self, address: &str) -> Result<AdminClient<Channel>, CallError> {
-        Ok(AdminClient::new(self.channel(address)?))
+        let client = AdminClient::new(self.channel(address)?);
+        // A node of many shards has much to say.
+        Ok(client.max_decoding_message_size(self.message_bytes_max))
     }
 
     /// A client of the cluster's map at the node at `address`.

@@ -180,39 +180,64 @@ impl Collector for ReplicaMetrics {
         }
         // Every replica tells the same of the files that they share.
         let files = readings.first().map(|reading| reading.engine);
-        let files = files.unwrap_or_default();
-        node_gauge(
-            &mut encoder,
-            "mailbox_engine_level0_files",
-            "Files of the node not yet compacted",
-            i64::try_from(files.level0_files).unwrap_or(i64::MAX),
-        )?;
-        node_gauge(
-            &mut encoder,
-            "mailbox_engine_file_bytes",
-            "Bytes of all table files of the node",
-            i64::try_from(files.file_bytes).unwrap_or(i64::MAX),
-        )?;
+        encode_files(&mut encoder, &files.unwrap_or_default())?;
         encode_log(&mut encoder, &self.node.log_metrics())?;
-        node_counter(
-            &mut encoder,
-            "mailbox_raft_peer_messages",
-            "Requests sent to other nodes, for all shards",
-            self.node.peer_messages(),
-        )?;
-        node_gauge(
-            &mut encoder,
-            "mailbox_node_disk_free_bytes",
-            "Free space",
-            i64::try_from(self.node.disk_free_bytes()).unwrap_or(i64::MAX),
-        )?;
-        node_gauge(
-            &mut encoder,
-            "mailbox_node_clock_skew_ms",
-            "This node's clock minus the median of all nodes'",
-            self.node.clock_skew_ms(),
-        )
+        encode_node(&mut encoder, &self.node)
     }
+}
+
+/// What lies between here and the other nodes, and what the node has.
+fn encode_node(encoder: &mut DescriptorEncoder<'_>, node: &Node) -> Result<(), fmt::Error> {
+    node_counter(
+        encoder,
+        "mailbox_raft_peer_messages",
+        "Requests sent to other nodes, for all shards",
+        node.peer_messages(),
+    )?;
+    let snapshots = node.snapshot_bytes();
+    node_counter(
+        encoder,
+        "mailbox_raft_snapshot_sent_bytes",
+        "Bytes of snapshots sent to other nodes",
+        snapshots.sent,
+    )?;
+    node_counter(
+        encoder,
+        "mailbox_raft_snapshot_received_bytes",
+        "Bytes of snapshots received from other nodes",
+        snapshots.received,
+    )?;
+    node_gauge(
+        encoder,
+        "mailbox_node_disk_free_bytes",
+        "Free space",
+        i64::try_from(node.disk_free_bytes()).unwrap_or(i64::MAX),
+    )?;
+    node_gauge(
+        encoder,
+        "mailbox_node_clock_skew_ms",
+        "This node's clock minus the median of all nodes'",
+        node.clock_skew_ms(),
+    )
+}
+
+/// The files of rows, which all replicas share.
+fn encode_files(
+    encoder: &mut DescriptorEncoder<'_>,
+    files: &mailbox_engine::ShardMetrics,
+) -> Result<(), fmt::Error> {
+    node_gauge(
+        encoder,
+        "mailbox_engine_level0_files",
+        "Files of the node not yet compacted",
+        i64::try_from(files.level0_files).unwrap_or(i64::MAX),
+    )?;
+    node_gauge(
+        encoder,
+        "mailbox_engine_file_bytes",
+        "Bytes of all table files of the node",
+        i64::try_from(files.file_bytes).unwrap_or(i64::MAX),
+    )
 }
 
 fn node_gauge(

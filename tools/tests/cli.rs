@@ -56,7 +56,7 @@ fn assert_help(program: &str, subcommand: &[&str]) {
 
 #[test]
 fn every_help_text_is_the_kept_one() {
-    let ctl: [&[&str]; 14] = [
+    let ctl: [&[&str]; 27] = [
         &[],
         &["status"],
         &["token", "issue"],
@@ -71,11 +71,31 @@ fn every_help_text_is_the_kept_one() {
         &["replay", "irc"],
         &["token"],
         &["user"],
+        &["cluster"],
+        &["cluster", "status"],
+        &["node"],
+        &["node", "list"],
+        &["node", "drain"],
+        &["node", "undrain"],
+        &["node", "remove"],
+        &["shard"],
+        &["shard", "list"],
+        &["shard", "show"],
+        &["shard", "move"],
+        &["shard", "transfer"],
+        &["doctor"],
     ];
     for subcommand in ctl {
         assert_help(CTL, subcommand);
     }
-    for subcommand in [&[][..], &["send"], &["gateway"], &["idle"]] {
+    for subcommand in [
+        &[][..],
+        &["send"],
+        &["gateway"],
+        &["idle"],
+        &["grow"],
+        &["restart"],
+    ] {
         assert_help(BENCH, subcommand);
     }
 }
@@ -169,8 +189,14 @@ fn a_token_is_the_only_thing_on_stdout() {
 
 #[test]
 fn completions_are_printed() {
-    let output = run(CTL, &["completions", "bash"]);
-    assert!(text(&output.stdout).contains("mailboxctl"));
+    for shell in ["bash", "zsh", "fish"] {
+        let output = run(CTL, &["completions", shell]);
+        let script = text(&output.stdout);
+        assert!(output.status.success(), "{shell}");
+        for word in ["mailboxctl", "doctor", "transfer", "drain"] {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+    }
 }
 
 #[test]

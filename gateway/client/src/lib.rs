@@ -18,6 +18,7 @@ mod clock;
 mod follow;
 mod map;
 mod node;
+mod operate;
 mod options;
 mod pending;
 mod retry;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use mailbox_api::CallError;
 use mailbox_api::v1::admin_client::AdminClient;
+use mailbox_api::v1::cluster_client::ClusterClient;
 use mailbox_api::v1::mailbox_client::MailboxClient;
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -20,6 +21,7 @@ pub(crate) struct Node {
     address: String,
     mailbox: MailboxClient<AuthChannel>,
     admin: AdminClient<AuthChannel>,
+    cluster: ClusterClient<AuthChannel>,
     submit: Arc<SubmitQueue>,
     submit_task: Once,
     options: Arc<ClientOptions>,
@@ -37,12 +39,15 @@ impl Node {
         let channel = channel::channel(address, options)?;
         let mailbox = MailboxClient::with_interceptor(channel.clone(), credentials.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX);
-        let admin = AdminClient::with_interceptor(channel, credentials.clone())
+        let admin = AdminClient::with_interceptor(channel.clone(), credentials.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let cluster = ClusterClient::with_interceptor(channel, credentials.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX);
         Ok(Self {
             address: channel::bare_address(address).to_owned(),
             mailbox,
             admin,
+            cluster,
             submit: Arc::new(SubmitQueue::new(options.limits.clone())),
             submit_task: Once::new(),
             options: Arc::clone(options),
@@ -60,6 +65,10 @@ impl Node {
 
     pub(crate) fn admin(&self) -> AdminClient<AuthChannel> {
         self.admin.clone()
+    }
+
+    pub(crate) fn cluster(&self) -> ClusterClient<AuthChannel> {
+        self.cluster.clone()
     }
 
     /// The queue of the Submit stream; must be called inside a runtime.

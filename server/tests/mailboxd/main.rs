@@ -18,6 +18,7 @@ mod lanes;
 mod metrics;
 mod operate;
 mod peer_tls;
+mod placement;
 mod process;
 mod shards;
 mod slow_subscriber;
