@@ -51,7 +51,9 @@ fn require_place(ctx: &Context<'_>, command: &Command) -> Result<(), Refusal> {
         | Command::AckCursor(_)
         | Command::Deliver(_)
         | Command::AckLanes(_)
-        | Command::MoveSlot(_) => !ctx.is_meta(),
+        | Command::MoveSlot(_)
+        | Command::RequeueDeadLetter(_)
+        | Command::DropDeadLetter(_) => !ctx.is_meta(),
     };
     if fits {
         Ok(())
@@ -79,7 +81,9 @@ fn run(ctx: &mut Context<'_>, command: Command) -> Result<Reply, No> {
         | Command::JoinGroup(_)
         | Command::LeaveGroup(_)
         | Command::MarkRead(_)
-        | Command::AckCursor(_) => {
+        | Command::AckCursor(_)
+        | Command::RequeueDeadLetter(_)
+        | Command::DropDeadLetter(_) => {
             ctx.cluster_options()?;
         }
     }
@@ -97,6 +101,8 @@ fn run(ctx: &mut Context<'_>, command: Command) -> Result<Reply, No> {
         Command::SetClusterOptions(call) => procedure::set_cluster_options(ctx, &call),
         Command::Meta(call) => procedure::meta(ctx, &call),
         Command::MoveSlot(call) => procedure::move_slot(ctx, &call),
+        Command::RequeueDeadLetter(call) => procedure::requeue_dead_letter(ctx, &call),
+        Command::DropDeadLetter(call) => procedure::drop_dead_letter(ctx, &call),
         Command::Cut => {
             ctx.cut();
             Ok(Reply::Cut {

@@ -2,6 +2,7 @@
 
 pub(crate) mod encoding;
 mod group;
+mod letters;
 mod meta;
 mod slot;
 
@@ -10,6 +11,7 @@ use uuid::Uuid;
 
 use crate::cluster_map::MapFault;
 use crate::cluster_options::{ClusterOptions, OptionFault};
+use crate::dead_letter::LetterStanding;
 use crate::handle::HandleFault;
 use crate::hlc::Hlc;
 use crate::id::{DeviceId, GroupId, MessageId, Seq, ShardId, SlotId, TimelineId, UserId};
@@ -18,6 +20,7 @@ use crate::row::{Flags, MessageType};
 use crate::slot_move::SlotStanding;
 
 pub use group::{CreateGroup, JoinGroup, LeaveGroup};
+pub use letters::{DropDeadLetter, RequeueDeadLetter};
 pub use meta::{LogReport, MetaCommand, PutNode};
 pub use slot::MoveSlot;
 
@@ -50,6 +53,10 @@ pub enum Command {
     Meta(MetaCommand),
     /// A step of a slot's move between shards.
     MoveSlot(MoveSlot),
+    /// A dead letter goes to its recipient after all.
+    RequeueDeadLetter(RequeueDeadLetter),
+    /// A dead letter is done with.
+    DropDeadLetter(DropDeadLetter),
     /// Ends the memtable with this entry, so that all replicas can hash the same state.
     Cut,
 }
@@ -64,6 +71,7 @@ impl Command {
             Command::CreateGroup(call) => call.message_id = hlc.next(clock_ms, MessageId::ZERO),
             Command::JoinGroup(call) => call.message_id = hlc.next(clock_ms, MessageId::ZERO),
             Command::LeaveGroup(call) => call.message_id = hlc.next(clock_ms, MessageId::ZERO),
+            Command::RequeueDeadLetter(call) => call.assign(hlc, clock_ms),
             Command::RegisterUser(_)
             | Command::MarkRead(_)
             | Command::AckCursor(_)
@@ -72,6 +80,7 @@ impl Command {
             | Command::SetClusterOptions(_)
             | Command::Meta(_)
             | Command::MoveSlot(_)
+            | Command::DropDeadLetter(_)
             | Command::Cut => {}
         }
     }
@@ -268,6 +277,15 @@ pub enum Reply {
     },
     /// What the destinations have is no longer in the outboxes.
     LanesAcked,
+    /// The letter is in its recipient's mailbox.
+    DeadLetterRequeued {
+        /// Its seq there.
+        seq: Seq,
+        /// Its id as the message that it is now.
+        message_id: MessageId,
+    },
+    /// The letter is done with.
+    DeadLetterDropped,
     /// The map of the cluster is as was asked.
     Map {
         /// The map's, after the call.
@@ -533,6 +551,28 @@ pub enum Refusal {
         expected: u64,
         /// The shard's.
         found: u64,
+    },
+    /// No such dead letter, or not any more.
+    #[error("slot {slot} has dead letters above {trim_point} up to {head}, not {seq}")]
+    UnknownDeadLetter {
+        /// As asked.
+        slot: SlotId,
+        /// As asked.
+        seq: Seq,
+        /// Letters at or below it are no longer there.
+        trim_point: Seq,
+        /// The newest one.
+        head: Seq,
+    },
+    /// The letter was requeued before, so it cannot be dropped; or the other way round.
+    #[error("dead letter {seq} of slot {slot} was {standing} before")]
+    DeadLetterResolved {
+        /// As asked.
+        slot: SlotId,
+        /// As asked.
+        seq: Seq,
+        /// What became of it.
+        standing: LetterStanding,
     },
     /// Only the store writes messages of this type.
     #[error("message type {kind} is not for clients", kind = .kind.0)]

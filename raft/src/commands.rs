@@ -18,6 +18,8 @@ pub(crate) fn may_ride_a_lane(command: &Command) -> bool {
         | Command::SetClusterOptions(_)
         | Command::Meta(_)
         | Command::MoveSlot(_)
+        | Command::RequeueDeadLetter(_)
+        | Command::DropDeadLetter(_)
         | Command::Cut => false,
     }
 }
@@ -39,6 +41,8 @@ pub(crate) fn len_bytes(command: &Command) -> u64 {
         | Command::SetClusterOptions(_)
         | Command::Meta(_)
         | Command::MoveSlot(_)
+        | Command::RequeueDeadLetter(_)
+        | Command::DropDeadLetter(_)
         | Command::Cut => 0,
     };
     96 + variable as u64

@@ -14,6 +14,7 @@ mod cluster_service;
 pub mod config;
 mod convert;
 mod core;
+mod dead_letter_service;
 mod dev;
 mod directory;
 mod error;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use mailbox_api::peer::lanes_server::LanesServer;
 use mailbox_api::v1::admin_server::AdminServer;
 use mailbox_api::v1::cluster_server::ClusterServer;
+use mailbox_api::v1::dead_letters_server::DeadLettersServer;
 use mailbox_api::v1::mailbox_server::MailboxServer;
 use mailbox_client::Tls;
 use mailbox_engine::{ClusterOptions, EngineOptions, UserLimits};
@@ -27,6 +28,7 @@ use crate::cluster_map::{self, Joiner, Leaders, Maps};
 use crate::cluster_service::ClusterService;
 use crate::config::Config;
 use crate::core::Core;
+use crate::dead_letter_service::DeadLetterService;
 use crate::directory::HandleCache;
 use crate::error::Error;
 use crate::limits::MemoryBudget;
@@ -174,6 +176,8 @@ fn routes(
     let cluster = ClusterServer::new(ClusterService::new(Arc::clone(core)))
         .max_decoding_message_size(frame_bytes_max)
         .max_encoding_message_size(frame_bytes_max);
+    let dead_letters = DeadLettersServer::new(DeadLetterService::new(Arc::clone(core)))
+        .max_encoding_message_size(frame_bytes_max);
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(mailbox_api::FILE_DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -195,6 +199,7 @@ fn routes(
         .add_service(mailbox)
         .add_service(admin)
         .add_service(cluster)
+        .add_service(dead_letters)
         .add_service(lanes)
         .add_service(node.peer_service().into_server())
         .add_service(reflection))
@@ -355,6 +360,7 @@ fn node_options(
             devices_max: cluster.user_devices_max,
             groups_max: cluster.user_groups_max,
         }),
+        dead_letters_max: Some(cluster.dead_letters_max),
     };
     options.shard_count = cluster.shards;
     options.log = LogOptions {

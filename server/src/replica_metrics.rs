@@ -48,6 +48,7 @@ struct Reading {
     shard: u32,
     status: mailbox_raft::ShardStatus,
     engine: mailbox_engine::ShardMetrics,
+    letters: mailbox_engine::DeadLetterTotals,
 }
 
 const fn gauge(name: &'static str, help: &'static str, of: fn(&Reading) -> u64) -> Figure {
@@ -128,6 +129,31 @@ const FIGURES: &[Figure] = &[
         |reading| reading.engine.outbox_bytes,
     ),
     gauge(
+        "mailbox_dead_letters_waiting",
+        "Dead letters that wait for an operator",
+        |reading| reading.letters.waiting(),
+    ),
+    counter(
+        "mailbox_dead_letters_written",
+        "Dead letters that the shard's slots have ever had",
+        |reading| reading.letters.written,
+    ),
+    counter(
+        "mailbox_dead_letters_unseen",
+        "Dead letters trimmed for newer ones while they waited",
+        |reading| reading.letters.unseen,
+    ),
+    counter(
+        "mailbox_dead_letters_requeued",
+        "Dead letters that went to their recipients after all",
+        |reading| reading.letters.requeued,
+    ),
+    counter(
+        "mailbox_dead_letters_dropped",
+        "Dead letters that an operator dropped",
+        |reading| reading.letters.dropped,
+    ),
+    gauge(
         "mailbox_engine_tail_cache_bytes",
         "Bytes of cached newest rows",
         |reading| reading.engine.tail_cache_bytes,
@@ -152,6 +178,8 @@ fn read(shard: &Shard) -> Reading {
         shard: shard.id().0,
         status: shard.status(),
         engine: shard.engine().metrics(),
+        // A fault of the store is told by the replica that stops for it.
+        letters: shard.engine().dead_letter_totals(None).unwrap_or_default(),
     }
 }
 

@@ -42,6 +42,8 @@ pub(crate) fn refusal(refusal: &Refusal) -> CallError {
         Refusal::NodeInUse { .. } => ErrorCode::NodeInUse,
         Refusal::UnknownShard { .. } => ErrorCode::UnknownShard,
         Refusal::StaleEpoch { .. } | Refusal::SlotStands { .. } => ErrorCode::StaleEpoch,
+        Refusal::UnknownDeadLetter { .. } => ErrorCode::UnknownDeadLetter,
+        Refusal::DeadLetterResolved { .. } => ErrorCode::DeadLetterResolved,
         // Only relays get these.
         Refusal::UnknownLane { .. } | Refusal::LaneAhead { .. } => ErrorCode::Internal,
     };

@@ -56,7 +56,7 @@ fn assert_help(program: &str, subcommand: &[&str]) {
 
 #[test]
 fn every_help_text_is_the_kept_one() {
-    let ctl: [&[&str]; 27] = [
+    let ctl: [&[&str]; 32] = [
         &[],
         &["status"],
         &["token", "issue"],
@@ -65,6 +65,11 @@ fn every_help_text_is_the_kept_one() {
         &["send"],
         &["tail"],
         &["timeline", "show"],
+        &["dlq"],
+        &["dlq", "list"],
+        &["dlq", "show"],
+        &["dlq", "requeue"],
+        &["dlq", "drop"],
         &["inspect"],
         &["dev-cluster"],
         &["replay"],
@@ -116,6 +121,8 @@ fn a_wrong_command_line_is_status_2_and_leaves_stdout_empty() {
         &["replay", "irc", "--gateway", "ws://127.0.0.1:1", "x.txt"],
         &["dev-cluster", "--nodes", "5"],
         &["timeline", "show", "feed:1"],
+        &["dlq", "requeue"],
+        &["dlq", "drop", "3"],
         &["chat", "--to", "bob", "--token", "t"],
         &["nonsense"],
     ] {

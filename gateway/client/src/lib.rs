@@ -15,6 +15,7 @@ mod calls;
 mod channel;
 mod client;
 mod clock;
+mod dead_letters;
 mod follow;
 mod map;
 mod node;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use mailbox_api::CallError;
 use mailbox_api::v1::admin_client::AdminClient;
 use mailbox_api::v1::cluster_client::ClusterClient;
+use mailbox_api::v1::dead_letters_client::DeadLettersClient;
 use mailbox_api::v1::mailbox_client::MailboxClient;
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -22,6 +23,7 @@ pub(crate) struct Node {
     mailbox: MailboxClient<AuthChannel>,
     admin: AdminClient<AuthChannel>,
     cluster: ClusterClient<AuthChannel>,
+    dead_letters: DeadLettersClient<AuthChannel>,
     submit: Arc<SubmitQueue>,
     submit_task: Once,
     options: Arc<ClientOptions>,
@@ -41,13 +43,16 @@ impl Node {
             .max_decoding_message_size(MESSAGE_BYTES_MAX);
         let admin = AdminClient::with_interceptor(channel.clone(), credentials.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX);
-        let cluster = ClusterClient::with_interceptor(channel, credentials.clone())
+        let cluster = ClusterClient::with_interceptor(channel.clone(), credentials.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let dead_letters = DeadLettersClient::with_interceptor(channel, credentials.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX);
         Ok(Self {
             address: channel::bare_address(address).to_owned(),
             mailbox,
             admin,
             cluster,
+            dead_letters,
             submit: Arc::new(SubmitQueue::new(options.limits.clone())),
             submit_task: Once::new(),
             options: Arc::clone(options),
@@ -69,6 +74,10 @@ impl Node {
 
     pub(crate) fn cluster(&self) -> ClusterClient<AuthChannel> {
         self.cluster.clone()
+    }
+
+    pub(crate) fn dead_letters(&self) -> DeadLettersClient<AuthChannel> {
+        self.dead_letters.clone()
     }
 
     /// The queue of the Submit stream; must be called inside a runtime.

@@ -185,6 +185,13 @@ pub const OPTIONS: &[OptionFacts] = &[
          bootstrap, like body_bytes_max.",
     ),
     number(
+        "cluster.dead_letters_max",
+        ClusterOptions::DEAD_LETTERS_MAX,
+        "letters",
+        "Dead letters (refused 1:1 messages, for operators) that each slot keeps; each further one takes the place \
+         of the oldest. Replicated at bootstrap, like body_bytes_max.",
+    ),
+    number(
         "cluster.dedup_window_ms",
         ClusterOptions::DEDUP_WINDOW_MS,
         "ms",

@@ -20,7 +20,7 @@ use crate::http;
 use crate::process::Process;
 
 pub(crate) const SECRET: &str = "a cluster secret for three nodes";
-const KEY: &str = "an HS256 key of at least thirty-two bytes";
+pub(crate) const KEY: &str = "an HS256 key of at least thirty-two bytes";
 
 /// A cluster of three.
 pub(crate) struct Trio {

@@ -10,6 +10,7 @@ mod chat;
 mod cluster;
 mod cluster_options;
 mod config;
+mod dead_letters;
 mod disk_room;
 mod exits;
 mod growth;

@@ -3,6 +3,7 @@
 mod chat;
 mod cluster;
 mod dev_cluster;
+mod dlq;
 mod doctor;
 mod inspect;
 mod replay;
@@ -64,6 +65,8 @@ enum Command {
     /// Read timelines from the store
     #[command(subcommand)]
     Timeline(timeline::Command),
+    #[command(subcommand)]
+    Dlq(dlq::Command),
     Inspect(inspect::Args),
     DevCluster(dev_cluster::Args),
     /// Play a recorded channel into a cluster and check that nothing is lost
@@ -98,6 +101,7 @@ async fn run(command: Command, output: OutputArgs) -> anyhow::Result<bool> {
         Command::Send(args) => send::run(args, output).await,
         Command::Tail(args) => tail::run(args, output).await,
         Command::Timeline(command) => timeline::run(command, output).await,
+        Command::Dlq(command) => dlq::run(command, output).await,
         Command::Inspect(args) => inspect::run(&args, output),
         Command::DevCluster(args) => dev_cluster::run(args, output).await,
         Command::Replay(command) => replay::run(command, output).await,
