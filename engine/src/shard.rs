@@ -12,7 +12,7 @@ use crate::cluster_options::ClusterOptions;
 use crate::command::Reply;
 use crate::entry::Entry;
 use crate::error::Error;
-use crate::id::{RangeId, Seq, ShardId, SlotId, TimelineId};
+use crate::id::{MessageId, RangeId, Seq, ShardId, SlotId, TimelineId};
 use crate::import::ReadyImports;
 use crate::item::{LaneId, OutboxItem};
 use crate::key::{KeyBytes, StateKey};
@@ -145,6 +145,11 @@ impl Shard {
     /// How far the state goes that readers see.
     pub fn applied(&self) -> AppliedState {
         self.state.read().applied.clone()
+    }
+
+    /// The greatest message id newly assigned in this shard, or in one that a slot came from.
+    pub fn last_message_id(&self) -> MessageId {
+        self.state.read().applied.last_message_id
     }
 
     /// What all replicas judge by; `None` until an entry or a snapshot has brought it.

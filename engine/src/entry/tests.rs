@@ -14,6 +14,7 @@ use crate::command::{
 use crate::id::{DeviceId, GroupId, MessageId, Seq, ShardId, SlotId, UserId};
 use crate::item::{Items, LaneId};
 use crate::row::{Flags, MessageType};
+use crate::slot_moves::MoveStage;
 
 fn send() -> impl Strategy<Value = Send> {
     let numbers = (
@@ -172,6 +173,22 @@ fn meta() -> impl Strategy<Value = MetaCommand> {
                 expect_epoch,
                 replicas,
             }
+        }),
+        any::<(u16, u32)>().prop_map(|(slot, to)| MetaCommand::BeginMove {
+            slot: SlotId(slot),
+            to: ShardId(to),
+        }),
+        (any::<(u16, u64)>(), 1..=4_u8).prop_map(|((slot, epoch), stage)| {
+            let stage = MoveStage::from_u8(stage).unwrap();
+            MetaCommand::StepMove {
+                slot: SlotId(slot),
+                epoch,
+                stage,
+            }
+        }),
+        any::<(u16, u64)>().prop_map(|(slot, epoch)| MetaCommand::EndMove {
+            slot: SlotId(slot),
+            epoch,
         }),
     ]
 }
