@@ -28,6 +28,7 @@ mod pulse;
 mod read_barrier;
 mod replica;
 mod shard;
+mod slot_copy;
 mod snapshot;
 mod state_machine;
 mod status;
@@ -47,5 +48,6 @@ pub use options::{Admission, Admit, ClientTls, NodeOptions, Timing, first_slots}
 pub use outbox::{Outbox, Waiting};
 pub use peer_service::PeerService;
 pub use shard::Shard;
+pub use slot_copy::{StageOrder, StageState};
 pub use snapshot::SnapshotBytes;
 pub use status::{AppliedTail, Leadership, PeerStatus, ReplicaStatus, ShardStatus};

@@ -1,7 +1,7 @@
 //! One shard's replica on this node: openraft, and the tasks around it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use mailbox_api::peer;
@@ -31,6 +31,7 @@ use crate::peers::Peers;
 use crate::proposer::{Guards, Proposer};
 use crate::pulse::{Pulse, View};
 use crate::read_barrier::ReadBarrier;
+use crate::slot_copy::{Holder, SlotCopies};
 use crate::snapshot::SnapshotPace;
 use crate::state_machine::{Applier, StateMachine};
 use crate::status::{AppliedTail, Leadership, ReplicaStatus, ShardStatus};
@@ -115,6 +116,7 @@ pub(crate) struct Shared {
     pub(crate) clock: Arc<Clock>,
     pub(crate) disk: Arc<DiskRoom>,
     pub(crate) fault: watch::Sender<Option<String>>,
+    pub(crate) copies: Arc<SlotCopies>,
     /// Why this node does not belong to its cluster as it is configured.
     pub(crate) misfit: watch::Sender<Option<String>>,
 }
@@ -161,6 +163,8 @@ fn config(options: &NodeOptions) -> Result<Arc<Config>, Error> {
         // Only a follower behind the purge needs a snapshot.
         replication_lag_threshold: u64::MAX,
         install_snapshot_timeout: 600_000,
+        // Commits that wait for apply. A replica whose apply waits for rows still takes entries.
+        state_machine_channel_size: Some(64 << 10),
         backoff: "50ms 100ms 200ms ...2s".to_owned(),
         ..Config::default()
     };
@@ -196,13 +200,24 @@ async fn start_raft(
 ) -> Result<Raft, Error> {
     let options = &shared.options;
     let config = config(options)?;
-    let network = Network {
+    let network = || Network {
         shard: shard.0,
         peers: shared.peers.clone(),
         pace: shared.pace.clone(),
         filling: filling.clone(),
     };
-    let raft = Raft::new(options.node, config, network, log, machine).await;
+    let applier = machine.0.clone();
+    applier.applies_at_start(log.committed_index());
+    let (other_log, other_machine) = (log.clone(), machine.clone());
+    let mut raft = Raft::new(options.node, config.clone(), network(), log, machine).await;
+    if raft.is_err() && applier.waited_at_start() {
+        // What is noted as committed is applied before anything of the replica runs. One of these entries waits
+        // for what has to come from elsewhere, so it is applied when the leader tells of it again.
+        let applied = applier.engine.applied().log_id;
+        other_log.note_committed(applied.map(|id| log_id(id.term, id.index)));
+        applier.applies_at_start(0);
+        raft = Raft::new(options.node, config, network(), other_log, other_machine).await;
+    }
     raft.map_err(|error| Error::Stopped {
         shard,
         reason: error.to_string(),
@@ -244,6 +259,11 @@ fn applier(shared: &Shared, engine: &Arc<mailbox_engine::Shard>, log: &ShardLog)
         tails: broadcast::Sender::new(TAILS_KEPT),
         outbox,
         fault: shared.fault.clone(),
+        start_upto: AtomicU64::new(0),
+        waited_at_start: AtomicBool::new(false),
+        peers: shared.peers.clone(),
+        pace: shared.pace.clone(),
+        waits: AtomicBool::new(false),
         stopped: AtomicBool::new(false),
     })
 }
@@ -321,6 +341,19 @@ impl Replica {
         let tending = tokio::spawn(replica.clone().tend_membership());
         replica.tasks.lock().push(tending);
         Ok(replica)
+    }
+
+    /// This replica, for whoever needs its rows.
+    pub(crate) fn holder(&self) -> Holder {
+        Holder {
+            engine: self.engine.clone(),
+            base: self.applier.base.clone(),
+        }
+    }
+
+    /// Apply waits for the rows of a slot that moves in.
+    pub(crate) fn apply_waits(&self) -> bool {
+        self.applier.waits.load(Ordering::Relaxed)
     }
 
     /// Asks this leader to hand its leadership to `to`. Whether `to` takes it or not, this node gives it up.
