@@ -556,7 +556,7 @@ pub enum Refusal {
         epoch: u64,
     },
     /// No such dead letter, or not any more.
-    #[error("slot {slot} has dead letters above {trim_point} up to {head}, not {seq}")]
+    #[error("{}", letters::unknown(*slot, *seq, *trim_point, *head))]
     UnknownDeadLetter {
         /// As asked.
         slot: SlotId,

@@ -10,6 +10,7 @@ use crate::applied::{AppliedState, LogId};
 use crate::apply::apply_entry;
 use crate::cluster_options::ClusterOptions;
 use crate::command::Reply;
+use crate::dead_letter::DeadLetterTotals;
 use crate::entry::Entry;
 use crate::error::Error;
 use crate::id::{MessageId, RangeId, Seq, ShardId, SlotId, TimelineId};
@@ -85,6 +86,8 @@ pub struct ShardMetrics {
     pub outbox_items: u64,
     /// Bytes of these items.
     pub outbox_bytes: u64,
+    /// Dead letters of all slots.
+    pub dead_letters: DeadLetterTotals,
 }
 
 #[derive(Default)]
@@ -435,7 +438,7 @@ impl Shard {
 
     /// Figures.
     pub fn metrics(&self) -> ShardMetrics {
-        let (memtable_bytes, frozen_bytes, frozen, outbox_items, outbox_bytes) = {
+        let (memtable_bytes, frozen_bytes, frozen, outbox_items, outbox_bytes, dead_letters) = {
             let state = self.state.read();
             let frozen_bytes = state
                 .frozen
@@ -450,6 +453,7 @@ impl Shard {
                 state.frozen.len(),
                 items,
                 bytes,
+                state.letters,
             )
         };
         ShardMetrics {
@@ -464,6 +468,7 @@ impl Shard {
             tail_cache_bytes: u64::try_from(self.tails.lock().bytes()).expect("a usize fits"),
             outbox_items: u64::try_from(outbox_items).expect("a usize fits"),
             outbox_bytes,
+            dead_letters,
         }
     }
 }

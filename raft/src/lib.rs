@@ -25,6 +25,7 @@ mod peers;
 mod pending_acks;
 mod proposer;
 mod pulse;
+mod raft_config;
 mod read_barrier;
 mod replica;
 mod shard;

@@ -307,6 +307,19 @@ impl Node {
         self.shared.base.checkpoint(dir).await
     }
 
+    /// Hands all leaderships away, and takes none any more. The node serves on: who asks it is told who leads now.
+    /// Takes 5 seconds at most.
+    pub async fn leave(&self) {
+        self.peer_service.leave();
+        let shards = self.shards.all();
+        // All at once: it takes as long as the slowest shard, not as all of them.
+        let given = shards.iter().map(|shard| {
+            let replica = shard.replica();
+            replica.give_leadership_away(HANDOVER_WAIT)
+        });
+        join_all(given).await;
+    }
+
     /// Hands leaderships away, flushes and closes. Takes 8 seconds at most, unless the disk is slower.
     /// Proposals fail from its start. The files are closed when all handles on the shards are dropped.
     ///
@@ -315,11 +328,9 @@ impl Node {
     pub async fn shutdown(&self) -> Result<(), Error> {
         let mut hosting = self.hosting.lock().await;
         hosting.stopping = true;
-        self.peer_service.leave();
+        self.leave().await;
         let shards = self.shards.take_all();
         let replicas = || shards.values().map(Shard::replica);
-        // All at once: a shutdown takes as long as its slowest shard, not as all of them.
-        join_all(replicas().map(|replica| replica.give_leadership_away(HANDOVER_WAIT))).await;
         for task in std::mem::take(&mut *self.tasks.lock()) {
             task.abort();
         }

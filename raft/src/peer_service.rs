@@ -27,7 +27,7 @@ use crate::election;
 use crate::peer_link::{Credentials, PEER_MESSAGE_BYTES_MAX, PEER_PROTOCOL};
 use crate::peers::Peers;
 use crate::pulse::Pulse;
-use crate::replica::{Raft, Replica};
+use crate::replica::{Raft, Replica, apply_lag};
 use crate::slot_copy::{self, Holder, SlotCopies};
 use crate::snapshot::{self, Snapshot, SnapshotData, SnapshotPace, raft_meta};
 use crate::types::TypeConfig;
@@ -35,6 +35,8 @@ use crate::wire;
 
 /// Control calls of one peer that are worked on at once; more wait in the stream.
 const CALLS_AT_ONCE: usize = 512;
+/// Entries that a replica may have to apply yet and still take over a leadership: some milliseconds' work.
+const LEAD_LAG_MAX: u64 = 256;
 /// How long a new stream may take to say who it is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -132,6 +134,27 @@ impl PeerService {
     }
 }
 
+impl Served {
+    fn elector(self, shard: u32) -> Result<Raft, Status> {
+        if !self.ballot.is_open() {
+            return Err(Status::unavailable(format!(
+                "the replica of shard {shard} has not caught up with what this node held of it before"
+            )));
+        }
+        Ok(self.raft)
+    }
+
+    /// Why this replica would not lead now. One that has much to apply would hold the leadership and serve nobody.
+    fn refusal_to_lead(self, shard: u32) -> Option<String> {
+        let lag = apply_lag(&self.raft, &self.holder.engine);
+        if lag > LEAD_LAG_MAX {
+            return Some(format!("it has {lag} entries to apply first"));
+        }
+        let refusal = self.elector(shard).err();
+        refusal.map(|status| status.message().to_owned())
+    }
+}
+
 impl Core {
     fn served(&self, shard: u32) -> Result<Served, Status> {
         let served = self.replicas.read().get(&shard).cloned();
@@ -144,13 +167,8 @@ impl Core {
 
     /// The replica, if it may take part in elections.
     fn elector(&self, shard: u32) -> Result<Raft, Status> {
-        let Served { raft, ballot, .. } = self.served(shard)?;
-        if !ballot.is_open() {
-            return Err(Status::unavailable(format!(
-                "the replica of shard {shard} has not caught up with what this node held of it before"
-            )));
-        }
-        Ok(raft)
+        let served = self.served(shard)?;
+        served.elector(shard)
     }
 
     /// Why this node would not lead a shard now; nothing if it would.
@@ -158,9 +176,11 @@ impl Core {
         if self.leaving.load(Ordering::Acquire) {
             return Some("it is about to stop".to_owned());
         }
-        let part = self.elector(shard).err();
-        let part = part.map(|status| status.message().to_owned());
-        part.or_else(|| self.clock.fault().map(|fault| fault.to_string()))
+        let refusal = match self.served(shard) {
+            Ok(served) => served.refusal_to_lead(shard),
+            Err(status) => Some(status.message().to_owned()),
+        };
+        refusal.or_else(|| self.clock.fault().map(|fault| fault.to_string()))
     }
 
     /// Whether a stream's other end is still one of the nodes.

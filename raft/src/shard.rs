@@ -180,6 +180,11 @@ impl Shard {
         Ok(true)
     }
 
+    /// Entries that this replica's log holds and its readers do not see yet.
+    pub fn apply_lag(&self) -> u64 {
+        self.replica.apply_lag()
+    }
+
     /// State of this replica.
     pub fn status(&self) -> ShardStatus {
         self.replica.status()

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use crate::command::{MoveSlot, Refusal};
+use crate::dead_letter;
 use crate::error::Error;
 use crate::id::SlotId;
+use crate::key::StateKey;
 use crate::known::KnownKeys;
 use crate::lanes;
 use crate::range::{RangeRow, RangeState, Ranges};
@@ -59,7 +61,11 @@ impl Context<'_> {
     }
 
     /// Forgets a slot. Its range is dead in the flush that carries this.
-    pub(crate) fn drop_slot(&mut self, slot: SlotId) {
+    pub(crate) fn drop_slot(&mut self, slot: SlotId) -> Result<(), Error> {
+        // The row may be in a memtable: it is read before its range goes.
+        let key = StateKey::DeadLetterTotals { slot };
+        let letters = dead_letter::totals_value(&key, self.get(&key)?)?;
+        self.state.letters.subtract(letters);
         let mut ranges = Ranges::clone(&self.state.ranges);
         let range = ranges
             .remove(slot)
@@ -68,6 +74,7 @@ impl Context<'_> {
         self.note_range(slot, range, RangeState::Dead);
         self.state.dropped.push((slot, range));
         self.state.lanes.remove_slot(slot);
+        Ok(())
     }
 
     /// Makes the staged range of a slot its live one. `time_ms`: of the shard that it comes from.
@@ -81,6 +88,8 @@ impl Context<'_> {
         let state = &mut *self.state;
         let mut alone = Ranges::default();
         alone.insert(slot, range);
+        let letters = dead_letter::read_totals(files.as_ref(), &alone)?;
+        state.letters.add(letters);
         let known = KnownKeys::read(files.as_ref(), &alone, time_ms)?;
         state.known.imported(known);
         lanes::read_slot(&mut state.lanes, files.as_ref(), (range, slot), slot_count)?;
