@@ -5,8 +5,12 @@ use bytes::Bytes;
 use crate::cluster_options::ClusterOptions;
 use crate::decode::{Malformed, Reader};
 use crate::id::MessageId;
+use crate::slot_move::SlotTable;
 
+/// Without a slot that has ever moved.
 const FORMAT: u8 = 2;
+/// With the table of those that have.
+const FORMAT_SLOTS: u8 = 3;
 
 /// Names an entry of the Raft log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -38,14 +42,19 @@ pub struct AppliedState {
     pub last_install: Option<LogId>,
     /// What all replicas judge by; `None` until the first leader has set it.
     pub cluster_options: Option<ClusterOptions>,
+    /// Where the slots stand that have ever moved to or from this shard.
+    pub slots: SlotTable,
 }
 
 impl AppliedState {
     /// The row's value: `format u8 | log id | membership log id | last install | time ms u64 |
     /// last message id u64 | length of the cluster options u16 | cluster options | membership`,
-    /// each log id as `0` or `1 | term | node | index`. A length of 0: there are none yet.
+    /// each log id as `0` or `1 | term | node | index`. A length of 0: there are none yet. In format 3
+    /// `length of the slot table u32 | slot table` comes before the membership; it is written only if there
+    /// is a table, so that a shard without one is read by builds that know none.
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut out = vec![FORMAT];
+        let has_table = !self.slots.is_empty();
+        let mut out = vec![if has_table { FORMAT_SLOTS } else { FORMAT }];
         for log_id in [self.log_id, self.membership_log_id, self.last_install] {
             out.push(u8::from(log_id.is_some()));
             if let Some(LogId { term, node, index }) = log_id {
@@ -63,6 +72,13 @@ impl AppliedState {
         let len = u16::try_from(options.len()).expect("a few numbers");
         out.extend_from_slice(&len.to_be_bytes());
         out.extend_from_slice(&options);
+        if has_table {
+            let mut table = Vec::new();
+            self.slots.encode(&mut table);
+            let len = u32::try_from(table.len()).expect("slots are few");
+            out.extend_from_slice(&len.to_be_bytes());
+            out.extend_from_slice(&table);
+        }
         out.extend_from_slice(&self.membership);
         out
     }
@@ -70,7 +86,7 @@ impl AppliedState {
     pub(crate) fn decode(bytes: &[u8]) -> Result<AppliedState, Malformed> {
         let mut reader = Reader::new("applied row", bytes);
         let format = reader.u8()?;
-        if format != FORMAT {
+        if ![FORMAT, FORMAT_SLOTS].contains(&format) {
             return Err(reader.unknown(format));
         }
         Ok(AppliedState {
@@ -80,6 +96,10 @@ impl AppliedState {
             time_ms: reader.u64()?,
             last_message_id: MessageId(reader.u64()?),
             cluster_options: read_cluster_options(&mut reader)?,
+            slots: match format {
+                FORMAT_SLOTS => SlotTable::decode(reader.sized()?)?,
+                _ => SlotTable::default(),
+            },
             membership: Bytes::copy_from_slice(reader.rest()),
         })
     }
@@ -109,6 +129,7 @@ mod tests {
 
     use super::*;
     use crate::cluster_options::UserLimits;
+    use crate::slot_move::tests::slot_table;
 
     fn log_id() -> impl Strategy<Value = Option<LogId>> {
         let numbers = proptest::option::of((any::<u64>(), any::<u64>(), any::<u64>()));
@@ -139,6 +160,7 @@ mod tests {
             last: u64,
             membership: Vec<u8>,
             cluster_options in proptest::option::of(cluster_options()),
+            slots in slot_table(),
         ) {
             let applied = AppliedState {
                 log_id: log_ids.0,
@@ -148,8 +170,11 @@ mod tests {
                 last_message_id: MessageId(last),
                 last_install: log_ids.2,
                 cluster_options,
+                slots,
             };
-            prop_assert_eq!(AppliedState::decode(&applied.encode()), Ok(applied));
+            let encoded = applied.encode();
+            prop_assert_eq!(encoded[0] == FORMAT, applied.slots.is_empty());
+            prop_assert_eq!(AppliedState::decode(&encoded), Ok(applied));
         }
     }
 

@@ -51,6 +51,7 @@ fn require_place(ctx: &Context<'_>, command: &Command) -> Result<(), Refusal> {
         | Command::AckCursor(_)
         | Command::Deliver(_)
         | Command::AckLanes(_)
+        | Command::MoveSlot(_)
         | Command::RequeueDeadLetter(_)
         | Command::DropDeadLetter(_) => !ctx.is_meta(),
     };
@@ -71,6 +72,7 @@ fn run(ctx: &mut Context<'_>, command: Command) -> Result<Reply, No> {
         | Command::AckLanes(_)
         | Command::SetClusterOptions(_)
         | Command::Meta(_)
+        | Command::MoveSlot(_)
         | Command::Cut => {}
         Command::Send(_)
         | Command::SendGroup(_)
@@ -98,6 +100,7 @@ fn run(ctx: &mut Context<'_>, command: Command) -> Result<Reply, No> {
         Command::AckLanes(call) => procedure::ack_lanes(ctx, &call),
         Command::SetClusterOptions(call) => procedure::set_cluster_options(ctx, &call),
         Command::Meta(call) => procedure::meta(ctx, &call),
+        Command::MoveSlot(call) => procedure::move_slot(ctx, &call),
         Command::RequeueDeadLetter(call) => procedure::requeue_dead_letter(ctx, &call),
         Command::DropDeadLetter(call) => procedure::drop_dead_letter(ctx, &call),
         Command::Cut => {

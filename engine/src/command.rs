@@ -1,8 +1,11 @@
 //! Commands, the calls of procedures; and what they are answered with.
 
 pub(crate) mod encoding;
+mod group;
+mod lane;
 mod letters;
 mod meta;
+mod slot;
 
 use bytes::Bytes;
 use uuid::Uuid;
@@ -10,13 +13,19 @@ use uuid::Uuid;
 use crate::cluster_map::MapFault;
 use crate::cluster_options::{ClusterOptions, OptionFault};
 use crate::dead_letter::LetterStanding;
+use crate::handle::HandleFault;
 use crate::hlc::Hlc;
 use crate::id::{DeviceId, GroupId, MessageId, Seq, ShardId, SlotId, TimelineId, UserId};
-use crate::item::{Items, LaneId};
+use crate::item::LaneId;
 use crate::row::{Flags, MessageType};
+use crate::slot_move::SlotStanding;
+use crate::slot_moves::MoveStage;
 
+pub use group::{CreateGroup, JoinGroup, LeaveGroup};
+pub use lane::{AckLanes, Deliver};
 pub use letters::{DropDeadLetter, RequeueDeadLetter};
 pub use meta::{LogReport, MetaCommand, PutNode};
+pub use slot::MoveSlot;
 
 /// One call of one procedure.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +54,8 @@ pub enum Command {
     SetClusterOptions(SetClusterOptions),
     /// A change of the map of the cluster; for the meta shard only.
     Meta(MetaCommand),
+    /// A step of a slot's move between shards.
+    MoveSlot(MoveSlot),
     /// A dead letter goes to its recipient after all.
     RequeueDeadLetter(RequeueDeadLetter),
     /// A dead letter is done with.
@@ -71,6 +82,7 @@ impl Command {
             | Command::AckLanes(_)
             | Command::SetClusterOptions(_)
             | Command::Meta(_)
+            | Command::MoveSlot(_)
             | Command::DropDeadLetter(_)
             | Command::Cut => {}
         }
@@ -134,45 +146,6 @@ pub struct RegisterUser {
     pub handle: String,
 }
 
-/// A new group, with its creator as the first member.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CreateGroup {
-    /// The caller's UUIDv7.
-    pub request_id: Uuid,
-    /// Who creates it.
-    pub creator: UserId,
-    /// Shown to members; at most `body_bytes_max` bytes.
-    pub name: String,
-    /// Assigned by the proposer.
-    pub message_id: MessageId,
-}
-
-/// A user joins a group.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct JoinGroup {
-    /// The caller's UUIDv7.
-    pub request_id: Uuid,
-    /// The group.
-    pub group: GroupId,
-    /// Who joins.
-    pub user: UserId,
-    /// Assigned by the proposer.
-    pub message_id: MessageId,
-}
-
-/// A user leaves a group.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LeaveGroup {
-    /// The caller's UUIDv7.
-    pub request_id: Uuid,
-    /// The group.
-    pub group: GroupId,
-    /// Who leaves.
-    pub user: UserId,
-    /// Assigned by the proposer.
-    pub message_id: MessageId,
-}
-
 /// What a user has read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Conversation {
@@ -208,25 +181,6 @@ pub struct AckCursor {
     pub timeline: TimelineId,
     /// Greatest seq that the device has stored.
     pub seq: Seq,
-}
-
-/// Items of one lane with dense lane seqs. Has no id: the lane's mark tells what is new.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Deliver {
-    /// Which lane. Answered by the shard of its destination.
-    pub lane: LaneId,
-    /// Lane seq of the first item.
-    pub first_seq: u64,
-    /// The items, encoded where they were sent from.
-    pub items: Items,
-}
-
-/// Raises the acked points of lanes whose sources are in this shard. All or none: one lane that
-/// is refused refuses the call.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AckLanes {
-    /// Lanes, each with a mark that its destination has reported. A lower one changes nothing.
-    pub acks: Vec<(LaneId, u64)>,
 }
 
 /// Sets what all replicas judge by, from the next command on.
@@ -320,33 +274,17 @@ pub enum Reply {
         /// The map's, after the call.
         epoch: u64,
     },
+    /// A slot's move has got as far as was asked, or further.
+    SlotMoved {
+        /// The slot.
+        slot: SlotId,
+        /// Under which epoch.
+        epoch: u64,
+        /// It stands here.
+        standing: SlotStanding,
+    },
     /// No; nothing has changed.
     Refused(Refusal),
-}
-
-/// What is wrong with a handle.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum HandleFault {
-    /// No bytes.
-    #[error("it is empty")]
-    Empty,
-    /// Over the limit.
-    #[error("it has {len} bytes, {max} at most")]
-    TooLong {
-        /// Bytes given.
-        len: usize,
-        /// The limit.
-        max: usize,
-    },
-    /// A control character.
-    #[error("it has a control character")]
-    Control,
-    /// White space at either end.
-    #[error("it begins or ends with white space")]
-    OuterSpace,
-    /// An `@`.
-    #[error("it has an @")]
-    At,
 }
 
 /// A reply that says no. It leaves no trace: the same command is judged anew when it comes again.
@@ -478,6 +416,35 @@ pub enum Refusal {
         /// The slot.
         slot: SlotId,
     },
+    /// The slot that answers this command has left this shard, or is about to. Ask there, with the same
+    /// id; it may not have arrived yet, and then answers likewise.
+    #[error("slot {slot} is in shard {shard} from epoch {epoch} on")]
+    WrongOwner {
+        /// The slot.
+        slot: SlotId,
+        /// Who has it.
+        shard: ShardId,
+        /// The move's.
+        epoch: u64,
+    },
+    /// A step of a slot's move that is out of turn, or of an epoch that is over.
+    #[error("slot {slot} is {standing} under epoch {epoch}")]
+    SlotStands {
+        /// The slot.
+        slot: SlotId,
+        /// Under which epoch it stands.
+        epoch: u64,
+        /// How.
+        standing: SlotStanding,
+    },
+    /// A move that begins where it ends.
+    #[error("slot {slot} cannot move from shard {shard} to itself")]
+    MoveToItself {
+        /// As asked.
+        slot: SlotId,
+        /// As asked.
+        shard: ShardId,
+    },
     /// A lane between slots that do not exist, or of another incarnation of one.
     #[error("there is no lane {lane}")]
     UnknownLane {
@@ -567,6 +534,26 @@ pub enum Refusal {
         expected: u64,
         /// The shard's.
         found: u64,
+    },
+    /// Another move of the slot is under way, or this one has got too far for what was asked.
+    #[error("slot {slot} is on its way to shard {to} under epoch {epoch}: {stage}")]
+    SlotMoves {
+        /// The slot.
+        slot: SlotId,
+        /// The move's.
+        epoch: u64,
+        /// Where to.
+        to: ShardId,
+        /// How far it has got.
+        stage: MoveStage,
+    },
+    /// No such move is under way.
+    #[error("slot {slot} is on no move under epoch {epoch}")]
+    NoSuchMove {
+        /// The slot.
+        slot: SlotId,
+        /// As asked.
+        epoch: u64,
     },
     /// No such dead letter, or not any more.
     #[error("{}", letters::unknown(*slot, *seq, *trim_point, *head))]

@@ -110,6 +110,10 @@ impl<'a> Reader<'a> {
         self.array().map(u64::from_be_bytes)
     }
 
+    pub(crate) fn u128(&mut self) -> Result<u128, Malformed> {
+        self.array().map(u128::from_be_bytes)
+    }
+
     /// Seven bits at a time, the low ones first: what `put_varint` made.
     pub(crate) fn varint(&mut self) -> Result<u64, Malformed> {
         let mut number = 0;

@@ -2,7 +2,7 @@
 //!
 //! The checks, in this order, each a function of the state alone:
 //!
-//! 0. the slot that answers is not in this shard: `WrongShard`, to be asked elsewhere;
+//! 0. the slot that answers is not served here: `WrongShard` or `WrongOwner`, to be asked elsewhere;
 //! 1. the id's time is before the slot's floor: `IdExpired`, whether or not its row is still here;
 //! 2. a row has the same identity: its reply if the same was asked, else `IdReused`;
 //! 3. the id's time is more than [`AHEAD_MAX_MS`] ahead of replicated time: `IdFromFuture`;
@@ -81,11 +81,12 @@ pub(crate) fn raise_floors(ctx: &mut Context<'_>) -> Result<(), Error> {
     let (mut by_slot, mut lowest) = (vec![0; end], u64::MAX);
     for slot in slots {
         let key = StateKey::DedupFloor { slot };
-        let floor = number(ctx, &key)?;
-        if wanted > floor {
+        let mut floor = number(ctx, &key)?;
+        // Of a slot on its way nothing changes any more; its rows are still to be shown.
+        if wanted > floor && ctx.holds(slot) {
             ctx.put(&key, table::encode_u64(wanted));
+            floor = wanted;
         }
-        let floor = floor.max(wanted);
         by_slot[usize::from(slot.0)] = floor;
         lowest = lowest.min(floor);
     }
@@ -139,9 +140,7 @@ impl Ask {
 
     /// The first reply, if this is a repeat; nothing, if the procedure is to decide.
     pub(crate) fn judge(&self, ctx: &mut Context<'_>) -> Result<Option<Reply>, No> {
-        if !ctx.holds(self.slot) {
-            return Err(Refusal::WrongShard { slot: self.slot }.into());
-        }
+        ctx.require_held(self.slot)?;
         let id_ms = self.key.time_ms();
         let floor_ms = ctx.floors().of(self.slot);
         if id_ms < floor_ms {
@@ -198,6 +197,7 @@ impl Ask {
             | Reply::Delivered { .. }
             | Reply::LanesAcked
             | Reply::Map { .. }
+            | Reply::SlotMoved { .. }
             | Reply::Refused(_) => {
                 unreachable!("none is remembered")
             }

@@ -29,7 +29,8 @@ impl Store {
         let Some(dropped) = self.shard(shard) else {
             return Ok(false);
         };
-        let ranges = dropped.retire();
+        let mut ranges = dropped.retire();
+        ranges.extend(self.take_staged(shard));
         let mut rows = NodeFile::default();
         for range in &ranges {
             rows.delete(NodeKey::Range(*range));
@@ -46,9 +47,17 @@ impl Store {
     }
 }
 
+impl Store {
+    fn take_staged(&self, shard: ShardId) -> Vec<RangeId> {
+        let mut staged = self.core.staged.lock();
+        let of_shard = staged.extract_if(.., |(other, _), _| *other == shard);
+        of_shard.map(|(_, found)| found.range).collect()
+    }
+}
+
 impl Shard {
     /// Ends this handle's life: nothing is read or applied through it any more, and what was built
-    /// from its memtables is void. Gives its live ranges.
+    /// from its memtables is void. Gives its ranges, those that only a flush would have made dead included.
     fn retire(&self) -> Vec<RangeId> {
         let mut state = self.state.write();
         state.fault = Some("its replica was removed from this node".to_owned());
@@ -62,7 +71,12 @@ impl Shard {
         state.cut_hash = None;
         state.lanes = Lanes::default();
         state.letters = DeadLetterTotals::default();
-        let ranges = state.ranges.by_range().map(|(range, _)| range).collect();
+        let dropped = std::mem::take(&mut state.dropped);
+        let live = state.ranges.by_range().map(|(range, _)| range);
+        let ranges = live
+            .chain(dropped.into_iter().map(|(_, range)| range))
+            .collect();
+        state.map_changes.clear();
         self.tails.lock().clear();
         drop(state);
         drop(thrown);

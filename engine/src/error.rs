@@ -113,6 +113,42 @@ pub enum Error {
         /// The slot asked for.
         slot: SlotId,
     },
+    /// The slot has left this shard, or is about to.
+    #[error("slot {slot} is in shard {shard} from epoch {epoch} on")]
+    WrongOwner {
+        /// The slot asked for.
+        slot: SlotId,
+        /// Who has it.
+        shard: ShardId,
+        /// The move's.
+        epoch: u64,
+    },
+    /// No import of this slot is under way here: its begin is not applied yet, or it is over.
+    #[error("no import of slot {slot} under epoch {epoch} is under way")]
+    NotImporting {
+        /// The slot.
+        slot: SlotId,
+        /// As asked.
+        epoch: u64,
+    },
+    /// Rows of this slot are being staged by another call.
+    #[error("rows of slot {slot} are being staged already")]
+    StagingBusy {
+        /// The slot.
+        slot: SlotId,
+    },
+    /// The slot was here before, and the drop that ended that has not been flushed. Flush, then stage.
+    #[error("slot {slot} has left this shard before, and that is not flushed yet")]
+    DropNotFlushed {
+        /// The slot.
+        slot: SlotId,
+    },
+    /// Changes of a copy that is not the one staged here. Stage a whole one.
+    #[error("the rows of slot {slot} staged here are not those that the changes were made for")]
+    OtherCopy {
+        /// The slot.
+        slot: SlotId,
+    },
     /// A timeline has a gap, which no operation makes.
     #[error("{timeline} has no row {seq}: the next one is {found}")]
     MissingRow {

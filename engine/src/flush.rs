@@ -20,7 +20,7 @@ use crate::memtable::{Memtable, Tail};
 use crate::range::Ranges;
 use crate::shard::Shard;
 use crate::state::{CutView, Frozen};
-use crate::store::{Store, StoreCore};
+use crate::store::{NodeFile, Store, StoreCore, drop_ranges};
 
 /// A memtable that takes no more rows: the argument of [`Shard::build`].
 pub struct FrozenFlush {
@@ -106,28 +106,21 @@ impl Store {
 }
 
 fn build_file(core: &StoreCore, parts: &[(&Shard, &Arc<Frozen>)]) -> Result<StagedFile, Error> {
-    let mut applied: Vec<(Vec<u8>, Vec<u8>)> = Vec::with_capacity(parts.len());
-    let mut ranges = Vec::with_capacity(parts.len());
+    let mut node_rows = NodeFile::default();
     for (shard, frozen) in parts {
-        let mut key = Vec::with_capacity(64);
-        StoredKey::State {
-            range: RangeId::NODE,
-            suffix: NodeKey::Applied(shard.id()).encode().as_slice(),
+        node_rows.put(NodeKey::Applied(shard.id()), frozen.applied.encode());
+        for (range, row) in &frozen.map_changes {
+            node_rows.put(NodeKey::Range(*range), row.encode());
         }
-        .encode(&mut key);
-        applied.push((key, frozen.applied.encode()));
-        ranges.push(shard.state.read().ranges.clone());
     }
-    applied.sort_unstable();
-    let rows = parts.iter().zip(&ranges).map(|((_, frozen), ranges)| Part {
+    let rows = parts.iter().map(|(_, frozen)| Part {
         memtable: &frozen.memtable,
-        ranges: ranges.as_ref(),
+        ranges: frozen.ranges.as_ref(),
+        dropped: frozen.dead().map(|(_, slot)| slot).collect(),
     });
     let rows: Vec<Part<'_>> = rows.collect();
     let mut writer = core.base.writer(FileLife::Short)?;
-    for (key, row) in &applied {
-        writer.put(key, row)?;
-    }
+    node_rows.write(writer.as_mut())?;
     write_parts(&rows, writer.as_mut())?;
     writer.finish()
 }
@@ -157,6 +150,12 @@ fn ingest_file(
         let bytes = std::mem::take(&mut bytes);
         counters.flushed_bytes.fetch_add(bytes, Ordering::Relaxed);
         counters.level0_files.store(level0_files, Ordering::Relaxed);
+    }
+    let dead = parts.iter().flat_map(|(_, frozen)| frozen.dead());
+    let dead: Vec<RangeId> = dead.map(|(range, _)| range).collect();
+    if !dead.is_empty() {
+        fail_point!("before_dead", |_| std::process::abort());
+        drop_ranges(core.base.as_ref(), &dead)?;
     }
     Ok(true)
 }
@@ -231,8 +230,12 @@ impl Shard {
             .hidden_hours
             .flushed(frozen.floor_ms.map(hour_of), files);
         state.flushed = frozen.applied.clone();
+        state.flushed_ranges = frozen.ranges.clone();
+        state
+            .dropped
+            .retain(|(_, range)| frozen.dead().all(|(dead, _)| dead != *range));
         if frozen.cut {
-            let (ranges, applied) = (state.ranges.clone(), frozen.applied.clone());
+            let (ranges, applied) = (frozen.ranges.clone(), frozen.applied.clone());
             state.cut_hash = None;
             state.cut = Some(CutView {
                 files: files.clone(),
@@ -262,19 +265,37 @@ impl Shard {
     }
 }
 
-/// Everything of a memtable but its applied row, in key order.
+/// Everything of a memtable but its applied row, in key order; not what it has of dropped slots.
 pub(crate) fn write_rows(
     memtable: &Memtable,
     ranges: &Ranges,
+    dropped: &[SlotId],
     writer: &mut dyn FileWriter,
 ) -> Result<(), Error> {
-    write_parts(&[Part { memtable, ranges }], writer)
+    let part = Part {
+        memtable,
+        ranges,
+        dropped: dropped.to_vec(),
+    };
+    write_parts(&[part], writer)
 }
 
 /// One shard's share of a file.
 struct Part<'a> {
     memtable: &'a Memtable,
     ranges: &'a Ranges,
+    /// Slots whose rows in the memtable are nobody's.
+    dropped: Vec<SlotId>,
+}
+
+impl Part<'_> {
+    /// The range that a row of the memtable belongs to; none, if its slot was dropped.
+    fn range_of(&self, slot: SlotId) -> Result<Option<RangeId>, Error> {
+        match self.ranges.of_slot(slot) {
+            None if !self.dropped.contains(&slot) => Err(Error::UnknownSlot { slot }),
+            range => Ok(range),
+        }
+    }
 }
 
 fn write_parts(parts: &[Part<'_>], writer: &mut dyn FileWriter) -> Result<(), Error> {
@@ -290,7 +311,9 @@ fn write_state(parts: &[Part<'_>], writer: &mut dyn FileWriter) -> Result<(), Er
     let mut ranges: Vec<(RangeId, SlotId, &Memtable)> = Vec::new();
     for part in parts {
         for (timeline, tail) in part.memtable.timelines() {
-            timelines.push((range_of(part.ranges, tail.slot())?, *timeline, tail));
+            if let Some(range) = part.range_of(tail.slot())? {
+                timelines.push((range, *timeline, tail));
+            }
         }
         let of_part = part.ranges.by_range();
         ranges.extend(of_part.map(|(range, slot)| (range, slot, part.memtable)));
@@ -352,10 +375,11 @@ fn write_dedup(parts: &[Part<'_>], writer: &mut dyn FileWriter) -> Result<(), Er
         .map(|part| part.memtable.dedup_rows().len())
         .sum();
     let mut rows = Vec::with_capacity(count);
-    for Part { memtable, ranges } in parts {
-        for row in memtable.dedup_rows() {
-            let range = range_of(ranges, row.slot)?;
-            rows.push((row.key.hour(), range, row.key, *memtable, row));
+    for part in parts {
+        for row in part.memtable.dedup_rows() {
+            if let Some(range) = part.range_of(row.slot)? {
+                rows.push((row.key.hour(), range, row.key, part.memtable, row));
+            }
         }
     }
     rows.sort_unstable_by_key(|(hour, range, key, ..)| (*hour, *range, *key));
@@ -371,8 +395,4 @@ fn write_dedup(parts: &[Part<'_>], writer: &mut dyn FileWriter) -> Result<(), Er
         writer.put(&stored, memtable.dedup_value(row))?;
     }
     Ok(())
-}
-
-fn range_of(ranges: &Ranges, slot: SlotId) -> Result<RangeId, Error> {
-    ranges.of_slot(slot).ok_or(Error::UnknownSlot { slot })
 }

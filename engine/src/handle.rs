@@ -1,10 +1,33 @@
 //! Which handles are allowed: 1 to 64 bytes of UTF-8, no control characters, no white space at
 //! either end, no `@`. They are compared byte for byte.
 
-use crate::command::HandleFault;
-
 /// Longest handle, in bytes.
 pub const HANDLE_BYTES_MAX: usize = 64;
+
+/// What is wrong with a handle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HandleFault {
+    /// No bytes.
+    #[error("it is empty")]
+    Empty,
+    /// Over the limit.
+    #[error("it has {len} bytes, {max} at most")]
+    TooLong {
+        /// Bytes given.
+        len: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// A control character.
+    #[error("it has a control character")]
+    Control,
+    /// White space at either end.
+    #[error("it begins or ends with white space")]
+    OuterSpace,
+    /// An `@`.
+    #[error("it has an @")]
+    At,
+}
 
 /// Judges a handle, given without the leading `@` of a mention.
 ///

@@ -13,6 +13,7 @@ use crate::flush::write_rows;
 use crate::id::SlotId;
 use crate::range::Ranges;
 use crate::shard::Shard;
+use crate::slot_move::SlotTable;
 use crate::view::state_key;
 use crate::walk::{Place, Unflushed, Walk};
 
@@ -35,7 +36,7 @@ impl Shard {
     /// A storage fault.
     pub fn state_hash(&self, cut: Option<u64>) -> Result<Option<StateHash>, Error> {
         let wanted = |applied: LogId| cut.is_none_or(|cut| cut == applied.index);
-        let (files, ranges, applied) = {
+        let (files, ranges, applied, slots) = {
             let state = self.state.read();
             state.check()?;
             let Some(cut) = &state.cut else {
@@ -44,9 +45,10 @@ impl Shard {
             let Some(applied) = cut.applied.log_id.filter(|log_id| wanted(*log_id)) else {
                 return Ok(None);
             };
-            (cut.files.clone(), cut.ranges.clone(), applied)
+            let slots = cut.applied.slots.clone();
+            (cut.files.clone(), cut.ranges.clone(), applied, slots)
         };
-        let hash = hash_rows(&files, &ranges, &Unflushed::default(), applied)?;
+        let hash = hash_rows(&files, &ranges, &Unflushed::default(), applied, &slots)?;
         let mut state = self.state.write();
         let is_last = |log_id: Option<LogId>| log_id == Some(applied);
         if state
@@ -73,25 +75,34 @@ impl Shard {
             return Ok(None);
         };
         let mut unflushed = Unflushed::default();
+        let dropped = state.dropped_slots();
         for frozen in &state.frozen {
-            write_rows(&frozen.memtable, &state.ranges, &mut &mut unflushed)?;
+            write_rows(
+                &frozen.memtable,
+                &state.ranges,
+                &dropped,
+                &mut &mut unflushed,
+            )?;
         }
-        write_rows(&state.active, &state.ranges, &mut &mut unflushed)?;
+        write_rows(&state.active, &state.ranges, &dropped, &mut &mut unflushed)?;
         state.lanes.unfrozen(&mut |slot, key, value| {
             if let Some(range) = state.ranges.of_slot(slot) {
                 unflushed.lay(state_key(range, key.as_slice()), value);
             }
         });
-        hash_rows(&state.files, &state.ranges, &unflushed, applied).map(Some)
+        let slots = &state.applied.slots;
+        hash_rows(&state.files, &state.ranges, &unflushed, applied, slots).map(Some)
     }
 }
 
-/// One hash per slot over its rows in key order, then one over those in the order of the slots.
+/// One hash per slot over its rows in key order, then one over those in the order of the slots, and over
+/// the table of the slots that have moved, if any has.
 fn hash_rows(
     files: &Arc<dyn ReadView>,
     ranges: &Ranges,
     unflushed: &Unflushed,
     applied: LogId,
+    moved: &SlotTable,
 ) -> Result<StateHash, Error> {
     let mut slots: BTreeMap<SlotId, Box<Xxh3Default>> = BTreeMap::new();
     let mut rows = 0_u64;
@@ -117,6 +128,9 @@ fn hash_rows(
         all.update(&slot.0.to_be_bytes());
         all.update(&hasher.digest128().to_be_bytes());
     }
+    let mut table = Vec::new();
+    moved.encode(&mut table);
+    all.update(&table);
     Ok(StateHash {
         applied,
         hash: all.digest128(),

@@ -26,6 +26,11 @@ impl Hlc {
         self.last
     }
 
+    /// Goes on above an id that the shard has taken over, with a slot that moved in.
+    pub fn raise(&mut self, last: MessageId) {
+        self.last = self.last.max(last);
+    }
+
     /// The greatest id given so far.
     pub fn last(&self) -> MessageId {
         self.last
@@ -43,6 +48,15 @@ mod tests {
         assert_eq!(first, MessageId(1000 << 16));
         assert_eq!(hlc.next(1000, MessageId::ZERO), MessageId(first.0 + 1));
         assert_eq!(hlc.next(900, MessageId::ZERO), MessageId(first.0 + 2));
+    }
+
+    #[test]
+    fn ids_go_on_above_those_of_a_slot_that_moved_in() {
+        let mut hlc = Hlc::new(MessageId(1000 << 16), 500);
+        hlc.raise(MessageId((3000 << 16) + 7));
+        assert_eq!(hlc.next(1000, MessageId::ZERO), MessageId((3000 << 16) + 8));
+        hlc.raise(MessageId(5));
+        assert_eq!(hlc.next(1000, MessageId::ZERO), MessageId((3000 << 16) + 9));
     }
 
     #[test]

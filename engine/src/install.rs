@@ -11,13 +11,14 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use fail::fail_point;
 
-use crate::base::{FileLife, FileWriter, StagedFile};
+use crate::base::{FileLife, StagedFile};
 use crate::cluster_map;
 use crate::dead_letter;
 use crate::decode::Malformed;
 use crate::error::Error;
 use crate::id::{RangeId, SlotId};
-use crate::key::{DedupKey, NodeKey, StateKey, StoredKey};
+use crate::import::RowFiles;
+use crate::key::{DedupKey, NodeKey, StateKey};
 use crate::known::KnownKeys;
 use crate::lanes::{self, read_lanes};
 use crate::memtable::Memtable;
@@ -36,31 +37,41 @@ impl Shard {
     /// before is synced, and that nothing is applied meanwhile.
     ///
     /// # Errors
-    /// A file is corrupt, incomplete or of another shard: nothing has changed. Or the base store
-    /// failed: the replica must stop.
+    /// A file is corrupt, incomplete or of another shard, or the snapshot is older than the last move of a
+    /// slot here: nothing has changed. Or the base store failed: the replica must stop.
     pub fn install(&self, meta: &SnapshotMeta, files: &[PathBuf]) -> Result<(), Error> {
         self.check_meta(meta)?;
-        let old = {
+        let (old, dropped) = {
             let state = self.state.read();
             if state.retired {
                 state.check()?;
             }
-            state.ranges.clone()
+            if state.applied.slots.is_ahead_of(&meta.applied.slots) {
+                // Which slots it is of nobody could tell. Logs do not go back, so there is none such.
+                let reason = "a snapshot from before a slot's move".to_owned();
+                return Err(Error::Stopped { reason });
+            }
+            (state.ranges.clone(), state.dropped.clone())
         };
         let mut new = Ranges::default();
         {
             // Ranges rise with the slots: the order of a snapshot's rows is that of their keys.
             let mut counter = self.core.change.lock();
-            for (slot, _) in old.by_slot() {
+            let slots = old.by_slot().map(|(slot, _)| slot);
+            for slot in meta.applied.slots.slots_after(slots) {
                 new.insert(slot, counter.next());
             }
         }
         let staged = self.stage(&new, files)?;
+        let old: Vec<(SlotId, RangeId)> = old.by_slot().chain(dropped).collect();
         self.switch(meta, &old, new, staged)?;
         fail_point!("after_install", |_| std::process::abort());
-        let _change = self.core.change.lock();
-        let dropped: Vec<RangeId> = old.by_range().map(|(range, _)| range).collect();
-        drop_ranges(self.core.base.as_ref(), &dropped)?;
+        {
+            let _change = self.core.change.lock();
+            let dropped: Vec<RangeId> = old.iter().map(|(_, range)| *range).collect();
+            drop_ranges(self.core.base.as_ref(), &dropped)?;
+        }
+        self.drop_stale_imports()?;
         self.counters.installs.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
@@ -88,60 +99,30 @@ impl Shard {
 
     /// Checks every row and writes it under its new key.
     fn stage(&self, ranges: &Ranges, files: &[PathBuf]) -> Result<Vec<StagedFile>, Error> {
-        let (slot_count, bytes_max) = (
-            self.core.options.slot_count,
-            self.core.options.install_file_bytes,
-        );
-        let mut staged = Vec::new();
-        let mut open: Option<(Box<dyn FileWriter + '_>, u64)> = None;
-        let mut last = Vec::new();
+        let slot_count = self.core.options.slot_count;
+        let bytes_max = self.core.options.install_file_bytes;
+        let mut out = RowFiles::new(self.core.base.as_ref(), bytes_max);
         let mut key = Vec::new();
         read_files(self.id(), files, &mut |path, row| {
             check_row(path, slot_count, &row)?;
             let range = ranges
                 .of_slot(row.slot)
                 .ok_or(Error::UnknownSlot { slot: row.slot })?;
-            key.clear();
-            match row.place {
-                Place::State(suffix) => StoredKey::State { range, suffix }.encode(&mut key),
-                Place::Dedup(hour, suffix) => {
-                    StoredKey::Dedup {
-                        hour,
-                        range,
-                        suffix,
-                    }
-                    .encode(&mut key);
-                }
-            }
-            if key <= last {
-                let (what, number) = ("order of snapshot rows", u64::from(row.slot.0));
+            if row.value.is_none() {
+                let (what, number) = ("missing snapshot row", u64::from(row.slot.0));
                 return Err(corrupt(path, Malformed::Unknown { what, number }));
             }
-            last.clone_from(&key);
-            let (mut writer, mut bytes) = match open.take() {
-                Some(open) => open,
-                None => (self.core.base.writer(FileLife::Long)?, 0),
-            };
-            writer.put(&key, row.value)?;
-            bytes += u64::try_from(key.len() + row.value.len()).expect("a usize fits");
-            if bytes >= bytes_max {
-                staged.push(writer.finish()?);
-            } else {
-                open = Some((writer, bytes));
-            }
-            Ok(())
+            row.place.stored(range, &mut key);
+            out.add(path, &key, row.value)
         })?;
-        if let Some((writer, _)) = open {
-            staged.push(writer.finish()?);
-        }
-        Ok(staged)
+        out.finish()
     }
 
     /// The one ingest, and its publication.
     fn switch(
         &self,
         meta: &SnapshotMeta,
-        old: &Ranges,
+        old: &[(SlotId, RangeId)],
         new: Ranges,
         mut staged: Vec<StagedFile>,
     ) -> Result<(), Error> {
@@ -157,8 +138,8 @@ impl Shard {
             };
             rows.put(NodeKey::Range(range), row.encode());
         };
-        old.by_slot()
-            .for_each(|(slot, range)| map(slot, range, RangeState::Dead));
+        old.iter()
+            .for_each(|(slot, range)| map(*slot, *range, RangeState::Dead));
         new.by_slot()
             .for_each(|(slot, range)| map(slot, range, RangeState::Live));
         rows.put_range_counter(&counter);
@@ -185,6 +166,9 @@ impl Shard {
         state.lanes = read_lanes(state.files.as_ref(), &new, slot_count)?;
         state.letters = dead_letter::read_totals(state.files.as_ref(), &new)?;
         state.ranges = Arc::new(new);
+        state.flushed_ranges = state.ranges.clone();
+        state.map_changes.clear();
+        state.dropped.clear();
         state.flushed = applied.clone();
         state.applied = applied;
         state.cut = None;
@@ -201,7 +185,7 @@ impl Shard {
     }
 }
 
-fn corrupt(path: &Path, malformed: Malformed) -> Error {
+pub(crate) fn corrupt(path: &Path, malformed: Malformed) -> Error {
     Error::CorruptSnapshot {
         path: path.to_owned(),
         malformed,
@@ -210,7 +194,7 @@ fn corrupt(path: &Path, malformed: Malformed) -> Error {
 
 /// A row must be what a replica could have made: its key decodes, lies in its slot, and a message
 /// or a dead letter fits its checksum.
-fn check_row(path: &Path, slot_count: u16, row: &SnapshotRow<'_>) -> Result<(), Error> {
+pub(crate) fn check_row(path: &Path, slot_count: u16, row: &SnapshotRow<'_>) -> Result<(), Error> {
     let fault = |malformed| corrupt(path, malformed);
     let (what, number) = ("slot of a snapshot row", u64::from(row.slot.0));
     match row.place {
@@ -219,7 +203,9 @@ fn check_row(path: &Path, slot_count: u16, row: &SnapshotRow<'_>) -> Result<(), 
             if key.slot(slot_count) != row.slot {
                 return Err(fault(Malformed::Unknown { what, number }));
             }
-            let value = Bytes::copy_from_slice(row.value);
+            let Some(value) = row.value.map(Bytes::copy_from_slice) else {
+                return Ok(());
+            };
             if let StateKey::Message { timeline, seq } = key {
                 StoredRow::decode(timeline, seq, &value).map_err(fault)?;
             }

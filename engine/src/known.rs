@@ -67,6 +67,11 @@ impl KnownKeys {
         }
     }
 
+    /// Takes in what the files hold of a slot that comes into the shard.
+    pub(crate) fn imported(&mut self, of_slot: KnownKeys) {
+        self.flushed(of_slot.covered_ms, of_slot.early);
+    }
+
     /// What the files of a shard hold, whose last entry was at `time_ms`.
     pub(crate) fn read(
         files: &dyn ReadView,

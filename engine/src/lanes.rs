@@ -22,7 +22,7 @@ mod rows;
 use crate::id::SlotId;
 use crate::item::{INCARNATION, Item, LaneId, OutboxItem};
 
-pub(crate) use rows::{check_row, read_lanes};
+pub(crate) use rows::{check_row, read_lanes, read_slot};
 
 /// Lanes of one page.
 const PAGE: usize = 64;
@@ -245,6 +245,25 @@ impl Lanes {
         seq
     }
 
+    /// Forgets the lanes of a slot that has left the shard, those that begin in it and those that end.
+    pub(crate) fn remove_slot(&mut self, slot: SlotId) {
+        if let Some(lanes) = self.sources.get_mut(usize::from(slot.0)) {
+            for (_, lane) in std::mem::take(lanes).iter() {
+                let mut place = lane.first;
+                while place != 0 {
+                    (place, _) = self.items.pop(place);
+                }
+            }
+        }
+        if let Some(marks) = self.marks.get_mut(usize::from(slot.0)) {
+            *marks = Pages::default();
+        }
+        self.changed_sources.retain(|source| *source != slot);
+        self.changed_marks
+            .retain(|destination| *destination != slot);
+        self.gone.retain(|(lane, _)| lane.source != slot);
+    }
+
     /// Raises a lane's acked point; a lower one changes nothing. At most up to what was sent.
     pub(crate) fn ack(&mut self, source: SlotId, destination: SlotId, up_to: u64) {
         let before = self.lane(source, destination);
@@ -302,10 +321,13 @@ impl Lanes {
         self.link(source, destination, place)
     }
 
-    /// Unacked items, lane by lane, in lane seq order.
-    pub(crate) fn unacked(&self) -> Vec<OutboxItem> {
+    /// Unacked items of the sources that are wanted, lane by lane, in lane seq order.
+    pub(crate) fn unacked(&self, wanted: impl Fn(SlotId) -> bool) -> Vec<OutboxItem> {
         let mut items = Vec::with_capacity(self.items.count);
         self.each_unacked(|lane, seq, node| {
+            if !wanted(lane.source) {
+                return;
+            }
             let item = node.item.clone().expect("a place in a list is in use");
             items.push(OutboxItem { lane, seq, item });
         });
@@ -364,7 +386,7 @@ mod tests {
             Item::UserMade { user, .. } => (item.lane.destination.0, item.seq, user.0),
             other => panic!("{other:?}"),
         };
-        lanes.unacked().into_iter().map(number).collect()
+        lanes.unacked(|_| true).into_iter().map(number).collect()
     }
 
     const A: SlotId = SlotId(3);
@@ -391,6 +413,32 @@ mod tests {
         assert_eq!(numbers(&lanes), [(65, 1, 10), (700, 4, 4)]);
         assert_eq!(lanes.outbox_items(), 2);
         assert_eq!(lanes.outbox_bytes(), length(&item(4)) * 2);
+    }
+
+    #[test]
+    fn a_slot_that_leaves_takes_its_lanes_along_and_no_others() {
+        let mut lanes = Lanes::default();
+        for number in 1..=3 {
+            lanes.push(A, B, item(number));
+            lanes.push(C, B, item(10 * number));
+            lanes.advance(B, A);
+            lanes.advance(B, C);
+        }
+        lanes.freeze(&mut crate::memtable::Memtable::default());
+        lanes.ack(A, B, 1);
+        lanes.ack(C, B, 1);
+        lanes.remove_slot(A);
+        assert_eq!(numbers(&lanes), [(700, 2, 20), (700, 3, 30)]);
+        assert_eq!((lanes.sent_and_acked(A, B), lanes.mark(B, A)), ((0, 0), 0));
+        assert_eq!((lanes.sent_and_acked(C, B), lanes.mark(B, C)), ((3, 1), 3));
+        let mut rows = Vec::new();
+        lanes.unfrozen(&mut |slot, _, _| rows.push(slot));
+        assert_eq!(
+            rows,
+            [C, C],
+            "the table of C, and the tombstone of its first item"
+        );
+        assert_eq!(lanes.outbox_bytes(), length(&item(20)) + length(&item(30)));
     }
 
     #[test]

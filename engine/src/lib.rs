@@ -13,6 +13,7 @@
 //! hidden_hours.rs   dedup rows leave by file
 //! cluster_map.rs       nodes, shards and replicas, in the meta shard
 //! cluster_options.rs   what all replicas judge by, in the applied row (applied.rs)
+//! slot_move.rs, export.rs, import.rs   slots go to other shards
 //! snapshot.rs, install.rs   to and from other nodes  hash.rs, verify.rs, walk.rs   comparisons
 //! ```
 //!
@@ -33,6 +34,7 @@ mod dedup;
 mod drop_shard;
 mod entry;
 mod error;
+mod export;
 mod flush;
 mod handle;
 mod hash;
@@ -40,6 +42,7 @@ mod heads;
 mod hidden_hours;
 mod hlc;
 mod id;
+mod import;
 mod install;
 mod item;
 mod key;
@@ -52,6 +55,9 @@ mod procedure;
 mod range;
 mod row;
 mod shard;
+mod slot_move;
+mod slot_moves;
+mod slot_rows;
 mod snapshot;
 mod state;
 mod store;
@@ -74,27 +80,31 @@ pub use cluster_map::{
 };
 pub use cluster_options::{ClusterOptions, OptionDifference, OptionFault, UserLimits};
 pub use command::{
-    AckCursor, AckLanes, Command, Conversation, CreateGroup, Deliver, DropDeadLetter, HandleFault,
-    JoinGroup, LeaveGroup, LogReport, MarkRead, MetaCommand, PutNode, Refusal, RegisterUser, Reply,
+    AckCursor, AckLanes, Command, Conversation, CreateGroup, Deliver, DropDeadLetter, JoinGroup,
+    LeaveGroup, LogReport, MarkRead, MetaCommand, MoveSlot, PutNode, Refusal, RegisterUser, Reply,
     RequeueDeadLetter, Send, SendGroup, SetClusterOptions,
 };
 pub use dead_letter::{DeadLetter, DeadLetterPage, DeadLetterTotals, LetterStanding};
 pub use decode::Malformed;
 pub use entry::{Commands, Entry, EntryBuilder};
 pub use error::{Error, KeyText};
+pub use export::{EXPORT_FORMAT, ExportMeta, SlotExport};
 pub use flush::{BuiltFlush, FrozenFlush, SharedFlush};
-pub use handle::{HANDLE_BYTES_MAX, check_handle};
+pub use handle::{HANDLE_BYTES_MAX, HandleFault, check_handle};
 pub use hash::StateHash;
 pub use hlc::Hlc;
 pub use id::{
     DeviceId, GroupId, InvalidDevice, MessageId, NotATimeline, RangeId, Seq, ShardId, SlotId,
     TimelineId, TimelineKind, UserId, slot_of_handle, slot_of_owner,
 };
+pub use import::StagedImport;
 pub use item::{Item, Items, LaneId, OutboxItem};
 pub use key::{DedupKey, Destination, KeyBytes, NodeKey, StateKey, StoredKey};
 pub use options::EngineOptions;
 pub use row::{Flags, MessageType, NewRow, RefusalCode, Row, StoredRow, content_crc};
 pub use shard::{Applied, ApplyEntry, ApplyPayload, Shard, ShardMetrics};
+pub use slot_move::{ImportWait, SlotStanding, SlotTable};
+pub use slot_moves::{MoveStage, SlotMove};
 pub use snapshot::{SNAPSHOT_FORMAT, Snapshot, SnapshotFile, SnapshotMeta};
 pub use store::{STORE_FORMAT, Store};
 pub use table::{Membership, SPANS_MAX, Span};

@@ -13,10 +13,12 @@ use crate::id::{RangeId, ShardId, SlotId};
 pub(crate) enum RangeState {
     /// Reads and commands use it.
     Live,
-    /// An import of this epoch fills it.
+    /// It holds all that an import has brought so far: see `slot_move.rs`.
     Staged {
-        /// Of the shard map.
+        /// The import's.
         epoch: u64,
+        /// Of all its rows, see `export.rs`.
+        digest: u128,
     },
     /// Nobody reads it any more; to be dropped.
     Dead,
@@ -31,16 +33,17 @@ pub(crate) struct RangeRow {
 }
 
 impl RangeRow {
-    /// `shard u32 | slot u16 | state u8 | epoch u64 of a staged one`.
+    /// `shard u32 | slot u16 | state u8 | epoch u64 and digest u128 of a staged one`.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(15);
         out.extend_from_slice(&self.shard.0.to_be_bytes());
         out.extend_from_slice(&self.slot.0.to_be_bytes());
         match self.state {
             RangeState::Live => out.push(1),
-            RangeState::Staged { epoch } => {
+            RangeState::Staged { epoch, digest } => {
                 out.push(2);
                 out.extend_from_slice(&epoch.to_be_bytes());
+                out.extend_from_slice(&digest.to_be_bytes());
             }
             RangeState::Dead => out.push(3),
         }
@@ -55,6 +58,7 @@ impl RangeRow {
             1 => RangeState::Live,
             2 => RangeState::Staged {
                 epoch: reader.u64()?,
+                digest: reader.u128()?,
             },
             3 => RangeState::Dead,
             number => return Err(reader.unknown(number)),
@@ -80,6 +84,14 @@ impl Ranges {
         }
         self.by_slot[index] = range;
         self.by_range.insert(range, slot);
+    }
+
+    /// Takes a slot out; gives its range.
+    pub(crate) fn remove(&mut self, slot: SlotId) -> Option<RangeId> {
+        let range = self.of_slot(slot)?;
+        self.by_slot[usize::from(slot.0)] = RangeId::NODE;
+        self.by_range.remove(&range);
+        Some(range)
     }
 
     /// The live range of a slot, if this shard holds the slot.
@@ -122,7 +134,10 @@ mod tests {
     fn range_rows_are_read_as_written() {
         for state in [
             RangeState::Live,
-            RangeState::Staged { epoch: 7 },
+            RangeState::Staged {
+                epoch: 7,
+                digest: 1 << 99,
+            },
             RangeState::Dead,
         ] {
             let row = RangeRow {

@@ -13,11 +13,13 @@ use crate::command::Reply;
 use crate::dead_letter::DeadLetterTotals;
 use crate::entry::Entry;
 use crate::error::Error;
-use crate::id::{RangeId, Seq, ShardId, SlotId, TimelineId};
+use crate::id::{MessageId, RangeId, Seq, ShardId, SlotId, TimelineId};
+use crate::import::ReadyImports;
 use crate::item::{LaneId, OutboxItem};
 use crate::key::{KeyBytes, StateKey};
 use crate::memtable::Memtable;
 use crate::row::Row;
+use crate::slot_move::ImportWait;
 use crate::state::{Context, Effects, ShardState};
 use crate::store::StoreCore;
 use crate::tails::TailCache;
@@ -51,9 +53,12 @@ pub struct Applied {
     pub replies: Vec<Vec<Reply>>,
     /// The rows that were appended, by timeline, in seq order. Their bodies pin the entries.
     pub appended: Vec<(TimelineId, Vec<Row>)>,
-    /// The items that were put into outboxes, each lane's in lane seq order: for the leader's
-    /// relay. Some may be acked already. Their bodies pin the entries.
+    /// The items that were put into outboxes, or came with a slot that moved in, each lane's in lane seq
+    /// order: for the leader's relay. Some may be acked already. Their bodies pin the entries.
     pub outbox: Vec<OutboxItem>,
+    /// What the entry after the last one of `replies` waits for. It was not begun; whoever applies mends
+    /// that and gives it again, and applies nothing else meanwhile.
+    pub waits: Option<ImportWait>,
 }
 
 /// Figures of one shard.
@@ -145,6 +150,11 @@ impl Shard {
         self.state.read().applied.clone()
     }
 
+    /// The greatest message id newly assigned in this shard, or in one that a slot came from.
+    pub fn last_message_id(&self) -> MessageId {
+        self.state.read().applied.last_message_id
+    }
+
     /// What all replicas judge by; `None` until an entry or a snapshot has brought it.
     pub fn cluster_options(&self) -> Option<ClusterOptions> {
         self.state.read().applied.cluster_options
@@ -158,7 +168,7 @@ impl Shard {
     /// afterwards, and the replica must stop.
     pub fn apply(&self, batch: &[ApplyEntry]) -> Result<Applied, Error> {
         let mut replies = Vec::with_capacity(batch.len());
-        let mut effects = Effects::default();
+        let (mut effects, mut waits) = (Effects::default(), None);
         let number = {
             let mut state = self.state.write();
             state.batches += 1;
@@ -167,7 +177,14 @@ impl Shard {
         for entry in batch {
             let mut state = self.state.write();
             state.check()?;
-            match self.apply_one(&mut state, entry, &mut effects, number) {
+            let ready = match self.ready_imports(&state, entry) {
+                Ok(ready) => ready,
+                Err(wait) => {
+                    waits = Some(wait);
+                    break;
+                }
+            };
+            match self.apply_one(&mut state, entry, &mut effects, number, ready) {
                 Ok(of_entry) => {
                     self.count_memtables(&state);
                     replies.push(of_entry);
@@ -182,6 +199,7 @@ impl Shard {
             replies,
             appended: effects.appended,
             outbox: effects.outbox,
+            waits,
         })
     }
 
@@ -191,6 +209,7 @@ impl Shard {
         entry: &ApplyEntry,
         effects: &mut Effects,
         batch: u64,
+        ready: ReadyImports,
     ) -> Result<Vec<Reply>, Error> {
         let before = state.applied.log_id.map(|log_id| log_id.index);
         if before.is_some_and(|before| entry.log_id.index != before + 1) {
@@ -213,6 +232,7 @@ impl Shard {
                 state.active.pin(bytes);
                 let rewrites = state.rewrites;
                 let mut context = Context::new(state, effects, self.id, batch, entry.log_id);
+                context.imports = ready;
                 let entry = Entry::open(bytes.clone())
                     .map_err(|malformed| Error::CorruptEntry { malformed })?;
                 let mut replies = Vec::new();
@@ -351,10 +371,11 @@ impl Shard {
         let (range, files) = {
             let state = self.state.read();
             state.check()?;
+            let range = state.range(slot)?;
             if let Some(value) = state.in_memory(slot, &encoded) {
                 return Ok(value);
             }
-            (state.range(slot)?, state.files.clone())
+            (range, state.files.clone())
         };
         view::get_state(files.as_ref(), range, &encoded)
     }
@@ -376,15 +397,27 @@ impl Shard {
         Ok(view::present(rows))
     }
 
-    /// The slots that this shard holds, in their order.
+    /// The slots that this shard serves, in their order.
     pub fn slots(&self) -> Vec<SlotId> {
-        self.state.read().ranges.slots()
+        let state = self.state.read();
+        let mut slots = state.ranges.slots();
+        slots.retain(|slot| !state.applied.slots.is_frozen(*slot));
+        slots
+    }
+
+    /// This shard serves the slot.
+    pub fn serves(&self, slot: SlotId) -> bool {
+        self.state.read().range(slot).is_ok()
     }
 
     /// Every item whose destination is not known to have it, each lane's in lane seq order: what
-    /// the relay of a new leader begins with. From memory.
+    /// the relay of a new leader begins with. From memory. Not those of a frozen slot: whoever has it next
+    /// ships them.
     pub fn unacked(&self) -> Vec<OutboxItem> {
-        self.state.read().lanes.unacked()
+        let state = self.state.read();
+        state
+            .lanes
+            .unacked(|slot| !state.applied.slots.is_frozen(slot))
     }
 
     /// The greatest lane seq that a destination is known to have, of a lane that begins here.

@@ -41,6 +41,9 @@ const BLOCK_BYTES_MAX: u32 = 32 << 20;
 const FILE_BYTES: u64 = 64 << 20;
 const STATE: u8 = 1;
 const DEDUP: u8 = 2;
+/// In changes of a slot, see `export.rs`: a row that is no longer there.
+const STATE_GONE: u8 = 3;
+const DEDUP_GONE: u8 = 4;
 
 /// What a snapshot is of. Travels with the files.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,7 +120,7 @@ impl Shard {
         Ok(Snapshot {
             meta,
             files: state.files.clone(),
-            ranges: state.ranges.clone(),
+            ranges: state.flushed_ranges.clone(),
         })
     }
 }
@@ -138,22 +141,16 @@ impl Snapshot {
         dir: &Path,
         written: &mut dyn FnMut(u64),
     ) -> Result<Vec<SnapshotFile>, Error> {
-        let mut writer = Writer {
-            dir,
-            shard: self.meta.shard,
-            written,
-            done: Vec::new(),
-            open: None,
-            block: Vec::with_capacity(BLOCK_BYTES + 64 * 1024),
-        };
+        let mut writer = Writer::new(dir, self.meta.shard, written);
         let unflushed = Unflushed::default();
         let walk = Walk::new(self.files.as_ref(), &self.ranges, &unflushed);
-        walk.run(&mut |slot, place, value| writer.add(slot, place, value))?;
+        walk.run(&mut |slot, place, value| writer.add(slot, place, Some(value)))?;
         writer.finish()
     }
 }
 
-struct Writer<'a> {
+/// Writes rows into files, as they come.
+pub(crate) struct Writer<'a> {
     dir: &'a Path,
     shard: ShardId,
     written: &'a mut dyn FnMut(u64),
@@ -204,12 +201,37 @@ impl OpenFile {
     }
 }
 
-impl Writer<'_> {
-    fn add(&mut self, slot: SlotId, place: Place<'_>, value: &[u8]) -> Result<(), Error> {
-        let (space, hour, key) = match place {
-            Place::State(key) => (STATE, 0, key),
-            Place::Dedup(hour, key) => (DEDUP, hour, key),
+impl<'a> Writer<'a> {
+    /// `written` is told the bytes of each block.
+    pub(crate) fn new(
+        dir: &'a Path,
+        shard: ShardId,
+        written: &'a mut dyn FnMut(u64),
+    ) -> Writer<'a> {
+        Writer {
+            dir,
+            shard,
+            written,
+            done: Vec::new(),
+            open: None,
+            block: Vec::with_capacity(BLOCK_BYTES + 64 * 1024),
+        }
+    }
+
+    /// Adds a row; none: it is gone.
+    pub(crate) fn add(
+        &mut self,
+        slot: SlotId,
+        place: Place<'_>,
+        value: Option<&[u8]>,
+    ) -> Result<(), Error> {
+        let (space, hour, key) = match (place, value) {
+            (Place::State(key), Some(_)) => (STATE, 0, key),
+            (Place::Dedup(hour, key), Some(_)) => (DEDUP, hour, key),
+            (Place::State(key), None) => (STATE_GONE, 0, key),
+            (Place::Dedup(hour, key), None) => (DEDUP_GONE, hour, key),
         };
+        let value = value.unwrap_or_default();
         let key_len = u8::try_from(key.len()).expect("keys are far below 256 bytes");
         let value_len = u32::try_from(value.len()).expect("rows are far below 4 GiB");
         self.block.extend_from_slice(&slot.0.to_be_bytes());
@@ -264,7 +286,8 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<Vec<SnapshotFile>, Error> {
+    /// Syncs what is there: one file at least.
+    pub(crate) fn finish(mut self) -> Result<Vec<SnapshotFile>, Error> {
         if !self.block.is_empty() {
             self.end_block()?;
         }
@@ -283,7 +306,8 @@ impl Writer<'_> {
 pub(crate) struct SnapshotRow<'a> {
     pub(crate) slot: SlotId,
     pub(crate) place: Place<'a>,
-    pub(crate) value: &'a [u8],
+    /// Nothing, if it is gone.
+    pub(crate) value: Option<&'a [u8]>,
 }
 
 /// Reads a snapshot's files in order, checks every block, and gives every row to `take`.
@@ -439,9 +463,10 @@ fn read_row<'a>(reader: &mut Reader<'a>) -> Result<SnapshotRow<'a>, Malformed> {
     let key = reader.take(key_len)?;
     let value = reader.take(value_len)?;
     let place = match space {
-        STATE => Place::State(key),
-        DEDUP => Place::Dedup(hour, key),
+        STATE | STATE_GONE => Place::State(key),
+        DEDUP | DEDUP_GONE => Place::Dedup(hour, key),
         space => return Err(reader.unknown(space)),
     };
+    let value = [STATE, DEDUP].contains(&space).then_some(value);
     Ok(SnapshotRow { slot, place, value })
 }

@@ -1,6 +1,9 @@
 //! A shard's state under its one lock, and what a procedure sees of it.
 
-use std::collections::VecDeque;
+mod frozen;
+mod slots;
+
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -16,16 +19,19 @@ use crate::hash::StateHash;
 use crate::heads::HeadCache;
 use crate::hidden_hours::HiddenHours;
 use crate::id::{MessageId, RangeId, Seq, ShardId, SlotId, TimelineId, TimelineKind, UserId};
+use crate::import::ReadyImports;
 use crate::item::{Item, LaneId, OutboxItem};
 use crate::key::{DedupKey, KeyBytes, StateKey, StoredKey};
 use crate::known::KnownKeys;
 use crate::lanes::Lanes;
 use crate::memtable::{Memtable, TailPlace};
 use crate::options::EngineOptions;
-use crate::range::Ranges;
+use crate::range::{RangeRow, Ranges};
 use crate::row::{NewRow, Row, StoredRow};
 use crate::table;
 use crate::view::{self, Overlay};
+
+pub(crate) use frozen::{CutView, Frozen};
 
 /// Everything that readers must see together: active and frozen memtables, files, ranges, caches.
 pub(crate) struct ShardState {
@@ -34,7 +40,15 @@ pub(crate) struct ShardState {
     /// Oldest first. More than one only if a cut came while a flush was on its way.
     pub(crate) frozen: VecDeque<Arc<Frozen>>,
     pub(crate) files: Arc<dyn ReadView>,
+    /// The live ranges as of the last entry, those of frozen slots included.
     pub(crate) ranges: Arc<Ranges>,
+    /// The live ranges as of the last flush.
+    pub(crate) flushed_ranges: Arc<Ranges>,
+    /// Map rows that apply has changed since the last freeze.
+    pub(crate) map_changes: BTreeMap<RangeId, RangeRow>,
+    /// What apply has dropped and no ingested flush has: memtables may hold rows of these slots, which
+    /// are nobody's.
+    pub(crate) dropped: Vec<(SlotId, RangeId)>,
     pub(crate) heads: HeadCache,
     pub(crate) applied: AppliedState,
     /// Which dedup rows the files may hold.
@@ -65,23 +79,6 @@ pub(crate) struct ShardState {
     pub(crate) retired: bool,
 }
 
-/// A memtable on its way into a file, with the applied row of its last entry.
-pub(crate) struct Frozen {
-    pub(crate) memtable: Memtable,
-    pub(crate) applied: AppliedState,
-    /// The lowest floor of the shard's slots after that entry, if apply knew it.
-    pub(crate) floor_ms: Option<u64>,
-    pub(crate) generation: u64,
-    pub(crate) cut: bool,
-}
-
-/// The files as they were at a cut.
-pub(crate) struct CutView {
-    pub(crate) files: Arc<dyn ReadView>,
-    pub(crate) ranges: Arc<Ranges>,
-    pub(crate) applied: AppliedState,
-}
-
 impl ShardState {
     /// Memtables, the newest first.
     pub(crate) fn memtables(&self) -> impl Iterator<Item = &Memtable> {
@@ -89,9 +86,20 @@ impl ShardState {
         std::iter::once(&self.active).chain(frozen)
     }
 
-    /// The live range of a slot.
+    /// The live range of a slot that is served.
     pub(crate) fn range(&self, slot: SlotId) -> Result<RangeId, Error> {
-        self.ranges.of_slot(slot).ok_or(Error::UnknownSlot { slot })
+        match self.ranges.of_slot(slot) {
+            Some(range) if !self.applied.slots.is_frozen(slot) => Ok(range),
+            Some(_) | None => Err(match self.applied.slots.redirect(slot) {
+                Some((shard, epoch)) => Error::WrongOwner { slot, shard, epoch },
+                None => Error::UnknownSlot { slot },
+            }),
+        }
+    }
+
+    /// Slots that apply has dropped, whose rows may still be in memtables.
+    pub(crate) fn dropped_slots(&self) -> Vec<SlotId> {
+        self.dropped.iter().map(|(slot, _)| *slot).collect()
     }
 
     /// What the memtables say about a key: a value, a tombstone (`Some(None)`), or nothing.
@@ -116,9 +124,13 @@ impl ShardState {
         let memtable = std::mem::take(&mut self.active);
         let (applied, generation) = (self.applied.clone(), self.generation);
         let floor_ms = self.floors.lowest();
+        let ranges = self.ranges.clone();
+        let map_changes = std::mem::take(&mut self.map_changes);
         self.frozen.push_back(Arc::new(Frozen {
             memtable,
             applied,
+            ranges,
+            map_changes,
             floor_ms,
             generation,
             cut,
@@ -166,6 +178,8 @@ pub(crate) struct Context<'a> {
     batch: u64,
     log_id: LogId,
     cut: bool,
+    /// What the imports that this entry commits become live with.
+    pub(crate) imports: ReadyImports,
 }
 
 impl<'a> Context<'a> {
@@ -183,6 +197,7 @@ impl<'a> Context<'a> {
             batch,
             log_id,
             cut: false,
+            imports: ReadyImports::default(),
         }
     }
 
@@ -196,14 +211,9 @@ impl<'a> Context<'a> {
         self.log_id
     }
 
-    /// The slots that this shard holds, in their order.
+    /// The slots that this shard has rows of, in their order.
     pub(crate) fn slots(&self) -> Vec<SlotId> {
         self.state.ranges.slots()
-    }
-
-    /// This shard holds the slot.
-    pub(crate) fn holds(&self, slot: SlotId) -> bool {
-        self.state.ranges.of_slot(slot).is_some()
     }
 
     /// The lanes of this shard's slots.
@@ -473,7 +483,11 @@ impl<'a> Context<'a> {
     fn get_in(&mut self, slot: SlotId, key: &KeyBytes) -> Result<Option<Bytes>, Error> {
         match self.state.in_memory(slot, key) {
             Some(value) => Ok(value),
-            None => view::get_state(self.state.files.as_ref(), self.state.range(slot)?, key),
+            None => {
+                let range = self.state.ranges.of_slot(slot);
+                let range = range.ok_or(Error::UnknownSlot { slot })?;
+                view::get_state(self.state.files.as_ref(), range, key)
+            }
         }
     }
 

@@ -18,6 +18,7 @@ use crate::error::Error;
 use crate::heads::HeadCache;
 use crate::hidden_hours::HiddenHours;
 use crate::id::{RangeId, ShardId, SlotId};
+use crate::import::{StagedRange, StagedRanges, floor_hour};
 use crate::key::{NodeKey, StoredKey};
 use crate::known::KnownKeys;
 use crate::lanes::read_lanes;
@@ -45,6 +46,8 @@ pub(crate) struct StoreCore {
     pub(crate) change: Mutex<RangeCounter>,
     /// The hour before which files of dedup rows have been removed.
     pub(crate) hours_dropped: AtomicU32,
+    /// The ranges that imports fill. Taken last of all locks.
+    pub(crate) staged: Mutex<StagedRanges>,
     /// Bytes pinned by all memtables of the node.
     pub(crate) memtable_bytes: AtomicU64,
 }
@@ -108,9 +111,8 @@ impl Store {
     fn on_base(base: Box<dyn Base>, dir: &Path, options: EngineOptions) -> Result<Store, Error> {
         check_format(base.as_ref(), dir, options.slot_count)?;
         let node = NodeRows::read(base.view().as_ref())?;
-        if !node.unused.is_empty() {
-            drop_ranges(base.as_ref(), &node.unused)?;
-        }
+        let (staged, unused) = node.staged_and_unused(base.view().as_ref())?;
+        drop_ranges(base.as_ref(), &unused)?;
         let options = Arc::new(options);
         let change = Mutex::new(RangeCounter(node.range_counter));
         let core = Arc::new(StoreCore {
@@ -118,6 +120,7 @@ impl Store {
             options,
             change,
             hours_dropped: AtomicU32::new(0),
+            staged: Mutex::new(staged),
             memtable_bytes: AtomicU64::new(0),
         });
         let files = core.base.view();
@@ -207,11 +210,17 @@ impl Store {
     /// The base store failed.
     pub fn drop_hidden_hours(&self) -> Result<(), Error> {
         let _change = self.core.change.lock();
+        // First of all: what becomes live meanwhile is in its shard's views before it leaves this.
+        let staged: Vec<u32> = {
+            let staged = self.core.staged.lock();
+            staged.values().map(|found| found.floor_hour).collect()
+        };
         let ends = self
             .shards
             .read()
             .values()
             .map(|shard| shard.state.read().hidden_hours.end())
+            .chain(staged)
             .min();
         let end = ends.unwrap_or(0);
         if end > self.core.hours_dropped.load(Ordering::Relaxed) {
@@ -261,12 +270,16 @@ fn new_shard(
     });
     let mut hidden_hours = HiddenHours::default();
     hidden_hours.opened(&files);
+    let ranges = Arc::new(ranges);
     let state = ShardState {
         options: core.options.clone(),
         active: Memtable::default(),
         frozen: VecDeque::new(),
         files,
-        ranges: Arc::new(ranges),
+        flushed_ranges: ranges.clone(),
+        ranges,
+        map_changes: BTreeMap::new(),
+        dropped: Vec::new(),
         heads: HeadCache::new(core.options.head_cache_entries),
         known,
         hidden_hours,
@@ -320,6 +333,9 @@ fn check_format(base: &dyn Base, dir: &Path, slot_count: u16) -> Result<(), Erro
 
 /// Hides the rows of ranges, then forgets the ranges.
 pub(crate) fn drop_ranges(base: &dyn Base, ranges: &[RangeId]) -> Result<(), Error> {
+    if ranges.is_empty() {
+        return Ok(());
+    }
     let mut rows = NodeFile::default();
     for range in ranges {
         rows.delete(NodeKey::Range(*range));
@@ -366,11 +382,39 @@ struct NodeRows {
     range_counter: u32,
     applied: BTreeMap<ShardId, AppliedState>,
     live: BTreeMap<ShardId, Ranges>,
-    /// Dead ranges, and staged ones: no import outlives its process yet.
-    unused: Vec<RangeId>,
+    staged: Vec<(RangeId, RangeRow)>,
+    dead: Vec<RangeId>,
 }
 
 impl NodeRows {
+    /// The staged ranges whose imports are not over; and all that are of no use any more.
+    fn staged_and_unused(
+        &self,
+        files: &dyn ReadView,
+    ) -> Result<(StagedRanges, Vec<RangeId>), Error> {
+        let (mut staged, mut unused) = (StagedRanges::new(), self.dead.clone());
+        for (range, RangeRow { shard, slot, state }) in self.staged.iter().copied() {
+            let RangeState::Staged { epoch, digest } = state else {
+                continue;
+            };
+            let applied = self.applied.get(&shard);
+            if applied.is_none_or(|applied| applied.slots.import_is_over(slot, epoch)) {
+                unused.push(range);
+                continue;
+            }
+            let found = StagedRange {
+                range,
+                epoch,
+                digest,
+                floor_hour: floor_hour(files, slot, range)?,
+                busy: false,
+            };
+            // One ingest replaces a copy by the next, so there is one.
+            unused.extend(staged.insert((shard, slot), found).map(|found| found.range));
+        }
+        Ok((staged, unused))
+    }
+
     fn read(files: &dyn ReadView) -> Result<NodeRows, Error> {
         let first = state_key(RangeId::NODE, &[]);
         let mut cursor = files.cursor(&first, &after_prefix(&first));
@@ -402,7 +446,8 @@ impl NodeRows {
                             .or_default()
                             .insert(row.slot, range);
                     }
-                    RangeState::Staged { .. } | RangeState::Dead => self.unused.push(range),
+                    RangeState::Staged { .. } => self.staged.push((range, row)),
+                    RangeState::Dead => self.dead.push(range),
                 }
             }
             NodeKey::Applied(shard) => {

@@ -57,14 +57,10 @@ impl Shard {
                 continue;
             };
             let spans = decode_spans(&value).map_err(corrupt(&key))?;
-            let here = self
-                .state
-                .read()
-                .ranges
-                .of_slot(self.slot_of(group.timeline()));
-            let read_mark = match here {
-                Some(_) => self.read_mark(user, Conversation::Group(group))?,
-                None => Seq::ZERO,
+            let read_mark = if self.serves(self.slot_of(group.timeline())) {
+                self.read_mark(user, Conversation::Group(group))?
+            } else {
+                Seq::ZERO
             };
             groups.push(Membership {
                 group,

@@ -28,6 +28,22 @@ pub(crate) enum Place<'a> {
     Dedup(u32, &'a [u8]),
 }
 
+impl Place<'_> {
+    /// Writes the row's stored key in a range.
+    pub(crate) fn stored(&self, range: RangeId, key: &mut Vec<u8>) {
+        key.clear();
+        match *self {
+            Place::State(suffix) => StoredKey::State { range, suffix }.encode(key),
+            Place::Dedup(hour, suffix) => StoredKey::Dedup {
+                hour,
+                range,
+                suffix,
+            }
+            .encode(key),
+        }
+    }
+}
+
 /// Takes the rows of a walk.
 pub(crate) type Sink<'a> = dyn FnMut(SlotId, Place<'_>, &[u8]) -> Result<(), Error> + 'a;
 
@@ -71,9 +87,9 @@ pub(crate) struct Walk<'a> {
 
 /// What hides rows of a slot.
 #[derive(Default)]
-struct Hidden {
-    trim_points: BTreeMap<TimelineId, Seq>,
-    floor_ms: u64,
+pub(crate) struct Hidden {
+    pub(crate) trim_points: BTreeMap<TimelineId, Seq>,
+    pub(crate) floor_ms: u64,
 }
 
 impl<'a> Walk<'a> {
@@ -101,7 +117,8 @@ impl<'a> Walk<'a> {
         self.dedup_rows(&floors, sink)
     }
 
-    fn hidden(&self, slot: SlotId, range: RangeId) -> Result<Hidden, Error> {
+    /// What hides rows of a slot.
+    pub(crate) fn hidden(&self, slot: SlotId, range: RangeId) -> Result<Hidden, Error> {
         let mut hidden = Hidden::default();
         let key = StateKey::DedupFloor { slot };
         let stored = state_key(range, key.encode().as_slice());
@@ -223,7 +240,7 @@ impl<'a> Walk<'a> {
 }
 
 impl Hidden {
-    fn hides(&self, key: &StateKey) -> bool {
+    pub(crate) fn hides(&self, key: &StateKey) -> bool {
         match key {
             StateKey::Message { timeline, seq } => self
                 .trim_points
@@ -296,7 +313,7 @@ impl MergedRows<'_> {
     }
 }
 
-fn set(buffer: &mut Vec<u8>, bytes: &[u8]) {
+pub(crate) fn set(buffer: &mut Vec<u8>, bytes: &[u8]) {
     buffer.clear();
     buffer.extend_from_slice(bytes);
 }

@@ -384,6 +384,7 @@ fn the_scripts_reach_every_reply_and_cuts() {
                 | Reply::DeadLetterRequeued { .. }
                 | Reply::DeadLetterDropped
                 | Reply::Map { .. }
+                | Reply::SlotMoved { .. }
                 | Reply::ClusterOptions { .. }
                 | Reply::Cut { .. } => format!("{reply:?}"),
             };

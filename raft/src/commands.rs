@@ -19,6 +19,7 @@ pub(crate) fn may_ride_a_lane(command: &Command) -> bool {
         | Command::AckLanes(_)
         | Command::SetClusterOptions(_)
         | Command::Meta(_)
+        | Command::MoveSlot(_)
         | Command::RequeueDeadLetter(_)
         | Command::DropDeadLetter(_)
         | Command::Cut => false,
@@ -42,6 +43,7 @@ pub(crate) fn len_bytes(command: &Command) -> u64 {
         | Command::AckCursor(_)
         | Command::SetClusterOptions(_)
         | Command::Meta(_)
+        | Command::MoveSlot(_)
         | Command::DropDeadLetter(_)
         | Command::Cut => 0,
         Command::RequeueDeadLetter(_) => return ENTRY_BYTES_MAX,

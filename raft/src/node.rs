@@ -26,6 +26,7 @@ use crate::peers::Peers;
 use crate::pulse::{self, Pulse};
 use crate::replica::{Replica, Shared};
 use crate::shard::Shard;
+use crate::slot_copy::SlotCopies;
 use crate::snapshot::{SnapshotBytes, SnapshotPace};
 use crate::status::PeerStatus;
 
@@ -35,6 +36,8 @@ const STARTING_AT_ONCE: usize = 64;
 pub(crate) const HANDOVER_WAIT: Duration = Duration::from_secs(2);
 /// How often a node whose clock is wrong tries to hand its leaderships away.
 const CLOCK_LOOK: Duration = Duration::from_secs(1);
+/// How often read views that nobody needs any more are looked for.
+const COPIES_LOOK: Duration = Duration::from_secs(30);
 
 /// One node.
 pub struct Node {
@@ -43,6 +46,7 @@ pub struct Node {
     store: Mutex<Option<Arc<Store>>>,
     incarnation: u64,
     pub(crate) peer_service: PeerService,
+    pub(crate) copies: Arc<SlotCopies>,
     pub(crate) shards: Arc<Hosted>,
     /// Held while a replica comes or goes, and by a shutdown.
     pub(crate) hosting: tokio::sync::Mutex<Hosting>,
@@ -121,6 +125,7 @@ impl Node {
             pace: SnapshotPace::new(staging, options.snapshot_bytes_per_s),
             disk: DiskRoom::new(options.dir.clone(), options.disk_free_min_bytes)?,
             fault,
+            copies: SlotCopies::new(),
             misfit: watch::Sender::new(None),
             options,
         };
@@ -130,13 +135,16 @@ impl Node {
             shared.pace.clone(),
             shared.pulse.clone(),
             shared.clock.clone(),
+            shared.copies.clone(),
         );
+        let copies = shared.copies.clone();
         let node = Arc::new(Node {
             shared,
             log: opened.log,
             store: Mutex::new(Some(opened.store)),
             incarnation: opened.incarnation,
             peer_service,
+            copies,
             shards: Hosted::new(),
             hosting: tokio::sync::Mutex::default(),
             tasks: Mutex::default(),
@@ -191,6 +199,7 @@ impl Node {
             tokio::spawn(disk.clone().run()),
             tokio::spawn(watch_log(self.log.fault(), fault.clone())),
             tokio::spawn(watch_clock(clock.clone(), self.shards.clone())),
+            tokio::spawn(forget_old_copies(self.copies.clone())),
         ];
         self.tasks.lock().extend(tasks);
     }
@@ -368,6 +377,13 @@ async fn watch_log(mut log: watch::Receiver<Option<String>>, fault: watch::Sende
         && let Some(reason) = first.as_ref()
     {
         report(&fault, reason);
+    }
+}
+
+async fn forget_old_copies(copies: Arc<SlotCopies>) {
+    loop {
+        tokio::time::sleep(COPIES_LOOK).await;
+        copies.forget_old();
     }
 }
 

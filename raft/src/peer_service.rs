@@ -28,6 +28,7 @@ use crate::peer_link::{Credentials, PEER_MESSAGE_BYTES_MAX, PEER_PROTOCOL};
 use crate::peers::Peers;
 use crate::pulse::Pulse;
 use crate::replica::{Raft, Replica, apply_lag};
+use crate::slot_copy::{self, Holder, SlotCopies};
 use crate::snapshot::{self, Snapshot, SnapshotData, SnapshotPace, raft_meta};
 use crate::types::TypeConfig;
 use crate::wire;
@@ -52,6 +53,7 @@ struct Core {
     pace: Arc<SnapshotPace>,
     pulse: Arc<Pulse>,
     clock: Arc<Clock>,
+    copies: Arc<SlotCopies>,
     /// The node is about to stop.
     leaving: AtomicBool,
 }
@@ -60,8 +62,8 @@ struct Core {
 #[derive(Clone)]
 struct Served {
     raft: Raft,
-    engine: Arc<mailbox_engine::Shard>,
     ballot: Arc<Ballot>,
+    holder: Holder,
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -73,6 +75,7 @@ impl PeerService {
         pace: Arc<SnapshotPace>,
         pulse: Arc<Pulse>,
         clock: Arc<Clock>,
+        copies: Arc<SlotCopies>,
     ) -> PeerService {
         PeerService {
             core: Arc::new(Core {
@@ -82,6 +85,7 @@ impl PeerService {
                 pace,
                 pulse,
                 clock,
+                copies,
                 leaving: AtomicBool::new(false),
             }),
         }
@@ -97,14 +101,21 @@ impl PeerService {
     pub(crate) fn add(&self, replica: &Replica) {
         let served = Served {
             raft: replica.raft.clone(),
-            engine: replica.engine.clone(),
             ballot: replica.ballot.clone(),
+            holder: replica.holder(),
         };
         self.core.replicas.write().insert(replica.id.0, served);
     }
 
     pub(crate) fn remove(&self, shard: ShardId) {
         self.core.replicas.write().remove(&shard.0);
+        self.core.copies.forget(Some(shard));
+    }
+
+    /// A replica of this node, for whoever needs its rows.
+    pub(crate) fn holder(&self, shard: ShardId) -> Option<Holder> {
+        let served = self.core.replicas.read().get(&shard.0).cloned();
+        served.map(|served| served.holder)
     }
 
     /// From now on nobody is to hand a leadership over to this node.
@@ -119,6 +130,7 @@ impl PeerService {
 
     pub(crate) fn remove_all(&self) {
         self.core.replicas.write().clear();
+        self.core.copies.forget(None);
     }
 }
 
@@ -134,7 +146,7 @@ impl Served {
 
     /// Why this replica would not lead now. One that has much to apply would hold the leadership and serve nobody.
     fn refusal_to_lead(self, shard: u32) -> Option<String> {
-        let lag = apply_lag(&self.raft, &self.engine);
+        let lag = apply_lag(&self.raft, &self.holder.engine);
         if lag > LEAD_LAG_MAX {
             return Some(format!("it has {lag} entries to apply first"));
         }
@@ -351,6 +363,7 @@ impl Peer for PeerService {
     type ControlStream = Answers<peer::ControlResponse>;
     type AppendStream = Answers<peer::AppendResponse>;
     type SnapshotStream = Answers<peer::SnapshotResponse>;
+    type SlotRowsStream = Answers<peer::SnapshotRequest>;
 
     async fn control(
         &self,
@@ -441,6 +454,34 @@ impl Peer for PeerService {
             };
             // A sender that has gone starts again.
             let _ = answers.send(last).await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+    }
+
+    async fn slot_rows(
+        &self,
+        request: Request<peer::SlotRowsRequest>,
+    ) -> Result<Response<Self::SlotRowsStream>, Status> {
+        self.core.check_caller(&request)?;
+        let mut ask = request.into_inner();
+        let hello = self.core.check_hello(ask.hello.take())?;
+        let ask = slot_copy::Ask::decode(hello.shard, &ask).map_err(Status::invalid_argument)?;
+        let holder = self.core.served(hello.shard)?.holder;
+        let (steps, outgoing) = mpsc::channel(2);
+        let core = self.core.clone();
+        tokio::spawn(async move {
+            let (copies, pace) = (&core.copies, &core.pace);
+            let sent = slot_copy::send(&holder, copies, pace, ask, steps.clone()).await;
+            if let Err(reason) = sent {
+                tracing::debug!(
+                    shard = hello.shard,
+                    slot = ask.slot.0,
+                    reason,
+                    "rows not sent"
+                );
+                // A caller that has gone asks again.
+                let _ = steps.send(Err(Status::aborted(reason))).await;
+            }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
     }

@@ -157,10 +157,10 @@ impl Proposer {
                 limit,
             });
         }
-        // A full disk is mended by moving replicas: what changes the map is not refused for it.
+        // A full disk is mended by moving replicas and slots: what does that is not refused for it.
         let spared = commands
             .iter()
-            .all(|command| matches!(command, Command::Meta(_)));
+            .all(|command| matches!(command, Command::Meta(_) | Command::MoveSlot(_)));
         self.queue(commands, bytes, spared).await
     }
 
@@ -482,6 +482,8 @@ impl Run {
         }
         let mut flight = self.flight(permit);
         let (_, ids) = self.ids.as_mut().expect("set above");
+        // A slot that has moved in may have brought later ones.
+        ids.raise(self.engine.last_message_id());
         let mut builder = EntryBuilder::new(clock_ms);
         let mut callers = Vec::with_capacity(calls.len());
         for mut call in calls {

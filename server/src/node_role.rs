@@ -41,6 +41,7 @@ use crate::peers::Peers;
 use crate::placement::{self, Placement};
 use crate::relay::{self, FRAME_ENCODED_MAX, LanesService};
 use crate::replica_metrics::ReplicaMetrics;
+use crate::slot_moves::{self, SlotMoves};
 
 /// HTTP/2 windows that keep a stream of batches flowing over a long round trip.
 const STREAM_WINDOW: u32 = 8 << 20;
@@ -91,6 +92,7 @@ impl RunningNode {
         tokio::spawn(relay::run(Arc::clone(&core)));
         cluster_map::spawn(&core, config, joiner);
         tokio::spawn(placement::run(Arc::clone(&core)));
+        tokio::spawn(slot_moves::run(Arc::clone(&core)));
         let connections = listener::connections(
             listener,
             config.node.connections_max,
@@ -239,6 +241,7 @@ async fn open(
     let metrics = Arc::new(ServerMetrics::default());
     register_metrics(registry, &metrics, &node);
     let placement = Placement::new(&config.placement, metrics.placement.clone());
+    let slot_moves = SlotMoves::new(metrics.slot_moves.clone());
     let core = Core {
         node,
         node_id: config.node.id,
@@ -250,6 +253,7 @@ async fn open(
         maps: Maps::open(config, joiner.told()),
         leaders: Leaders::default(),
         placement,
+        slot_moves,
         evicted: watch::Sender::new(None),
         handles: HandleCache::default(),
         started: Instant::now(),

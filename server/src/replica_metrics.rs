@@ -49,6 +49,7 @@ struct Reading {
     status: mailbox_raft::ShardStatus,
     engine: mailbox_engine::ShardMetrics,
     traffic: mailbox_raft::TrafficCounts,
+    apply_waits: bool,
 }
 
 const fn gauge(name: &'static str, help: &'static str, of: fn(&Reading) -> u64) -> Figure {
@@ -74,6 +75,11 @@ const FIGURES: &[Figure] = &[
         "mailbox_raft_is_leader",
         "1 if this node leads the shard",
         |reading| u64::from(reading.status.role == "leader"),
+    ),
+    gauge(
+        "mailbox_raft_apply_waits_for_rows",
+        "1 if apply waits for the rows of a slot that moves into the shard",
+        |reading| u64::from(reading.apply_waits),
     ),
     gauge("mailbox_raft_term", "Greatest term seen", |reading| {
         reading.status.term
@@ -194,6 +200,7 @@ fn read(shard: &Shard) -> Reading {
         status: shard.status(),
         engine: shard.engine().metrics(),
         traffic: shard.traffic(),
+        apply_waits: shard.apply_waits(),
     }
 }
 

@@ -32,15 +32,19 @@ pub(crate) fn refusal(refusal: &Refusal) -> CallError {
         Refusal::NotReady | Refusal::NoMap => return unavailable(refusal.to_string()),
         Refusal::OptionOutOfBounds { .. }
         | Refusal::ReservedType { .. }
-        | Refusal::InvalidMap { .. } => ErrorCode::InvalidArgument,
-        Refusal::WrongShard { .. } => ErrorCode::WrongShard,
+        | Refusal::InvalidMap { .. }
+        | Refusal::MoveToItself { .. } => ErrorCode::InvalidArgument,
+        Refusal::WrongShard { .. } | Refusal::WrongOwner { .. } => ErrorCode::WrongShard,
         Refusal::NodeTaken { .. } => ErrorCode::NodeTaken,
         Refusal::NodeRemoved { .. } => ErrorCode::NodeRemoved,
         Refusal::StaleDisk { .. } => ErrorCode::StaleDisk,
         Refusal::UnknownNode { .. } => ErrorCode::UnknownNode,
         Refusal::NodeInUse { .. } => ErrorCode::NodeInUse,
         Refusal::UnknownShard { .. } => ErrorCode::UnknownShard,
-        Refusal::StaleEpoch { .. } => ErrorCode::StaleEpoch,
+        Refusal::StaleEpoch { .. }
+        | Refusal::SlotStands { .. }
+        | Refusal::SlotMoves { .. }
+        | Refusal::NoSuchMove { .. } => ErrorCode::StaleEpoch,
         Refusal::UnknownDeadLetter { .. } => ErrorCode::UnknownDeadLetter,
         Refusal::DeadLetterResolved { .. } => ErrorCode::DeadLetterResolved,
         // Only relays get these.
@@ -131,8 +135,12 @@ pub(crate) fn limit(name: &str, limit: u64, sent: u64) -> CallError {
     )
 }
 
-/// A row that cannot be read. The words name file or key; the replica goes on with other rows.
+/// A row that cannot be read. The words name file or key; the replica goes on with other rows. Or one of a
+/// slot that has left the shard: to be asked for elsewhere.
 pub(crate) fn engine_fault(error: &mailbox_engine::Error) -> CallError {
+    if let mailbox_engine::Error::WrongOwner { .. } = error {
+        return CallError::new(ErrorCode::WrongShard, error.to_string());
+    }
     CallError::new(ErrorCode::Internal, with_causes(error))
 }
 

@@ -8,11 +8,11 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use crate::cluster_options::ClusterOptions;
-use crate::command::meta;
 use crate::command::{
     AckCursor, AckLanes, Command, Conversation, CreateGroup, Deliver, DropDeadLetter, JoinGroup,
     LeaveGroup, MarkRead, RegisterUser, RequeueDeadLetter, Send, SendGroup, SetClusterOptions,
 };
+use crate::command::{meta, slot};
 use crate::decode::{Malformed, Reader};
 use crate::id::{DeviceId, GroupId, MessageId, Seq, SlotId, TimelineId, TimelineKind, UserId};
 use crate::item::{Items, LaneId};
@@ -33,6 +33,7 @@ const TAG_ACK_LANES: u8 = 12;
 const TAG_META: u8 = 13;
 const TAG_REQUEUE_DEAD_LETTER: u8 = 14;
 const TAG_DROP_DEAD_LETTER: u8 = 15;
+const TAG_MOVE_SLOT: u8 = 16;
 
 fn put_u64(out: &mut Vec<u8>, number: u64) {
     out.extend_from_slice(&number.to_be_bytes());
@@ -159,6 +160,10 @@ pub(crate) fn encode_command(command: &Command, out: &mut Vec<u8>) {
             out.push(TAG_META);
             meta::encode(call, out);
         }
+        Command::MoveSlot(call) => {
+            out.push(TAG_MOVE_SLOT);
+            slot::encode(call, out);
+        }
         Command::RequeueDeadLetter(call) => put_requeue(call, out),
         Command::DropDeadLetter(call) => put_drop(call, out),
         Command::Cut => out.push(TAG_CUT),
@@ -275,6 +280,7 @@ pub(crate) fn decode_command(reader: &mut Reader<'_>, entry: &Bytes) -> Result<C
         })),
         TAG_ACK_LANES => decode_ack_lanes(reader).map(Command::AckLanes),
         TAG_META => meta::decode(reader).map(Command::Meta),
+        TAG_MOVE_SLOT => slot::decode(reader).map(Command::MoveSlot),
         TAG_REQUEUE_DEAD_LETTER => decode_requeue(reader).map(Command::RequeueDeadLetter),
         TAG_DROP_DEAD_LETTER => decode_drop(reader).map(Command::DropDeadLetter),
         TAG_CUT => Ok(Command::Cut),

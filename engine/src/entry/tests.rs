@@ -9,12 +9,13 @@ use crate::cluster_map::tests::{map_node, map_replica, map_shard};
 use crate::cluster_options::ClusterOptions;
 use crate::command::{
     AckCursor, AckLanes, Conversation, CreateGroup, Deliver, DropDeadLetter, JoinGroup, LeaveGroup,
-    LogReport, MarkRead, MetaCommand, PutNode, RegisterUser, RequeueDeadLetter, Send, SendGroup,
-    SetClusterOptions,
+    LogReport, MarkRead, MetaCommand, MoveSlot, PutNode, RegisterUser, RequeueDeadLetter, Send,
+    SendGroup, SetClusterOptions,
 };
 use crate::id::{DeviceId, GroupId, MessageId, Seq, ShardId, SlotId, UserId};
 use crate::item::{Items, LaneId};
 use crate::row::{Flags, MessageType};
+use crate::slot_moves::MoveStage;
 
 fn send() -> impl Strategy<Value = Send> {
     let numbers = (
@@ -194,7 +195,56 @@ fn meta() -> impl Strategy<Value = MetaCommand> {
                 replicas,
             }
         }),
+        any::<(u16, u32)>().prop_map(|(slot, to)| MetaCommand::BeginMove {
+            slot: SlotId(slot),
+            to: ShardId(to),
+        }),
+        (any::<(u16, u64)>(), 1..=4_u8).prop_map(|((slot, epoch), stage)| {
+            let stage = MoveStage::from_u8(stage).unwrap();
+            MetaCommand::StepMove {
+                slot: SlotId(slot),
+                epoch,
+                stage,
+            }
+        }),
+        any::<(u16, u64)>().prop_map(|(slot, epoch)| MetaCommand::EndMove {
+            slot: SlotId(slot),
+            epoch,
+        }),
     ]
+}
+
+fn move_slot() -> impl Strategy<Value = MoveSlot> {
+    let numbers = any::<(u16, u64, u32, u128, u64, u64)>();
+    (0..6_u8, numbers).prop_map(|(kind, (slot, epoch, shard, digest, time_ms, last))| {
+        let (slot, shard) = (SlotId(slot), ShardId(shard));
+        match kind {
+            0 => MoveSlot::Freeze {
+                slot,
+                epoch,
+                to: shard,
+            },
+            1 => MoveSlot::Unfreeze { slot, epoch },
+            2 => MoveSlot::Drop { slot, epoch },
+            3 => MoveSlot::BeginImport {
+                slot,
+                epoch,
+                from: shard,
+            },
+            4 => MoveSlot::AbortImport {
+                slot,
+                epoch,
+                from: shard,
+            },
+            _ => MoveSlot::CommitImport {
+                slot,
+                epoch,
+                digest,
+                time_ms,
+                last_message_id: MessageId(last),
+            },
+        }
+    })
 }
 
 fn command() -> impl Strategy<Value = Command> {
@@ -212,6 +262,7 @@ fn command() -> impl Strategy<Value = Command> {
             })
         }),
         meta().prop_map(Command::Meta),
+        move_slot().prop_map(Command::MoveSlot),
         proptest::collection::vec((lane(), any::<u64>()), 0..5)
             .prop_map(|acks| Command::AckLanes(AckLanes { acks })),
     ]

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use crate::base::ReadView;
 use crate::decode::{Malformed, Reader, put_varint};
 use crate::error::Error;
-use crate::id::SlotId;
+use crate::id::{RangeId, SlotId};
 use crate::item::{INCARNATION, Item, LaneId};
 use crate::key::{KeyBytes, StateKey, StoredKey};
 use crate::lanes::{Lanes, is_known};
@@ -221,21 +221,26 @@ pub(crate) fn read_lanes(
         sent: Vec::new(),
     };
     for (range, slot) in ranges.by_range() {
-        let first = state_key(range, &[StateKey::LANE_TAGS[0]]);
-        let end = after_prefix(&state_key(range, &[StateKey::LANE_TAGS[1]]));
-        let mut cursor = files.cursor(&first, &end);
-        cursor.seek(&first)?;
-        while let Some((key, value)) = cursor.row() {
-            reading
-                .row(slot, key, value)
-                .map_err(|malformed| Error::corrupt_row(key, malformed))?;
-            cursor.next()?;
-        }
-        reading
-            .end_slot(slot)
-            .map_err(|malformed| Error::corrupt_row(&first, malformed))?;
+        reading.slot(files, range, slot)?;
     }
     Ok(reading.lanes)
+}
+
+/// Adds the lanes of a slot that comes into the shard, as files hold them.
+pub(crate) fn read_slot(
+    lanes: &mut Lanes,
+    files: &dyn ReadView,
+    (range, slot): (RangeId, SlotId),
+    slot_count: u16,
+) -> Result<(), Error> {
+    let mut reading = Reading {
+        lanes: std::mem::take(lanes),
+        slot_count,
+        sent: Vec::new(),
+    };
+    let read = reading.slot(files, range, slot);
+    *lanes = reading.lanes;
+    read
 }
 
 /// Lanes on their way out of files.
@@ -247,6 +252,20 @@ struct Reading {
 }
 
 impl Reading {
+    fn slot(&mut self, files: &dyn ReadView, range: RangeId, slot: SlotId) -> Result<(), Error> {
+        let first = state_key(range, &[StateKey::LANE_TAGS[0]]);
+        let end = after_prefix(&state_key(range, &[StateKey::LANE_TAGS[1]]));
+        let mut cursor = files.cursor(&first, &end);
+        cursor.seek(&first)?;
+        while let Some((key, value)) = cursor.row() {
+            self.row(slot, key, value)
+                .map_err(|malformed| Error::corrupt_row(key, malformed))?;
+            cursor.next()?;
+        }
+        self.end_slot(slot)
+            .map_err(|malformed| Error::corrupt_row(&first, malformed))
+    }
+
     /// Rows come in key order: a slot's tables, then its items, lane by lane in seq order.
     fn row(&mut self, slot: SlotId, key: &[u8], value: &[u8]) -> Result<(), Malformed> {
         let suffix = match StoredKey::split(key)? {

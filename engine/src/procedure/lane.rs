@@ -29,10 +29,7 @@ pub(crate) fn deliver(ctx: &mut Context<'_>, call: &Deliver) -> Result<Reply, No
         ref items,
     } = *call;
     require_known(ctx, lane)?;
-    if !ctx.holds(lane.destination) {
-        let slot = lane.destination;
-        return Err(Refusal::WrongShard { slot }.into());
-    }
+    ctx.require_held(lane.destination)?;
     let mut mark = ctx.lanes().mark(lane.source, lane.destination);
     let mut corrupt = None;
     // If the source is here too, it is known what can be on the lane at all.
@@ -71,20 +68,31 @@ pub(crate) fn deliver(ctx: &mut Context<'_>, call: &Deliver) -> Result<Reply, No
     })
 }
 
-/// Raises acked points: what lies at or below one leaves the outbox.
+/// Raises acked points: what lies at or below one leaves the outbox. Acks of many lanes come together, so
+/// those whose source is on its way to another shard, or has gone, are left out: they hold up no others.
 pub(crate) fn ack_lanes(ctx: &mut Context<'_>, call: &AckLanes) -> Result<Reply, No> {
+    let (mut due, mut gone) = (Vec::with_capacity(call.acks.len()), None);
     for (lane, acked) in call.acks.iter().copied() {
         require_known(ctx, lane)?;
-        if !ctx.holds(lane.source) {
-            return Err(Refusal::WrongShard { slot: lane.source }.into());
+        match ctx.require_held(lane.source) {
+            Ok(()) => {}
+            Err(refusal @ Refusal::WrongOwner { .. }) => {
+                gone = gone.or(Some(refusal));
+                continue;
+            }
+            Err(refusal) => return Err(refusal.into()),
         }
         let (sent, _) = ctx.lanes().sent_and_acked(lane.source, lane.destination);
         if acked > sent {
             return Err(Refusal::LaneAhead { lane, acked, sent }.into());
         }
+        due.push((lane, acked));
     }
-    for (lane, acked) in &call.acks {
-        ctx.lanes().ack(lane.source, lane.destination, *acked);
+    if let (true, Some(refusal)) = (due.is_empty(), gone) {
+        return Err(refusal.into());
+    }
+    for (lane, acked) in due {
+        ctx.lanes().ack(lane.source, lane.destination, acked);
     }
     Ok(Reply::LanesAcked)
 }

@@ -8,6 +8,7 @@ mod hours;
 mod installs;
 mod lanes;
 mod letters;
+mod moves;
 
 use bytes::Bytes;
 use tempfile::TempDir;
@@ -96,7 +97,7 @@ impl Shard {
         let mut effects = Effects::default();
         state.batches += 1;
         let (batch, rewrites) = (state.batches, state.rewrites);
-        let mut context = Context::new(&mut state, &mut effects, SHARD, batch, log_id);
+        let mut context = Context::new(&mut state, &mut effects, self.id(), batch, log_id);
         let result = change(&mut context);
         let cut = context.is_cut();
         state.applied.log_id = Some(log_id);

@@ -6,20 +6,22 @@ use std::sync::Arc;
 use bytes::Bytes;
 use mailbox_engine::{
     AckLanes, ApplyEntry, ApplyPayload, BuiltFlush, ClusterOptions, Command, CreateGroup, Deliver,
-    DropDeadLetter, EngineOptions, EntryBuilder, Flags, GroupId, IngestCrash, Item, Items,
-    JoinGroup, LaneId, LeaveGroup, LogId, MemoryDisk, MessageId, MessageType, OutboxItem,
+    DropDeadLetter, EngineOptions, EntryBuilder, Error, Flags, GroupId, IngestCrash, Item, Items,
+    JoinGroup, LaneId, LeaveGroup, LogId, MemoryDisk, MessageId, MessageType, MoveSlot, OutboxItem,
     RegisterUser, Reply, RequeueDeadLetter, Row, Send, Seq, SetClusterOptions, Shard, ShardId,
     SlotId, Store, UserId, content_crc, slot_of_handle, slot_of_owner,
 };
 use uuid::Uuid;
+
+use crate::moves::{Archive, Move};
 
 pub(crate) const SLOT_COUNT: u16 = 8;
 const START_MS: u64 = 1_800_000_000_000;
 
 /// One replica of a shard, and its log, which outlives every crash.
 pub(crate) struct Replica {
-    store: usize,
-    id: ShardId,
+    pub(crate) store: usize,
+    pub(crate) id: ShardId,
     log: Vec<ApplyEntry>,
     replies: Vec<Vec<Reply>>,
     built: Option<BuiltFlush>,
@@ -27,11 +29,17 @@ pub(crate) struct Replica {
 
 /// All shards.
 pub(crate) struct Cluster {
-    disks: Vec<Disk>,
+    pub(crate) disks: Vec<Disk>,
     stores: Vec<Option<Store>>,
     pub(crate) replicas: Vec<Replica>,
     /// Whatever was put into an outbox, by lane: what a relay may have in its hands.
     pub(crate) sent: BTreeMap<LaneId, Vec<Item>>,
+    /// Which shard serves a slot, or did last if it is on its way.
+    pub(crate) owners: Vec<usize>,
+    pub(crate) moves: Vec<Move>,
+    /// Steps of moves that were accepted, and where.
+    pub(crate) taken: Vec<(usize, MoveSlot)>,
+    pub(crate) archive: Archive,
     made: u64,
 }
 
@@ -45,7 +53,7 @@ fn options() -> EngineOptions {
 }
 
 /// Where a store lives.
-enum Disk {
+pub(crate) enum Disk {
     Memory(MemoryDisk),
     Rocks(tempfile::TempDir),
 }
@@ -77,6 +85,12 @@ impl Cluster {
             disks,
             replicas: Vec::new(),
             sent: BTreeMap::new(),
+            owners: (0..SLOT_COUNT.into())
+                .map(|slot: usize| slot % shards)
+                .collect(),
+            moves: Vec::new(),
+            taken: Vec::new(),
+            archive: Archive::default(),
             made: 0,
         };
         for number in 0..shards {
@@ -113,7 +127,7 @@ impl Cluster {
     }
 
     pub(crate) fn shard_of(&self, slot: SlotId) -> usize {
-        usize::from(slot.0) % self.replicas.len()
+        self.owners[usize::from(slot.0)]
     }
 
     pub(crate) fn shard_of_user(&self, user: UserId) -> usize {
@@ -140,11 +154,16 @@ impl Cluster {
             payload: ApplyPayload::Commands(entry.finish()),
         };
         replica.log.push(entry.clone());
-        let applied = self.shard(number).apply(&[entry]).unwrap();
+        let applied = self.apply_whole(number, &entry);
         let [replies] = applied.replies.try_into().unwrap();
         self.replicas[number].replies.push(replies);
         for OutboxItem { lane, seq, item } in applied.outbox {
             let items = self.sent.entry(lane).or_default();
+            if seq <= items.len() as u64 {
+                // It came with a slot.
+                assert_eq!(self.item(lane, seq), &item, "the same bytes for ever");
+                continue;
+            }
             assert_eq!(seq, items.len() as u64 + 1, "{lane}: dense");
             items.push(item);
         }
@@ -163,8 +182,10 @@ impl Cluster {
         let applied = shard.applied().log_id.map_or(0, |log_id| log_id.index);
         let from = usize::try_from(applied).unwrap();
         let replica = &self.replicas[number];
-        for (entry, replies) in replica.log[from..].iter().zip(&replica.replies[from..]) {
-            let applied = shard.apply(std::slice::from_ref(entry)).unwrap();
+        let entries = replica.log[from..].iter().cloned();
+        let again: Vec<_> = entries.zip(replica.replies[from..].to_vec()).collect();
+        for (entry, replies) in &again {
+            let applied = self.apply_whole(number, entry);
             assert_eq!(applied.replies, std::slice::from_ref(replies));
             for item in applied.outbox {
                 assert_eq!(self.item(item.lane, item.seq), &item.item, "the same again");
@@ -196,6 +217,7 @@ impl Cluster {
 
     /// The process of a store ends and starts again.
     pub(crate) fn reopen(&mut self, store: usize) {
+        self.lose_exports(store);
         self.stores[store] = None;
         if let Disk::Memory(disk) = &self.disks[store] {
             disk.crash();
@@ -228,10 +250,11 @@ impl Cluster {
         let disk = Disk::Memory(MemoryDisk::new());
         let mut copy = Cluster::on(self.replicas.len(), vec![disk]);
         copy.sent = self.sent.clone();
+        copy.archive = self.archive.clone();
         let replica = &self.replicas[number];
         for (entry, replies) in replica.log.iter().zip(&replica.replies).take(upto) {
-            let applied = copy.shard(number).apply(std::slice::from_ref(entry));
-            assert_eq!(applied.unwrap().replies, std::slice::from_ref(replies));
+            let applied = copy.apply_whole(number, entry);
+            assert_eq!(applied.replies, std::slice::from_ref(replies));
             copy.replicas[number].log.push(entry.clone());
             if copy.replicas[number].log.len().is_multiple_of(flush_every) {
                 copy.flush(number);
@@ -254,8 +277,12 @@ impl Cluster {
         let files = snapshot.write_files(dir.path(), &mut |_| {}).unwrap();
         let files: Vec<_> = files.into_iter().map(|file| file.path).collect();
         self.replicas[number].built = None;
-        self.shard(number).install(snapshot.meta(), &files).unwrap();
-        self.again(number);
+        match self.shard(number).install(snapshot.meta(), &files) {
+            Ok(()) => self.again(number),
+            // From before a slot's move here: as it is, it stays.
+            Err(Error::Stopped { .. }) if !self.moves.is_empty() => self.flush(number),
+            Err(fault) => panic!("{fault}"),
+        }
     }
 
     /// Some items of a lane, from any point on.

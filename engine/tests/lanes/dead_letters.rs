@@ -3,12 +3,13 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use mailbox_engine::{
-    ClusterOptions, Command, DeadLetter, DeadLetterTotals, Flags, IngestCrash, LaneId,
+    ClusterOptions, Command, DeadLetter, DeadLetterTotals, Error, Flags, IngestCrash, LaneId,
     LetterStanding, MessageType, Refusal, RefusalCode, Reply, Seq, SlotId, UserId, slot_of_handle,
     slot_of_owner,
 };
 
 use crate::cluster::{Cluster, SLOT_COUNT};
+use crate::moves::MoveStep;
 
 /// Alice, and a handle whose user, once it is registered, is in the other shard; with that user's slot.
 struct Scene {
@@ -386,6 +387,79 @@ fn a_full_slot_trims_the_oldest_and_counts_those_that_nobody_saw() {
         scene.cluster.install(1, 0);
         scene.refused("h");
         assert_eq!(scene.letters()[0].row.seq, Seq(8));
+    }
+}
+
+#[test]
+fn letters_move_with_their_slot() {
+    for cluster in [Cluster::new(2, 2), Cluster::on_rocksdb(2, 2)] {
+        let mut scene = scene(cluster);
+        scene.cluster.set_options(letters_max(Some(3)));
+        let slot = scene.slot;
+        for body in ["a", "b", "c"] {
+            scene.refused(body);
+        }
+        scene.cluster.flush(1);
+        scene.cluster.start_move(slot, 0);
+        for step in [MoveStep::Begin, MoveStep::Copy] {
+            assert!(scene.cluster.move_step(0, step, None).is_some());
+        }
+        // What changes after the copy: a letter's standing, one that is trimmed, one that comes.
+        let dropping = scene.cluster.drop_command(slot, Seq(2));
+        assert_eq!(
+            scene.cluster.call(dropping.clone()),
+            Reply::DeadLetterDropped
+        );
+        scene.refused("d");
+        let (letters, totals) = (scene.letters(), scene.totals());
+        assert_eq!((totals.written, totals.unseen, totals.dropped), (4, 1, 1));
+        let rows = |scene: &Scene, shard| {
+            let report = scene.cluster.shard(shard).verify(&mut |_| {}).unwrap();
+            assert_eq!(report.fault_count, 0, "{:?}", report.faults);
+            report.messages
+        };
+        scene.cluster.flush(0);
+        let before = rows(&scene, 0);
+        let step = |scene: &mut Scene, step| scene.cluster.move_step(0, step, None);
+        step(&mut scene, MoveStep::Freeze);
+        let requeue = scene.cluster.requeue_command(slot, Seq(3));
+        let frozen = scene.cluster.call(requeue);
+        assert!(
+            matches!(frozen, Reply::Refused(Refusal::WrongOwner { .. })),
+            "{frozen:?}"
+        );
+        let frozen = scene.cluster.shard(1).dead_letter_totals(slot);
+        assert!(
+            matches!(frozen, Err(Error::WrongOwner { .. })),
+            "{frozen:?}"
+        );
+        // What it has is counted until it has gone.
+        assert_eq!(scene.cluster.shard(1).metrics().dead_letters, totals);
+        assert_eq!(step(&mut scene, MoveStep::Seal), Some("seal with changes"));
+        step(&mut scene, MoveStep::Commit);
+        step(&mut scene, MoveStep::Drop);
+
+        scene.register();
+        scene.cluster.flush(0);
+        assert_eq!(rows(&scene, 0), before + 3, "the trimmed one stays behind");
+        scene.cluster.reopen(0);
+        let shard = scene.cluster.shard(0);
+        let page = shard.dead_letters(slot, Seq(1), 10, usize::MAX).unwrap();
+        assert_eq!((page.letters, page.trim_point), (letters, Seq(1)));
+        assert_eq!(shard.dead_letter_totals(slot).unwrap(), totals);
+        assert_eq!(shard.metrics().dead_letters, totals);
+        let left = scene.cluster.shard(1).metrics().dead_letters;
+        assert_eq!(left, DeadLetterTotals::default());
+        drop(shard);
+        // The dedup rows of operators' calls came, too.
+        assert_eq!(scene.cluster.call(dropping), Reply::DeadLetterDropped);
+        let requeue = scene.cluster.requeue_command(slot, Seq(3));
+        let requeued = scene.cluster.call(requeue);
+        assert!(
+            matches!(requeued, Reply::DeadLetterRequeued { .. }),
+            "{requeued:?}"
+        );
+        assert_eq!(scene.cluster.bodies(scene.expected), ["c"]);
     }
 }
 

@@ -3,16 +3,18 @@
 //! two of them at once; acks are lost, late and repeated. When all has been drained, each message
 //! is where it belongs, once and in order.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use mailbox_engine::{
-    AckCursor, AckLanes, Command, Conversation, Deliver, DeviceId, Flags, GroupId, IngestCrash,
-    Items, LaneId, MessageType, Refusal, Reply, Row, Send, SendGroup, Seq, UserId, slot_of_owner,
+    AckCursor, AckLanes, Command, Deliver, DeviceId, GroupId, IngestCrash, Items, LaneId, Refusal,
+    Reply, Send, SendGroup, Seq, SlotId, UserId,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
 
+use crate::checks::{check_hashes, check_messages, check_tables};
 use crate::cluster::{Cluster, SLOT_COUNT, slot_of};
+use crate::moves::MoveStep;
 
 /// One thing that happens.
 #[derive(Clone, Debug)]
@@ -24,6 +26,12 @@ enum Step {
     Reopen(Index),
     Crash(Index, bool),
     Install(Index, usize),
+    /// A slot begins to move to a shard.
+    StartMove(Index, Index),
+    /// A move goes on by some step, due or not, and now and then dies in it.
+    Move(Index, MoveStep, Option<bool>),
+    /// A step that was taken at some time comes again.
+    MoveAgain(Index),
 }
 
 #[derive(Clone, Debug)]
@@ -74,18 +82,22 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => index().prop_map(Step::Reopen),
         1 => (index(), any::<bool>()).prop_map(|(shard, after)| Step::Crash(shard, after)),
         1 => (index(), 0..4_usize).prop_map(|(shard, behind)| Step::Install(shard, behind)),
+        3 => (index(), index()).prop_map(|(slot, shard)| Step::StartMove(slot, shard)),
+        20 => (index(), MoveStep::any(), prop::option::weighted(0.1, any::<bool>()))
+            .prop_map(|(which, step, crash)| Step::Move(which, step, crash)),
+        1 => index().prop_map(Step::MoveAgain),
     ];
-    prop::collection::vec(step, 1..50)
+    prop::collection::vec(step, 1..80)
 }
 
 /// What a run has seen.
 #[derive(Default)]
-struct Run {
-    users: BTreeMap<UserId, String>,
-    groups: Vec<GroupId>,
+pub(crate) struct Run {
+    pub(crate) users: BTreeMap<UserId, String>,
+    pub(crate) groups: Vec<GroupId>,
     made: Vec<Command>,
     /// Sends in the order in which they were accepted.
-    accepted: Vec<(Send, Seq)>,
+    pub(crate) accepted: Vec<(Send, Seq)>,
     replies: BTreeMap<u128, Reply>,
     /// What destinations have reported, the newest and all.
     marks: BTreeMap<LaneId, u64>,
@@ -230,11 +242,16 @@ impl Run {
 
     fn note(&mut self, cluster: &Cluster, shard: usize, command: Command, reply: Reply) {
         if cluster.shard_of(slot_of(&command)) != shard {
-            assert!(
-                matches!(reply, Reply::Refused(Refusal::WrongShard { .. })),
-                "{reply:?}"
-            );
-            return self.saw("wrong shard");
+            // Never do two shards accept.
+            return match reply {
+                Reply::Refused(Refusal::WrongShard { .. }) => self.saw("wrong shard"),
+                Reply::Refused(Refusal::WrongOwner { .. }) => self.saw("wrong owner"),
+                other => panic!("{other:?}"),
+            };
+        }
+        if let Reply::Refused(Refusal::WrongOwner { slot, .. }) = reply {
+            assert!(cluster.is_frozen(slot), "{command:?}");
+            return self.saw("frozen");
         }
         match (&command, &reply) {
             (Command::Deliver(frame), Reply::Delivered { mark, corrupt, .. }) => {
@@ -332,6 +349,32 @@ impl Run {
                 }
                 cluster.install(shard, *behind);
             }
+            Step::StartMove(slot, to) => {
+                let slot = u16::try_from(slot.index(SLOT_COUNT.into())).unwrap();
+                cluster.start_move(SlotId(slot), to.index(shards));
+            }
+            Step::Move(which, step, crash) => {
+                let open = cluster.open_moves();
+                if open.is_empty() {
+                    return;
+                }
+                let which = *which.get(&open);
+                let crash = crash.map(|after| {
+                    if after {
+                        IngestCrash::After
+                    } else {
+                        IngestCrash::Before
+                    }
+                });
+                if let Some(what) = cluster.move_step(which, *step, crash) {
+                    self.saw(what);
+                }
+            }
+            Step::MoveAgain(which) if !cluster.taken.is_empty() => {
+                cluster.move_again(which.index(cluster.taken.len()));
+                self.saw("move again");
+            }
+            Step::MoveAgain(_) => {}
         }
         self.check_marks(cluster);
     }
@@ -411,103 +454,13 @@ fn to_group(send: Send, group: GroupId) -> SendGroup {
     }
 }
 
-/// Each accepted message is in its home; and in the recipient's mailbox, in the order of its
-/// sender's others, or refused: once, and nothing else is anywhere.
-fn check_messages(cluster: &Cluster, run: &Run) {
-    let mailboxes: BTreeMap<UserId, Vec<Row>> = run
-        .users
-        .keys()
-        .map(|user| (*user, cluster.mailbox(*user)))
-        .collect();
-    for (sender, rows) in &mailboxes {
-        let sent: Vec<&(Send, Seq)> = run
-            .accepted
-            .iter()
-            .filter(|(send, _)| send.sender == *sender)
-            .collect();
-        let outgoing = rows
-            .iter()
-            .filter(|row| row.flags.has(Flags::OUTGOING) && row.kind == MessageType::TEXT);
-        let outgoing: Vec<(u128, Seq)> = outgoing
-            .map(|row| (row.client_msg_id.as_u128(), row.seq))
-            .collect();
-        let expected = sent
-            .iter()
-            .map(|(send, seq)| (send.client_msg_id.as_u128(), *seq));
-        assert_eq!(outgoing, expected.collect::<Vec<_>>(), "{sender} sent");
-        let refused: Vec<Seq> = rows.iter().filter_map(|row| Some(row.refused?.0)).collect();
-        let refused_once: BTreeSet<Seq> = refused.iter().copied().collect();
-        assert_eq!(refused.len(), refused_once.len(), "{sender}: refused once");
-        let arrived = sent
-            .iter()
-            .filter(|(send, seq)| send.recipient != *sender && !refused_once.contains(seq));
-        let mut expected: BTreeMap<UserId, Vec<u128>> = BTreeMap::new();
-        for (send, _) in arrived {
-            let ids = expected.entry(send.recipient).or_default();
-            ids.push(send.client_msg_id.as_u128());
-        }
-        let named: BTreeSet<Seq> = sent.iter().map(|(_, seq)| *seq).collect();
-        assert!(
-            refused_once.is_subset(&named),
-            "{sender}: refusals name sends"
-        );
-        for (recipient, rows) in &mailboxes {
-            let received = rows
-                .iter()
-                .filter(|row| row.sender == *sender && !row.flags.has(Flags::OUTGOING));
-            let received: Vec<u128> = received.map(|row| row.client_msg_id.as_u128()).collect();
-            let wanted = expected.remove(recipient).unwrap_or_default();
-            assert_eq!(received, wanted, "{sender} to {recipient}");
-        }
-        assert!(expected.is_empty(), "nobody receives nothing: {expected:?}");
-    }
-}
-
-fn check_tables(cluster: &Cluster, run: &Run) {
-    let handles: BTreeSet<&String> = run.users.values().collect();
-    assert_eq!(handles.len(), run.users.len(), "never two owners");
-    for (user, handle) in &run.users {
-        let shard = cluster.shard(cluster.shard_of_user(*user));
-        assert_eq!(shard.handle_of(*user).unwrap().as_ref(), Some(handle));
-        let own = shard.groups_of(*user).unwrap();
-        for group in &run.groups {
-            let place = cluster.shard_of(slot_of_owner(group.0, SLOT_COUNT));
-            let member = cluster.shard(place).membership(*group, *user).unwrap();
-            let own = own.iter().find(|own| own.group == *group);
-            assert_eq!(
-                own.map(|own| &own.spans),
-                member.as_ref().map(|member| &member.spans)
-            );
-        }
-        let mark = shard.read_mark(*user, Conversation::Peer(*user)).unwrap();
-        assert_eq!(mark, Seq::ZERO);
-    }
-}
-
-/// Replicas with other flushes have the same lanes, down to the last byte.
-fn check_hashes(cluster: &mut Cluster) {
-    for number in 0..cluster.replicas.len() {
-        let Some(hash) = cluster.shard(number).state_hash_now().unwrap() else {
-            continue;
-        };
-        let unacked = cluster.shard(number).unacked();
-        for flush_every in [1, 3, usize::MAX] {
-            let copy = cluster.replay(number, usize::MAX, flush_every);
-            assert_eq!(copy.shard(number).unacked(), unacked);
-            assert_eq!(copy.hash(number), hash.hash, "flushed every {flush_every}");
-        }
-        cluster.flush(number);
-        assert_eq!(cluster.hash(number), hash.hash);
-        let report = cluster.shard(number).verify(&mut |_| {}).unwrap();
-        assert_eq!(report.fault_count, 0, "{:?}", report.faults);
-    }
-}
-
 fn run(cluster: &mut Cluster, steps: &[Step]) -> Run {
     let mut run = Run::default();
     for step in steps {
         run.step(cluster, step);
     }
+    check_hashes(cluster);
+    cluster.finish_moves();
     check_hashes(cluster);
     cluster.drain();
     check_messages(cluster, &run);
@@ -556,7 +509,7 @@ fn the_scripts_reach_every_interleaving() {
     use proptest::strategy::ValueTree;
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
-    for _ in 0..40 {
+    for _ in 0..60 {
         let steps = steps().new_tree(&mut runner).unwrap().current();
         let mut cluster = Cluster::new(3, 2);
         for (what, count) in run(&mut cluster, &steps).seen {
@@ -575,6 +528,19 @@ fn the_scripts_reach_every_interleaving() {
         "delivered",
         "corrupt",
         "wrong shard",
+        "wrong owner",
+        "frozen",
+        "begin",
+        "copy",
+        "freeze",
+        "seal with changes",
+        "seal with all",
+        "commit",
+        "drop",
+        "abort",
+        "unfreeze",
+        "crash in a copy",
+        "move again",
         "refused",
         "repeat",
         "flush of an outbox",

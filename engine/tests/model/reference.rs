@@ -140,6 +140,7 @@ impl Reference {
             | Command::AckLanes(_)
             | Command::SetClusterOptions(_)
             | Command::Meta(_)
+            | Command::MoveSlot(_)
             | Command::Cut => unreachable!("has no id"),
         }
     }
@@ -558,6 +559,7 @@ fn identity(command: &Command) -> Identity {
         | Command::AckLanes(_)
         | Command::SetClusterOptions(_)
         | Command::Meta(_)
+        | Command::MoveSlot(_)
         | Command::Cut => unreachable!("has no id"),
     }
 }
@@ -586,6 +588,7 @@ fn asked(command: &Command) -> Command {
         | Command::AckLanes(_)
         | Command::SetClusterOptions(_)
         | Command::Meta(_)
+        | Command::MoveSlot(_)
         | Command::Cut => {}
     }
     asked

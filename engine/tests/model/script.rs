@@ -469,6 +469,7 @@ fn assigned(mut command: Command, id: MessageId) -> Command {
         | Command::AckLanes(_)
         | Command::SetClusterOptions(_)
         | Command::Meta(_)
+        | Command::MoveSlot(_)
         | Command::Cut => {}
     }
     command
@@ -490,6 +491,7 @@ fn id_of(command: &Command) -> Uuid {
         | Command::AckLanes(_)
         | Command::SetClusterOptions(_)
         | Command::Meta(_)
+        | Command::MoveSlot(_)
         | Command::Cut => Uuid::nil(),
     }
 }

@@ -7,6 +7,7 @@ mod dlq;
 mod doctor;
 mod inspect;
 mod meta;
+mod move_slot;
 mod replay;
 mod send;
 mod shard;
