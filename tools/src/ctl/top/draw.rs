@@ -78,6 +78,9 @@ pub(super) fn all(view: View<'_>) -> Vec<Line<'static>> {
 /// At most `height` lines, the last one being the keys.
 pub(super) fn screen(view: View<'_>, height: u16) -> Vec<Line<'static>> {
     let height = usize::from(height);
+    if height == 0 {
+        return Vec::new();
+    }
     let mut shown = lines(view, height.saturating_sub(1));
     shown.truncate(height.saturating_sub(1));
     shown.resize(height.saturating_sub(1), Line::default());
@@ -463,10 +466,10 @@ mod tests {
 cluster test, map 7: serves and can lose 1 node(s)
 per second: 100 sends, 200 deliveries, 300 reads; what is on the move is not known
 
-node  standing  up       cpu   memory  disk free   leads  version         address
-1     member    1h00m    20%  200 MiB  5,120 MiB  2 of 2  0.1.0 abcdef01  n1:7700
-2     member    1h00m    20%  200 MiB  5,120 MiB  0 of 2  0.1.0 abcdef01  n2:7700
-3     member    1h00m    20%  200 MiB  5,120 MiB  0 of 2  0.1.0 abcdef01  n3:7700
+node  standing  up     cpu   memory  disk free   leads  version         address
+1     member    1h00m  20%  200 MiB  5,120 MiB  2 of 2  0.1.0 abcdef01  n1:7700
+2     member    1h00m  20%  200 MiB  5,120 MiB  0 of 2  0.1.0 abcdef01  n2:7700
+3     member    1h00m  20%  200 MiB  5,120 MiB  0 of 2  0.1.0 abcdef01  n3:7700
 
 shard  leader  voters  learners  behind  sends/s  deliver/s  reads/s  memtables   by shard
 0      1       1 2 3   -             60        0          0        0      0 MiB
@@ -476,10 +479,7 @@ hot timeline  shard  writes/s  reads/s
 group:65          1        12       12";
         let shown = text(&lines);
         let shown = shown.trim_end_matches(KEYS).trim_end();
-        assert_eq!(
-            shown.replace("1h00m  ", "1h00m  "),
-            wanted.replace("1h00m    ", "1h00m  ")
-        );
+        assert_eq!(shown, wanted);
         assert_eq!(lines[23].to_string(), KEYS);
     }
 

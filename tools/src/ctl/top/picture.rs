@@ -286,7 +286,7 @@ pub(super) mod tests {
                 voter: true,
             });
             let scale = u64::from(shard);
-            let hot = (shard == 1).then(|| HotTimeline {
+            let hot = (shard == 1).then_some(HotTimeline {
                 timeline: Some(Timeline {
                     kind: TimelineKind::Group as i32,
                     owner: 65,
