@@ -14,7 +14,7 @@ use crate::error::{Error, ProposeError};
 use crate::membership::{ChangeError, Membership, MembershipChange};
 use crate::outbox::Outbox;
 use crate::replica::Replica;
-use crate::status::{AppliedTail, Leadership, ShardStatus};
+use crate::status::{AppliedTail, Leadership, ReadCounts, ShardStatus};
 use crate::traffic::{HotTimeline, TrafficCounts};
 
 /// How long a state hash may wait for its cut to be applied and flushed here.
@@ -99,7 +99,12 @@ impl Shard {
     /// # Errors
     /// [`ProposeError::NotLeader`], [`ProposeError::Unavailable`], or [`ProposeError::Busy`] if 65,536 reads wait.
     pub async fn read_barrier(&self) -> Result<(), ProposeError> {
-        self.replica.barrier.pass().await
+        self.replica.barrier.pass().await.map(|_| ())
+    }
+
+    /// How reads of this replica were made sure.
+    pub fn read_counts(&self) -> ReadCounts {
+        self.replica.barrier.tally.counts()
     }
 
     /// What is appended from now on. A receiver that lags gets `Lagged` and must read the rows instead.

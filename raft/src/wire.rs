@@ -147,6 +147,7 @@ pub(crate) fn result_out(result: StreamAppendResult<TypeConfig>) -> peer::Append
     };
     peer::AppendResponse {
         result: Some(outcome),
+        promise_ms: 0,
     }
 }
 

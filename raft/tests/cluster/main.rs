@@ -4,6 +4,7 @@
 
 mod hosting;
 mod leadership;
+mod leases;
 mod membership;
 mod nodes;
 mod proposals;
