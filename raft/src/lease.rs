@@ -33,6 +33,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::clock::Clock;
+use crate::promise::Pledge;
 use crate::pulse::is_quorum;
 
 /// A lease that ends so soon is renewed while it still serves, and at most so often.
@@ -70,7 +71,11 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    pub(crate) fn new(node: u64, length: Option<Duration>, clock: Arc<Clock>) -> Arc<Lease> {
+    pub(crate) fn new(node: u64, pledge: &Pledge, clock: &Arc<Clock>) -> Arc<Lease> {
+        Lease::of(node, pledge.length(), clock.clone())
+    }
+
+    fn of(node: u64, length: Option<Duration>, clock: Arc<Clock>) -> Arc<Lease> {
         Arc::new(Lease {
             node,
             used: length.is_some(),
@@ -158,7 +163,7 @@ mod tests {
 
     fn lease() -> Arc<Lease> {
         // Alone, so that its clock needs nobody.
-        Lease::new(1, Some(P), Arc::new(Clock::new(500, true)))
+        Lease::of(1, Some(P), Arc::new(Clock::new(500, true)))
     }
 
     fn sets(sets: &[&[u64]]) -> Vec<BTreeSet<u64>> {
@@ -229,8 +234,8 @@ mod tests {
         let (now, voters) = (Instant::now(), sets(&[&[1, 2, 3]]));
         let never_compared = Arc::new(Clock::new(500, false));
         for lease in [
-            Lease::new(1, Some(P), never_compared),
-            Lease::new(1, None, Arc::new(Clock::new(500, true))),
+            Lease::of(1, Some(P), never_compared),
+            Lease::of(1, None, Arc::new(Clock::new(500, true))),
         ] {
             lease.promised(2, 5, now, P);
             assert!(!lease.is_held(5, &voters, now));

@@ -10,6 +10,7 @@ mod disk;
 mod election;
 mod error;
 mod filling;
+mod freshness;
 mod hosting;
 mod identity;
 mod leadership;
@@ -43,6 +44,7 @@ mod wire;
 pub use mailbox_engine::StateHash;
 
 pub use error::{ClockFault, Error, LeaderHint, ProposeError};
+pub use freshness::Fresh;
 pub use log::{
     Error as LogError, FSYNC_BUCKETS_US, LogBatch, LogBench, LogEntry, LogInspect, LogMetrics,
     LogOptions, LogPayload, ShardReport,

@@ -17,6 +17,7 @@ use crate::base_thread::{BaseThread, report};
 use crate::clock::{self, Clock};
 use crate::disk::DiskRoom;
 use crate::error::{ClockFault, Error};
+use crate::freshness;
 use crate::log::{LogMetrics, ShardLog, SharedLog};
 use crate::open::{Opened, open};
 use crate::options::{Admission, NodeOptions};
@@ -128,6 +129,7 @@ impl Node {
             copies: SlotCopies::new(),
             misfit: watch::Sender::new(None),
             pledge: Arc::new(opened.pledge),
+            questions: freshness::questions(),
             options,
         };
         let peer_service = PeerService::new(

@@ -27,6 +27,7 @@ use crate::election;
 use crate::peer_link::{Credentials, PEER_MESSAGE_BYTES_MAX, PEER_PROTOCOL};
 use crate::peers::Peers;
 use crate::pulse::Pulse;
+use crate::read_barrier::ReadBarrier;
 use crate::replica::{Raft, Replica, apply_lag};
 use crate::slot_copy::{self, Holder, SlotCopies};
 use crate::snapshot::{self, Snapshot, SnapshotData, SnapshotPace, raft_meta};
@@ -63,6 +64,7 @@ struct Core {
 struct Served {
     raft: Raft,
     ballot: Arc<Ballot>,
+    barrier: ReadBarrier,
     holder: Holder,
 }
 
@@ -102,6 +104,7 @@ impl PeerService {
         let served = Served {
             raft: replica.raft.clone(),
             ballot: replica.ballot.clone(),
+            barrier: replica.barrier.clone(),
             holder: replica.holder(),
         };
         self.core.replicas.write().insert(replica.id.0, served);
@@ -313,6 +316,13 @@ impl Core {
                     .await
                     .map_err(|error| fatal(&error))?;
                 Answer::Transfer(wire::transfer_response_out(response))
+            }
+            Ask::ReadIndex(peer::ReadIndex { shard }) => {
+                let barrier = self.served(shard)?.barrier;
+                let passed = barrier.pass().await.map_err(|error| fatal(&error))?;
+                Answer::ReadIndex(peer::ReadIndexReply {
+                    index: passed.index,
+                })
             }
             Ask::MayLead(peer::MayLead { shard }) => Answer::MayLead(peer::MayLeadReply {
                 refusal: self.refusal_to_lead(shard).unwrap_or_default(),

@@ -48,6 +48,10 @@ pub(crate) struct ReadTally {
 }
 
 impl ReadTally {
+    pub(crate) fn count_stale(&self) {
+        self.stale.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn counts(&self) -> ReadCounts {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         ReadCounts {

@@ -13,7 +13,7 @@ use openraft::error::Fatal;
 use openraft::storage::{RaftLogStorage as _, RaftLogStorageExt as _};
 use openraft::{EntryPayload, ServerState};
 use parking_lot::Mutex;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Semaphore, broadcast, watch};
 use tokio::task::JoinHandle;
 
 use crate::ballot::Ballot;
@@ -23,6 +23,7 @@ use crate::cluster_options;
 use crate::disk::DiskRoom;
 use crate::error::{Error, LeaderHint, ProposeError};
 use crate::filling::Filling;
+use crate::freshness::{Freshness, Sources};
 use crate::leadership::{LeadershipWatcher, NOBODY};
 use crate::lease::Lease;
 use crate::log::ShardLog;
@@ -119,6 +120,8 @@ pub(crate) struct Shared {
     pub(crate) misfit: watch::Sender<Option<String>>,
     /// What this node promises to leaders.
     pub(crate) pledge: Arc<Pledge>,
+    /// Replicas that ask their leader how far they must be.
+    pub(crate) questions: Arc<Semaphore>,
 }
 
 /// One replica.
@@ -132,6 +135,7 @@ pub(crate) struct Replica {
     pub(crate) outbox: Arc<OutboxFeed>,
     pub(crate) proposer: Arc<Proposer>,
     pub(crate) barrier: ReadBarrier,
+    pub(crate) freshness: Freshness,
     pub(crate) road: Road,
     pub(crate) pulse: Arc<Pulse>,
     pub(crate) ballot: Arc<Ballot>,
@@ -255,6 +259,24 @@ fn start_barrier(
     ReadBarrier::spawn(ground, timeout)
 }
 
+fn freshness(
+    shared: &Shared,
+    applier: &Applier,
+    barrier: &ReadBarrier,
+    leadership: &watch::Sender<Leadership>,
+) -> Freshness {
+    Freshness::new(Sources {
+        shard: applier.engine.id().0,
+        clock: shared.clock.clone(),
+        peers: shared.peers.clone(),
+        barrier: barrier.clone(),
+        leadership: leadership.subscribe(),
+        applied: applier.applied.subscribe(),
+        patience: Duration::from_millis(shared.options.timing.election_max_ms),
+        questions: shared.questions.clone(),
+    })
+}
+
 impl Replica {
     pub(crate) fn traffic(&self) -> &Traffic {
         &self.applier.traffic
@@ -278,8 +300,7 @@ impl Replica {
         let (applied, outbox) = (&applier.applied, &applier.outbox);
         let machine = StateMachine(applier.clone());
         let filling = Arc::new(Filling::default());
-        let length = shared.pledge.length();
-        let lease = Lease::new(options.node, length, shared.clock.clone());
+        let lease = Lease::new(options.node, &shared.pledge, &shared.clock);
         let raft = start_raft(shared, id, log, machine, &filling, &lease).await?;
         shared.pulse.add(id.0, raft.clone(), ballot.clone());
         let road = Road {
@@ -312,6 +333,7 @@ impl Replica {
             tokio::spawn(announce_flushes(raft.clone(), flushed.subscribe(), filling)),
         ];
         let replica = Arc::new(Replica {
+            freshness: freshness(shared, &applier, &barrier, &leadership),
             id,
             raft,
             engine,

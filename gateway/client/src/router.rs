@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mailbox_api::CallError;
 use mailbox_api::v1::{ErrorCode, ShardMapResponse};
@@ -19,6 +20,8 @@ pub(crate) struct Router {
     options: Arc<ClientOptions>,
     credentials: Credentials,
     state: RwLock<State>,
+    /// Whose turn it is among the replicas of a shard.
+    turns: AtomicUsize,
 }
 
 struct State {
@@ -30,6 +33,8 @@ struct State {
     nodes: Vec<Arc<Node>>,
     /// Who was last known or guessed to lead a shard.
     leaders: BTreeMap<u32, Arc<Node>>,
+    /// Who has a replica of a shard.
+    replicas: BTreeMap<u32, Vec<Arc<Node>>>,
 }
 
 impl Router {
@@ -56,11 +61,13 @@ impl Router {
             map: ShardMap::default(),
             nodes,
             leaders: BTreeMap::new(),
+            replicas: BTreeMap::new(),
         };
         Ok(Self {
             options: Arc::clone(options),
             credentials,
             state: RwLock::new(state),
+            turns: AtomicUsize::new(0),
         })
     }
 
@@ -110,7 +117,13 @@ impl Router {
             state.nodes = nodes;
         }
         state.map = ShardMap::new(response);
-        let State { nodes, leaders, .. } = &mut *state;
+        let State {
+            nodes,
+            leaders,
+            replicas,
+            ..
+        } = &mut *state;
+        *replicas = replicas_of(response, nodes);
         leaders.retain(|_, leader| nodes.iter().any(|node| Arc::ptr_eq(node, leader)));
         // A leader seen in an answer is newer than the map of a node that may lag.
         for placement in &response.shards {
@@ -131,6 +144,16 @@ impl Router {
             Some(leader) => Arc::clone(leader),
             None => Arc::clone(&state.nodes[0]),
         }
+    }
+
+    /// A node with a replica of the shard that seems to be well: each in turn. `None` if none is known.
+    pub(crate) fn replica(&self, shard: u32) -> Option<Arc<Node>> {
+        let state = self.state.read();
+        let replicas = state.replicas.get(&shard)?;
+        let turn = self.turns.fetch_add(1, Ordering::Relaxed);
+        let mut in_turn =
+            (0..replicas.len()).map(|step| &replicas[turn.wrapping_add(step) % replicas.len()]);
+        in_turn.find(|node| !node.is_suspect()).cloned()
     }
 
     /// Learns from an attempt that failed on `node`; tells whether and where to try again, and whether it was `node`
@@ -172,6 +195,19 @@ impl Router {
         let made = Node::new(hint, &self.credentials, &self.options);
         made.map(Arc::new).ok()
     }
+}
+
+fn replicas_of(response: &ShardMapResponse, nodes: &[Arc<Node>]) -> BTreeMap<u32, Vec<Arc<Node>>> {
+    let connected = |id: &u64| {
+        let named = response.nodes.iter().find(|named| named.node == *id)?;
+        find(nodes, &named.address)
+    };
+    let shards = response.shards.iter();
+    let shards = shards.map(|placement| {
+        let replicas = placement.replicas.iter().filter_map(connected);
+        (placement.shard, replicas.collect())
+    });
+    shards.collect()
 }
 
 fn find(nodes: &[Arc<Node>], address: &str) -> Option<Arc<Node>> {

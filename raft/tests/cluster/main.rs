@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod freshness;
 mod hosting;
 mod leadership;
 mod leases;
