@@ -287,6 +287,37 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn replicas_are_asked_in_turn_but_for_those_that_just_broke() {
+        let router = router();
+        assert!(router.replica(1).is_none(), "none is known yet");
+        let nodes = (1..=3).map(|node| NodeAddress {
+            node,
+            address: format!("h:{node}"),
+        });
+        router.replace_map(&ShardMapResponse {
+            epoch: 1,
+            slot_count: 1,
+            shards: vec![ShardPlacement {
+                shard: 1,
+                slots: vec![SlotSpan { first: 0, last: 0 }],
+                // The last one is a node that the map does not place.
+                replicas: vec![1, 3, 9],
+                ..ShardPlacement::default()
+            }],
+            nodes: nodes.collect(),
+            ..ShardMapResponse::default()
+        });
+        let next = || router.replica(1).map(|node| node.address().to_owned());
+        let mut asked: Vec<_> = (0..4).filter_map(|_| next()).collect();
+        asked.sort_unstable();
+        assert_eq!(asked, ["h:1", "h:1", "h:3", "h:3"]);
+        let broken = router.node_at("h:1").unwrap();
+        broken.suspect_for(std::time::Duration::from_secs(3600));
+        assert!((0..4).all(|_| next().as_deref() == Some("h:3")));
+        assert!(router.replica(2).is_none());
+    }
+
+    #[tokio::test]
     async fn a_hint_to_a_node_that_just_broke_is_not_followed() {
         let router = router();
         let dead = router.leader(0);

@@ -38,10 +38,9 @@ fn a_follower_shows_how_stale_it_is_and_says_no_when_it_cannot() {
     let alone = all.clone().into_iter().filter(|(node, _)| *node == own);
     here.node().set_nodes(alone.collect());
     let others = all.into_iter().filter(|(node, _)| *node != own);
+    let others: std::collections::BTreeMap<u64, String> = others.collect();
     for other in (0..3).filter(|other| *other != follower) {
-        cluster.nodes[other]
-            .node()
-            .set_nodes(others.clone().collect());
+        cluster.nodes[other].node().set_nodes(others.clone());
     }
     cluster.propose(&[send(alice, bob, "second")]);
     let stale = fresh(&cluster, follower, LONG).unwrap();
