@@ -276,7 +276,7 @@ impl Core {
                 let call = HeadsRequest {
                     shard: shard.0,
                     timelines,
-                    stale: false,
+                    ..HeadsRequest::default()
                 };
                 let asked = self.ask(shard, async |address| {
                     let request = self.own_call(call.clone())?;

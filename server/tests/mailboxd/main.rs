@@ -24,5 +24,6 @@ mod process;
 mod shards;
 mod slot_moves;
 mod slow_subscriber;
+mod stale_reads;
 mod user_limits;
 mod ws;
