@@ -51,7 +51,8 @@ fn require_place(ctx: &Context<'_>, command: &Command) -> Result<(), Refusal> {
         | Command::AckCursor(_)
         | Command::Deliver(_)
         | Command::AckLanes(_)
-        | Command::MoveSlot(_) => !ctx.is_meta(),
+        | Command::MoveSlot(_)
+        | Command::SplitShard(_) => !ctx.is_meta(),
     };
     if fits {
         Ok(())
@@ -71,6 +72,7 @@ fn run(ctx: &mut Context<'_>, command: Command) -> Result<Reply, No> {
         | Command::SetClusterOptions(_)
         | Command::Meta(_)
         | Command::MoveSlot(_)
+        | Command::SplitShard(_)
         | Command::Cut => {}
         Command::Send(_)
         | Command::SendGroup(_)
@@ -97,6 +99,7 @@ fn run(ctx: &mut Context<'_>, command: Command) -> Result<Reply, No> {
         Command::SetClusterOptions(call) => procedure::set_cluster_options(ctx, &call),
         Command::Meta(call) => procedure::meta(ctx, &call),
         Command::MoveSlot(call) => procedure::move_slot(ctx, &call),
+        Command::SplitShard(call) => procedure::split_shard(ctx, &call),
         Command::Cut => {
             ctx.cut();
             Ok(Reply::Cut {

@@ -4,6 +4,7 @@ pub(crate) mod encoding;
 mod group;
 mod meta;
 mod slot;
+mod split;
 
 use bytes::Bytes;
 use uuid::Uuid;
@@ -20,6 +21,7 @@ use crate::slot_move::SlotStanding;
 pub use group::{CreateGroup, JoinGroup, LeaveGroup};
 pub use meta::{LogReport, MetaCommand, PutNode};
 pub use slot::MoveSlot;
+pub use split::SplitShard;
 
 /// One call of one procedure.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +52,8 @@ pub enum Command {
     Meta(MetaCommand),
     /// A step of a slot's move between shards.
     MoveSlot(MoveSlot),
+    /// Some of the shard's slots become a new shard.
+    SplitShard(SplitShard),
     /// Ends the memtable with this entry, so that all replicas can hash the same state.
     Cut,
 }
@@ -72,6 +76,7 @@ impl Command {
             | Command::SetClusterOptions(_)
             | Command::Meta(_)
             | Command::MoveSlot(_)
+            | Command::SplitShard(_)
             | Command::Cut => {}
         }
     }
@@ -282,6 +287,13 @@ pub enum Reply {
         /// It stands here.
         standing: SlotStanding,
     },
+    /// The shard has been split as was asked.
+    ShardSplit {
+        /// The new shard.
+        to: ShardId,
+        /// The split's.
+        epoch: u64,
+    },
     /// No; nothing has changed.
     Refused(Refusal),
 }
@@ -443,6 +455,22 @@ pub enum Refusal {
         slot: SlotId,
         /// As asked.
         shard: ShardId,
+    },
+    /// A split into a shard that there is already.
+    #[error("there is a shard {shard} already")]
+    ShardExists {
+        /// As asked.
+        shard: ShardId,
+    },
+    /// A split that takes nothing, or everything.
+    #[error(
+        "a split takes {taken} of the shard's {held} slots: at least one must go, and one stay"
+    )]
+    SplitSize {
+        /// As asked.
+        taken: usize,
+        /// What the shard has.
+        held: usize,
     },
     /// A lane between slots that do not exist, or of another incarnation of one.
     #[error("there is no lane {lane}")]

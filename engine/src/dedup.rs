@@ -192,6 +192,7 @@ impl Ask {
             | Reply::LanesAcked
             | Reply::Map { .. }
             | Reply::SlotMoved { .. }
+            | Reply::ShardSplit { .. }
             | Reply::Refused(_) => {
                 unreachable!("none is remembered")
             }

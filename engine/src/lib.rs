@@ -13,6 +13,7 @@
 //! cluster_map.rs       nodes, shards and replicas, in the meta shard
 //! cluster_options.rs   what all replicas judge by, in the applied row (applied.rs)
 //! slot_move.rs, export.rs, import.rs   slots go to other shards
+//! split.rs   slots become another shard
 //! snapshot.rs, install.rs   to and from other nodes  hash.rs, verify.rs, walk.rs   comparisons
 //! ```
 //!
@@ -56,6 +57,7 @@ mod shard;
 mod slot_move;
 mod slot_rows;
 mod snapshot;
+mod split;
 mod state;
 mod store;
 mod table;
@@ -79,7 +81,7 @@ pub use cluster_options::{ClusterOptions, OptionDifference, OptionFault, UserLim
 pub use command::{
     AckCursor, AckLanes, Command, Conversation, CreateGroup, Deliver, JoinGroup, LeaveGroup,
     LogReport, MarkRead, MetaCommand, MoveSlot, PutNode, Refusal, RegisterUser, Reply, Send,
-    SendGroup, SetClusterOptions,
+    SendGroup, SetClusterOptions, SplitShard,
 };
 pub use decode::Malformed;
 pub use entry::{Commands, Entry, EntryBuilder};

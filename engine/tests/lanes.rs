@@ -13,3 +13,5 @@ mod hostile;
 mod moves;
 #[path = "lanes/rules.rs"]
 mod rules;
+#[path = "lanes/splits.rs"]
+mod splits;

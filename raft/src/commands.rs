@@ -18,6 +18,7 @@ pub(crate) fn may_ride_a_lane(command: &Command) -> bool {
         | Command::SetClusterOptions(_)
         | Command::Meta(_)
         | Command::MoveSlot(_)
+        | Command::SplitShard(_)
         | Command::Cut => false,
     }
 }
@@ -31,6 +32,7 @@ pub(crate) fn len_bytes(command: &Command) -> u64 {
         Command::CreateGroup(call) => call.name.len(),
         Command::Deliver(call) => call.items.as_bytes().len(),
         Command::AckLanes(call) => call.acks.len() * 20,
+        Command::SplitShard(call) => call.slots.len() * 2,
         Command::Meta(MetaCommand::Begin(map)) => 128 * (map.nodes.len() + map.shards.len()),
         Command::JoinGroup(_)
         | Command::LeaveGroup(_)

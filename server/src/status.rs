@@ -33,7 +33,9 @@ pub(crate) fn refusal(refusal: &Refusal) -> CallError {
         Refusal::OptionOutOfBounds { .. }
         | Refusal::ReservedType { .. }
         | Refusal::InvalidMap { .. }
-        | Refusal::MoveToItself { .. } => ErrorCode::InvalidArgument,
+        | Refusal::MoveToItself { .. }
+        | Refusal::ShardExists { .. }
+        | Refusal::SplitSize { .. } => ErrorCode::InvalidArgument,
         Refusal::WrongShard { .. } | Refusal::WrongOwner { .. } => ErrorCode::WrongShard,
         Refusal::NodeTaken { .. } => ErrorCode::NodeTaken,
         Refusal::NodeRemoved { .. } => ErrorCode::NodeRemoved,

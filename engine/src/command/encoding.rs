@@ -12,7 +12,7 @@ use crate::command::{
     AckCursor, AckLanes, Command, Conversation, CreateGroup, Deliver, JoinGroup, LeaveGroup,
     MarkRead, RegisterUser, Send, SendGroup, SetClusterOptions,
 };
-use crate::command::{meta, slot};
+use crate::command::{meta, slot, split};
 use crate::decode::{Malformed, Reader};
 use crate::id::{DeviceId, GroupId, MessageId, Seq, SlotId, TimelineId, TimelineKind, UserId};
 use crate::item::{Items, LaneId};
@@ -33,6 +33,7 @@ const TAG_ACK_LANES: u8 = 12;
 const TAG_META: u8 = 13;
 // 14 and 15 are dead letters'.
 const TAG_MOVE_SLOT: u8 = 16;
+const TAG_SPLIT_SHARD: u8 = 17;
 
 fn put_u64(out: &mut Vec<u8>, number: u64) {
     out.extend_from_slice(&number.to_be_bytes());
@@ -168,6 +169,10 @@ pub(crate) fn encode_command(command: &Command, out: &mut Vec<u8>) {
             out.push(TAG_MOVE_SLOT);
             slot::encode(call, out);
         }
+        Command::SplitShard(call) => {
+            out.push(TAG_SPLIT_SHARD);
+            split::encode(call, out);
+        }
         Command::Cut => out.push(TAG_CUT),
     }
 }
@@ -263,6 +268,7 @@ pub(crate) fn decode_command(reader: &mut Reader<'_>, entry: &Bytes) -> Result<C
         TAG_ACK_LANES => decode_ack_lanes(reader).map(Command::AckLanes),
         TAG_META => meta::decode(reader).map(Command::Meta),
         TAG_MOVE_SLOT => slot::decode(reader).map(Command::MoveSlot),
+        TAG_SPLIT_SHARD => split::decode(reader).map(Command::SplitShard),
         TAG_CUT => Ok(Command::Cut),
         TAG_SET_CLUSTER_OPTIONS => {
             let if_absent = match reader.u8()? {

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use crate::command::{MoveSlot, Refusal};
+use crate::applied::AppliedState;
+use crate::command::{MoveSlot, Refusal, SplitShard};
 use crate::error::Error;
 use crate::id::SlotId;
 use crate::known::KnownKeys;
 use crate::lanes;
 use crate::range::{RangeRow, RangeState, Ranges};
-use crate::slot_move::{SlotStanding, Step, StepContext};
+use crate::slot_move::{SlotStanding, SlotTable, Step, StepContext};
+use crate::split::{Handover, SplitContext};
 use crate::state::{Context, ShardState};
 
 impl ShardState {
@@ -94,6 +96,45 @@ impl Context<'_> {
         self.effects.outbox.extend(unacked);
         self.note_range(slot, range, RangeState::Live);
         Ok(())
+    }
+
+    /// Judges a split, and takes it in the table if it is due.
+    pub(crate) fn judge_split(&mut self, call: &SplitShard) -> Result<Step, Refusal> {
+        let at = SplitContext {
+            shard: self.shard,
+            slot_count: self.slot_count(),
+            ranges: &self.state.ranges,
+        };
+        self.state.applied.slots.split(call, &at)
+    }
+
+    /// Forgets slots that become a shard of their own with the flush of this memtable, which ends with this
+    /// entry.
+    pub(crate) fn hand_over(&mut self, call: &SplitShard) {
+        let log_id = Some(self.log_id);
+        let state = &mut *self.state;
+        // All that has changed of the lanes is in rows now, those of the slots that go among them.
+        state.lanes.freeze(&mut state.active);
+        let mut ranges = Ranges::clone(&state.ranges);
+        let mut of_child = Ranges::default();
+        for slot in call.slots.iter().copied() {
+            let range = ranges
+                .remove(slot)
+                .expect("a slot that is held has its rows here");
+            of_child.insert(slot, range);
+            // Until the flush the memtables have rows of it, which are nobody's here.
+            state.dropped.push((slot, range));
+            state.lanes.remove_slot(slot);
+        }
+        state.ranges = Arc::new(ranges);
+        let applied = AppliedState {
+            log_id,
+            last_install: log_id,
+            slots: SlotTable::of_child(call),
+            ..state.applied.clone()
+        };
+        let handover = Handover::new(call.to, of_child, applied);
+        state.handovers.push(handover);
     }
 
     fn note_range(&mut self, slot: SlotId, range: crate::RangeId, state: RangeState) {

@@ -8,6 +8,7 @@ mod hours;
 mod installs;
 mod lanes;
 mod moves;
+mod splits;
 
 use bytes::Bytes;
 use tempfile::TempDir;

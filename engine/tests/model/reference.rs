@@ -136,6 +136,7 @@ impl Reference {
             | Command::SetClusterOptions(_)
             | Command::Meta(_)
             | Command::MoveSlot(_)
+            | Command::SplitShard(_)
             | Command::Cut => unreachable!("has no id"),
         }
     }
@@ -541,6 +542,7 @@ fn identity(command: &Command) -> Identity {
         | Command::SetClusterOptions(_)
         | Command::Meta(_)
         | Command::MoveSlot(_)
+        | Command::SplitShard(_)
         | Command::Cut => unreachable!("has no id"),
     }
 }
@@ -568,6 +570,7 @@ fn asked(command: &Command) -> Command {
         | Command::SetClusterOptions(_)
         | Command::Meta(_)
         | Command::MoveSlot(_)
+        | Command::SplitShard(_)
         | Command::Cut => {}
     }
     asked

@@ -425,6 +425,7 @@ fn assigned(mut command: Command, id: MessageId) -> Command {
         | Command::SetClusterOptions(_)
         | Command::Meta(_)
         | Command::MoveSlot(_)
+        | Command::SplitShard(_)
         | Command::Cut => {}
     }
     command
@@ -445,6 +446,7 @@ fn id_of(command: &Command) -> Uuid {
         | Command::SetClusterOptions(_)
         | Command::Meta(_)
         | Command::MoveSlot(_)
+        | Command::SplitShard(_)
         | Command::Cut => Uuid::nil(),
     }
 }
