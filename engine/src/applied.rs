@@ -137,8 +137,9 @@ mod tests {
     }
 
     fn cluster_options() -> impl Strategy<Value = ClusterOptions> {
-        any::<(u32, u32, u64, Option<(u32, u32)>)>().prop_map(|(members, body, window, limits)| {
-            ClusterOptions {
+        let younger = any::<(Option<(u32, u32)>, Option<u32>)>();
+        (any::<(u32, u32, u64)>(), younger).prop_map(
+            |((members, body, window), (limits, dead_letters_max))| ClusterOptions {
                 group_members_max: members,
                 body_bytes_max: body,
                 dedup_window_ms: window,
@@ -146,8 +147,9 @@ mod tests {
                     devices_max,
                     groups_max,
                 }),
-            }
-        })
+                dead_letters_max,
+            },
+        )
     }
 
     proptest! {

@@ -52,7 +52,9 @@ fn require_place(ctx: &Context<'_>, command: &Command) -> Result<(), Refusal> {
         | Command::Deliver(_)
         | Command::AckLanes(_)
         | Command::MoveSlot(_)
-        | Command::SplitShard(_) => !ctx.is_meta(),
+        | Command::SplitShard(_)
+        | Command::RequeueDeadLetter(_)
+        | Command::DropDeadLetter(_) => !ctx.is_meta(),
     };
     if fits {
         Ok(())
@@ -81,7 +83,9 @@ fn run(ctx: &mut Context<'_>, command: Command) -> Result<Reply, No> {
         | Command::JoinGroup(_)
         | Command::LeaveGroup(_)
         | Command::MarkRead(_)
-        | Command::AckCursor(_) => {
+        | Command::AckCursor(_)
+        | Command::RequeueDeadLetter(_)
+        | Command::DropDeadLetter(_) => {
             ctx.cluster_options()?;
         }
     }
@@ -100,6 +104,8 @@ fn run(ctx: &mut Context<'_>, command: Command) -> Result<Reply, No> {
         Command::Meta(call) => procedure::meta(ctx, &call),
         Command::MoveSlot(call) => procedure::move_slot(ctx, &call),
         Command::SplitShard(call) => procedure::split_shard(ctx, &call),
+        Command::RequeueDeadLetter(call) => procedure::requeue_dead_letter(ctx, &call),
+        Command::DropDeadLetter(call) => procedure::drop_dead_letter(ctx, &call),
         Command::Cut => {
             ctx.cut();
             Ok(Reply::Cut {

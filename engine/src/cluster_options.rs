@@ -21,7 +21,14 @@ use crate::key::HOUR_MS;
 
 /// Without the limits of users.
 const FORMAT_1: u8 = 1;
-const FORMAT: u8 = 2;
+/// With them, and nothing younger.
+const FORMAT_2: u8 = 2;
+/// Says which of the younger ones there are.
+const FORMAT: u8 = 3;
+
+/// Bits of format 3.
+const HAS_USER_LIMITS: u8 = 1;
+const HAS_DEAD_LETTERS: u8 = 2;
 
 /// What all replicas of a shard judge by. Set by [`crate::Command::SetClusterOptions`] only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +41,10 @@ pub struct ClusterOptions {
     pub dedup_window_ms: u64,
     /// What one user may have. `None`: no limit yet, in a cluster that is older than these limits.
     pub user_limits: Option<UserLimits>,
+    /// Dead letters that a slot keeps; each further one trims the oldest. With bodies as long as they may
+    /// be, this is what a slot's dead letters can take: `dead_letters_max * body_bytes_max`. `None`: none are
+    /// kept yet, in a cluster that is older than they are.
+    pub dead_letters_max: Option<u32>,
 }
 
 /// What one user may have.
@@ -60,6 +71,7 @@ impl Default for ClusterOptions {
             body_bytes_max: 16 * 1024 - 1,
             dedup_window_ms: 7 * 24 * HOUR_MS,
             user_limits: Some(UserLimits::default()),
+            dead_letters_max: Some(1000),
         }
     }
 }
@@ -109,9 +121,11 @@ impl ClusterOptions {
     pub const USER_DEVICES_MAX: (u64, u64) = (1, 1000);
     /// Least and greatest [`UserLimits::groups_max`]. A sync key has no place for more groups.
     pub const USER_GROUPS_MAX: (u64, u64) = (1, 2000);
+    /// Least and greatest [`ClusterOptions::dead_letters_max`].
+    pub const DEAD_LETTERS_MAX: (u64, u64) = (1, 100_000);
 
     /// Each option by its name, with its value, if it has one, and its bounds.
-    fn all(&self) -> [(&'static str, Option<u64>, (u64, u64)); 5] {
+    fn all(&self) -> [(&'static str, Option<u64>, (u64, u64)); 6] {
         let limits = self.user_limits;
         [
             (
@@ -139,6 +153,11 @@ impl ClusterOptions {
                 limits.map(|limits| limits.groups_max.into()),
                 Self::USER_GROUPS_MAX,
             ),
+            (
+                "dead_letters_max",
+                self.dead_letters_max.map(u64::from),
+                Self::DEAD_LETTERS_MAX,
+            ),
         ]
     }
 
@@ -151,6 +170,7 @@ impl ClusterOptions {
     pub(crate) fn completed_by(&self, other: &ClusterOptions) -> ClusterOptions {
         ClusterOptions {
             user_limits: self.user_limits.or(other.user_limits),
+            dead_letters_max: self.dead_letters_max.or(other.dead_letters_max),
             ..*self
         }
     }
@@ -189,27 +209,39 @@ impl ClusterOptions {
             .collect()
     }
 
-    /// `format u8 | group_members_max u32 | body_bytes_max u32 | dedup_window_ms u64`, and in
-    /// format 2 `| user_devices_max u32 | user_groups_max u32`. Whoever stores it gives the
-    /// length: further options come at the end, under a new format.
+    /// `format u8 | group_members_max u32 | body_bytes_max u32 | dedup_window_ms u64`; in format 2 then
+    /// `| user_devices_max u32 | user_groups_max u32`; in format 3 `| bits u8` and those for which a bit is
+    /// set, of these two (1) and `dead_letters_max u32` (2). Whoever stores it gives the length: further
+    /// options come at the end, each with a bit. Without younger options the older format is written, which
+    /// is read everywhere.
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
-        out.push(match self.user_limits {
-            None => FORMAT_1,
-            Some(_) => FORMAT,
-        });
+        let format = match (self.user_limits, self.dead_letters_max) {
+            (None, None) => FORMAT_1,
+            (Some(_), None) => FORMAT_2,
+            (_, Some(_)) => FORMAT,
+        };
+        out.push(format);
         out.extend_from_slice(&self.group_members_max.to_be_bytes());
         out.extend_from_slice(&self.body_bytes_max.to_be_bytes());
         out.extend_from_slice(&self.dedup_window_ms.to_be_bytes());
+        if format == FORMAT {
+            let limits = self.user_limits.map_or(0, |_| HAS_USER_LIMITS);
+            let letters = self.dead_letters_max.map_or(0, |_| HAS_DEAD_LETTERS);
+            out.push(limits | letters);
+        }
         if let Some(limits) = self.user_limits {
             out.extend_from_slice(&limits.devices_max.to_be_bytes());
             out.extend_from_slice(&limits.groups_max.to_be_bytes());
+        }
+        if let Some(max) = self.dead_letters_max {
+            out.extend_from_slice(&max.to_be_bytes());
         }
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<ClusterOptions, Malformed> {
         let mut reader = Reader::new("cluster options", bytes);
         let format = reader.u8()?;
-        if ![FORMAT_1, FORMAT].contains(&format) {
+        if ![FORMAT_1, FORMAT_2, FORMAT].contains(&format) {
             return Err(reader.unknown(format));
         }
         let mut options = ClusterOptions {
@@ -217,12 +249,24 @@ impl ClusterOptions {
             body_bytes_max: reader.u32()?,
             dedup_window_ms: reader.u64()?,
             user_limits: None,
+            dead_letters_max: None,
         };
-        if format == FORMAT {
+        let bits = match format {
+            FORMAT_1 => 0,
+            FORMAT_2 => HAS_USER_LIMITS,
+            _ => reader.u8()?,
+        };
+        if bits & !(HAS_USER_LIMITS | HAS_DEAD_LETTERS) != 0 {
+            return Err(reader.unknown(bits));
+        }
+        if bits & HAS_USER_LIMITS != 0 {
             options.user_limits = Some(UserLimits {
                 devices_max: reader.u32()?,
                 groups_max: reader.u32()?,
             });
+        }
+        if bits & HAS_DEAD_LETTERS != 0 {
+            options.dead_letters_max = Some(reader.u32()?);
         }
         reader.end()?;
         Ok(options)
@@ -247,6 +291,7 @@ mod tests {
                 "dedup_window_ms" => options.dedup_window_ms = value,
                 "user_devices_max" => limits.devices_max = number,
                 "user_groups_max" => limits.groups_max = number,
+                "dead_letters_max" => options.dead_letters_max = Some(number),
                 other => panic!("{other} is not tried"),
             }
             options.check()
@@ -286,6 +331,13 @@ mod tests {
         let named = left.differences(&right);
         let named: Vec<_> = named.iter().map(|one| (one.option, one.right)).collect();
         assert_eq!(named, [("user_devices_max", 11), ("user_groups_max", 12)]);
+        let right = ClusterOptions {
+            dead_letters_max: Some(13),
+            ..left
+        };
+        let named = left.differences(&right);
+        let named: Vec<_> = named.iter().map(|one| (one.option, one.right)).collect();
+        assert_eq!(named, [("dead_letters_max", 13)]);
     }
 
     #[test]
@@ -294,6 +346,7 @@ mod tests {
         let old = ClusterOptions {
             body_bytes_max: 9,
             user_limits: None,
+            dead_letters_max: None,
             ..full
         };
         assert!(old.lacks_some_of(&full) && !full.lacks_some_of(&old));
@@ -308,18 +361,44 @@ mod tests {
     }
 
     #[test]
-    fn the_first_format_is_read_and_written_as_it_was() {
-        let bytes = [1, 0, 0, 0, 12, 0, 0, 1, 89, 0, 0, 0, 0, 0, 103, 151, 136];
+    fn each_format_is_read_and_written_as_it_was() {
+        let base = [0, 0, 0, 12, 0, 0, 1, 89, 0, 0, 0, 0, 0, 103, 151, 136];
         let options = ClusterOptions {
             group_members_max: 12,
             body_bytes_max: 345,
             dedup_window_ms: 6_789_000,
             user_limits: None,
+            dead_letters_max: None,
         };
-        assert_eq!(ClusterOptions::decode(&bytes), Ok(options));
-        let mut again = Vec::new();
-        options.encode(&mut again);
-        assert_eq!(again, bytes);
+        let user_limits = Some(UserLimits {
+            devices_max: 4,
+            groups_max: 5,
+        });
+        let limited = ClusterOptions {
+            user_limits,
+            ..options
+        };
+        let with_letters = |options| ClusterOptions {
+            dead_letters_max: Some(6),
+            ..options
+        };
+        let (limits, letters) = ([0, 0, 0, 4, 0, 0, 0, 5], [0, 0, 0, 6]);
+        for (format, options, rest) in [
+            (1, options, Vec::new()),
+            (2, limited, limits.to_vec()),
+            (3, with_letters(options), [&[2][..], &letters].concat()),
+            (
+                3,
+                with_letters(limited),
+                [&[3][..], &limits, &letters].concat(),
+            ),
+        ] {
+            let bytes = [&[format][..], &base, &rest].concat();
+            assert_eq!(ClusterOptions::decode(&bytes), Ok(options));
+            let mut again = Vec::new();
+            options.encode(&mut again);
+            assert_eq!(again, bytes);
+        }
     }
 
     #[test]
@@ -333,7 +412,10 @@ mod tests {
         let mut longer = bytes.clone();
         longer.push(0);
         assert!(ClusterOptions::decode(&longer).is_err());
-        bytes[0] = 3;
+        let mut other = bytes.clone();
+        other[17] |= 4;
+        assert!(ClusterOptions::decode(&other).is_err());
+        bytes[0] = 4;
         assert!(ClusterOptions::decode(&bytes).is_err());
         assert!(ClusterOptions::decode(&[]).is_err());
     }

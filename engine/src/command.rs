@@ -2,6 +2,8 @@
 
 pub(crate) mod encoding;
 mod group;
+mod letters;
+mod marks;
 mod meta;
 mod slot;
 mod split;
@@ -11,6 +13,7 @@ use uuid::Uuid;
 
 use crate::cluster_map::MapFault;
 use crate::cluster_options::{ClusterOptions, OptionFault};
+use crate::dead_letter::LetterStanding;
 use crate::handle::HandleFault;
 use crate::hlc::Hlc;
 use crate::id::{DeviceId, GroupId, MessageId, Seq, ShardId, SlotId, TimelineId, UserId};
@@ -19,6 +22,8 @@ use crate::row::{Flags, MessageType};
 use crate::slot_move::SlotStanding;
 
 pub use group::{CreateGroup, JoinGroup, LeaveGroup};
+pub use letters::{DropDeadLetter, RequeueDeadLetter};
+pub use marks::{AckCursor, Conversation, MarkRead};
 pub use meta::{LogReport, MetaCommand, PutNode};
 pub use slot::MoveSlot;
 pub use split::SplitShard;
@@ -54,6 +59,10 @@ pub enum Command {
     MoveSlot(MoveSlot),
     /// Some of the shard's slots become a new shard.
     SplitShard(SplitShard),
+    /// A dead letter goes to its recipient after all.
+    RequeueDeadLetter(RequeueDeadLetter),
+    /// A dead letter is done with.
+    DropDeadLetter(DropDeadLetter),
     /// Ends the memtable with this entry, so that all replicas can hash the same state.
     Cut,
 }
@@ -68,6 +77,7 @@ impl Command {
             Command::CreateGroup(call) => call.message_id = hlc.next(clock_ms, MessageId::ZERO),
             Command::JoinGroup(call) => call.message_id = hlc.next(clock_ms, MessageId::ZERO),
             Command::LeaveGroup(call) => call.message_id = hlc.next(clock_ms, MessageId::ZERO),
+            Command::RequeueDeadLetter(call) => call.assign(hlc, clock_ms),
             Command::RegisterUser(_)
             | Command::MarkRead(_)
             | Command::AckCursor(_)
@@ -77,6 +87,7 @@ impl Command {
             | Command::Meta(_)
             | Command::MoveSlot(_)
             | Command::SplitShard(_)
+            | Command::DropDeadLetter(_)
             | Command::Cut => {}
         }
     }
@@ -137,43 +148,6 @@ pub struct RegisterUser {
     pub request_id: Uuid,
     /// Without `@`; judged in apply, see `handle.rs`.
     pub handle: String,
-}
-
-/// What a user has read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Conversation {
-    /// With another user, in one's own mailbox.
-    Peer(UserId),
-    /// In a group.
-    Group(GroupId),
-}
-
-/// A user has read a conversation up to `seq`, inclusive.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MarkRead {
-    /// The caller's UUIDv7.
-    pub request_id: Uuid,
-    /// Who read.
-    pub user: UserId,
-    /// What.
-    pub conversation: Conversation,
-    /// Of one's own mailbox, or of the group's timeline.
-    pub seq: Seq,
-}
-
-/// A device holds a timeline up to `seq`, inclusive.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AckCursor {
-    /// The caller's UUIDv7.
-    pub request_id: Uuid,
-    /// Whose device.
-    pub user: UserId,
-    /// Which one.
-    pub device: DeviceId,
-    /// One's own mailbox, or the timeline of a group that one has joined.
-    pub timeline: TimelineId,
-    /// Greatest seq that the device has stored.
-    pub seq: Seq,
 }
 
 /// Items of one lane with dense lane seqs. Has no id: the lane's mark tells what is new.
@@ -273,6 +247,15 @@ pub enum Reply {
     },
     /// What the destinations have is no longer in the outboxes.
     LanesAcked,
+    /// The letter is in its recipient's mailbox.
+    DeadLetterRequeued {
+        /// Its seq there.
+        seq: Seq,
+        /// Its id as the message that it is now.
+        message_id: MessageId,
+    },
+    /// The letter is done with.
+    DeadLetterDropped,
     /// The map of the cluster is as was asked.
     Map {
         /// The map's, after the call.
@@ -561,6 +544,28 @@ pub enum Refusal {
         expected: u64,
         /// The shard's.
         found: u64,
+    },
+    /// No such dead letter, or not any more.
+    #[error("slot {slot} has dead letters above {trim_point} up to {head}, not {seq}")]
+    UnknownDeadLetter {
+        /// As asked.
+        slot: SlotId,
+        /// As asked.
+        seq: Seq,
+        /// Letters at or below it are no longer there.
+        trim_point: Seq,
+        /// The newest one.
+        head: Seq,
+    },
+    /// The letter was requeued before, so it cannot be dropped; or the other way round.
+    #[error("dead letter {seq} of slot {slot} was {standing} before")]
+    DeadLetterResolved {
+        /// As asked.
+        slot: SlotId,
+        /// As asked.
+        seq: Seq,
+        /// What became of it.
+        standing: LetterStanding,
     },
     /// Only the store writes messages of this type.
     #[error("message type {kind} is not for clients", kind = .kind.0)]

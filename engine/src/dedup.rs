@@ -39,6 +39,8 @@ const JOINED: u8 = 4;
 const LEFT: u8 = 5;
 const READ_MARK: u8 = 6;
 const CURSOR: u8 = 7;
+const DEAD_LETTER_REQUEUED: u8 = 8;
+const DEAD_LETTER_DROPPED: u8 = 9;
 
 /// The floors of a shard's slots as apply last read or raised them. Empty after an open or an
 /// install: the next entry reads them from their rows.
@@ -186,6 +188,10 @@ impl Ask {
             Reply::Left { left_seq } => (LEFT, [left_seq.0, 0]),
             Reply::ReadMark { seq } => (READ_MARK, [seq.0, 0]),
             Reply::Cursor { seq } => (CURSOR, [seq.0, 0]),
+            Reply::DeadLetterRequeued { seq, message_id } => {
+                (DEAD_LETTER_REQUEUED, [seq.0, message_id.0])
+            }
+            Reply::DeadLetterDropped => (DEAD_LETTER_DROPPED, [0, 0]),
             Reply::ClusterOptions { .. }
             | Reply::Cut { .. }
             | Reply::Delivered { .. }
@@ -202,10 +208,9 @@ impl Ask {
         value[8] = kind;
         value[9..17].copy_from_slice(&numbers[0].to_be_bytes());
         value[17..].copy_from_slice(&numbers[1].to_be_bytes());
-        let len = if kind == SENT || kind == GROUP_CREATED {
-            VALUE_LEN_MAX
-        } else {
-            17
+        let len = match kind {
+            SENT | GROUP_CREATED | DEAD_LETTER_REQUEUED => VALUE_LEN_MAX,
+            _ => 17,
         };
         ctx.put_dedup(self.slot, self.key, &value[..len]);
         reply
@@ -237,6 +242,11 @@ impl Ask {
             LEFT => Reply::Left { left_seq: seq },
             READ_MARK => Reply::ReadMark { seq },
             CURSOR => Reply::Cursor { seq },
+            DEAD_LETTER_REQUEUED => Reply::DeadLetterRequeued {
+                seq,
+                message_id: MessageId(reader.u64()?),
+            },
+            DEAD_LETTER_DROPPED => Reply::DeadLetterDropped,
             _ => return Err(reader.unknown(kind)),
         };
         reader.end()?;

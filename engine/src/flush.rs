@@ -396,10 +396,15 @@ fn write_state(parts: &[Part<'_>], writer: &mut dyn FileWriter) -> Result<(), Er
                 }
                 key.truncate(front);
                 key.extend_from_slice(suffix.as_slice());
+                seq = seq.next();
+                // A row that is overwritten in its tail has no other here: this one was trimmed since.
+                if let Some((_, later)) = rows.next_if(|((_, same), _)| *same == suffix) {
+                    write_row(writer, &key, later.as_deref())?;
+                    continue;
+                }
                 row_bytes.clear();
                 row.encode(&mut row_bytes);
                 writer.put(&key, &row_bytes)?;
-                seq = seq.next();
             }
         }
         for ((_, suffix), value) in rows {

@@ -76,6 +76,14 @@ impl ShardId {
 impl SlotId {
     /// Under which the meta shard keeps its rows. No owner's slot: that one is in another shard.
     pub const META: SlotId = SlotId(0);
+
+    /// What could not be delivered in this slot.
+    pub fn dead_letters(self) -> TimelineId {
+        TimelineId {
+            kind: TimelineKind::DeadLetters,
+            owner: u64::from(self.0),
+        }
+    }
 }
 
 impl RangeId {
@@ -121,6 +129,9 @@ pub enum TimelineKind {
     Mailbox = 1,
     /// A group's timeline.
     Group = 2,
+    /// What could not be delivered in a slot, which owns it; for operators only. (3 is what a handle has
+    /// among the destinations of commands, see `key/dedup.rs`.)
+    DeadLetters = 4,
 }
 
 impl TimelineKind {
@@ -129,24 +140,29 @@ impl TimelineKind {
         match number {
             1 => Some(TimelineKind::Mailbox),
             2 => Some(TimelineKind::Group),
+            4 => Some(TimelineKind::DeadLetters),
             _ => None,
         }
     }
 }
 
-/// Names one timeline. Its text form is `mailbox:17` or `group:65`.
+/// Names one timeline. Its text form is `mailbox:17`, `group:65` or `dead-letters:3`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TimelineId {
     /// What kind of owner it has.
     pub kind: TimelineKind,
-    /// The owner's user or group id.
+    /// The owner's user or group id, or the slot's number.
     pub owner: u64,
 }
 
 impl TimelineId {
     /// The slot that holds this timeline.
     pub fn slot(self, slot_count: u16) -> SlotId {
-        slot_of_owner(self.owner, slot_count)
+        match self.kind {
+            TimelineKind::Mailbox | TimelineKind::Group => slot_of_owner(self.owner, slot_count),
+            // A slot is not hashed: what it owns is its own. One that cannot be is in no shard.
+            TimelineKind::DeadLetters => SlotId(u16::try_from(self.owner).unwrap_or(u16::MAX)),
+        }
     }
 }
 
@@ -155,6 +171,7 @@ impl fmt::Display for TimelineId {
         let kind = match self.kind {
             TimelineKind::Mailbox => "mailbox",
             TimelineKind::Group => "group",
+            TimelineKind::DeadLetters => "dead-letters",
         };
         write!(f, "{kind}:{}", self.owner)
     }
@@ -162,7 +179,9 @@ impl fmt::Display for TimelineId {
 
 /// Text that names no timeline.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not a timeline: expected `mailbox:<user id>` or `group:<group id>`")]
+#[error(
+    "{text:?} is not a timeline: expected `mailbox:<user id>`, `group:<group id>` or `dead-letters:<slot>`"
+)]
 pub struct NotATimeline {
     /// What was given.
     pub text: String,
@@ -179,6 +198,7 @@ impl FromStr for TimelineId {
         let kind = match kind {
             "mailbox" => TimelineKind::Mailbox,
             "group" => TimelineKind::Group,
+            "dead-letters" => TimelineKind::DeadLetters,
             _ => return Err(not_a_timeline()),
         };
         let owner = owner.parse().map_err(|_| not_a_timeline())?;
@@ -243,6 +263,7 @@ mod tests {
         for (text, timeline) in [
             ("mailbox:17", UserId(17).mailbox()),
             ("group:65", GroupId(65).timeline()),
+            ("dead-letters:3", SlotId(3).dead_letters()),
         ] {
             assert_eq!(timeline.to_string(), text);
             assert_eq!(text.parse(), Ok(timeline));
@@ -263,6 +284,7 @@ mod tests {
     fn the_slot_formula_never_changes() {
         assert_eq!(slot_of_owner(65536, 1024), SlotId(118));
         assert_eq!(slot_of_handle("alice", 1024), SlotId(688));
+        assert_eq!(SlotId(9).dead_letters().slot(1024), SlotId(9));
     }
 
     #[test]

@@ -196,6 +196,25 @@ pub enum StateKey {
         /// The node.
         node: u64,
     },
+    /// What stands beside a dead letter's message row: whom it was for, why they did not get it, and what
+    /// became of it. Scope: the slot that owns the letter. Written with the message row, overwritten once
+    /// when the letter is requeued or dropped; trim removes both.
+    ///
+    /// Key: `18 | slot u16 | seq u64`. Value: see `dead_letter.rs`.
+    DeadLetter {
+        /// The slot.
+        slot: SlotId,
+        /// The letter's seq in the slot's dead-letter timeline.
+        seq: Seq,
+    },
+    /// How many dead letters a slot has had, and what became of them. Scope: the slot. Its numbers only rise;
+    /// moves with the slot.
+    ///
+    /// Key: `19 | slot u16`. Value: see `dead_letter.rs`.
+    DeadLetterTotals {
+        /// The slot.
+        slot: SlotId,
+    },
 }
 
 pub(crate) const TAG_MESSAGE: u8 = 1;
@@ -216,6 +235,8 @@ const TAG_MARK_TABLE: u8 = 15;
 const TAG_OUTBOX: u8 = 16;
 /// All rows of the map have one tag, so that one scan sees them at one moment.
 const TAG_META: u8 = 17;
+const TAG_DEAD_LETTER: u8 = 18;
+const TAG_DEAD_LETTER_TOTALS: u8 = 19;
 const META_MAP: u8 = 0;
 const META_NODE: u8 = 1;
 const META_SHARD: u8 = 2;
@@ -244,7 +265,9 @@ impl StateKey {
             | StateKey::GroupCounter { slot }
             | StateKey::DedupFloor { slot }
             | StateKey::LaneTable { slot }
-            | StateKey::MarkTable { slot } => *slot,
+            | StateKey::MarkTable { slot }
+            | StateKey::DeadLetter { slot, .. }
+            | StateKey::DeadLetterTotals { slot } => *slot,
             StateKey::Outbox { lane, .. } => lane.source,
             StateKey::MetaMap
             | StateKey::MetaNode { .. }
@@ -297,6 +320,12 @@ impl StateKey {
                 KeyBytes::tag(TAG_META).bytes(&[META_SHARD]).u32(shard.0)
             }
             StateKey::MetaLog { node } => KeyBytes::tag(TAG_META).bytes(&[META_LOG]).u64(*node),
+            StateKey::DeadLetter { slot, seq } => {
+                KeyBytes::tag(TAG_DEAD_LETTER).u16(slot.0).u64(seq.0)
+            }
+            StateKey::DeadLetterTotals { slot } => {
+                KeyBytes::tag(TAG_DEAD_LETTER_TOTALS).u16(slot.0)
+            }
         }
     }
 
@@ -365,6 +394,10 @@ impl StateKey {
             },
             TAG_OUTBOX => read_outbox(reader)?,
             TAG_META => read_meta(reader)?,
+            TAG_DEAD_LETTER => read_dead_letter(reader)?,
+            TAG_DEAD_LETTER_TOTALS => StateKey::DeadLetterTotals {
+                slot: SlotId(reader.u16()?),
+            },
             tag => return Err(reader.unknown(tag)),
         };
         reader.end()?;
@@ -400,6 +433,13 @@ impl StateKey {
     pub fn members_prefix(group: GroupId) -> KeyBytes {
         KeyBytes::tag(TAG_MEMBER).u64(group.0)
     }
+}
+
+fn read_dead_letter(reader: &mut Reader<'_>) -> Result<StateKey, Malformed> {
+    Ok(StateKey::DeadLetter {
+        slot: SlotId(reader.u16()?),
+        seq: Seq(reader.u64()?),
+    })
 }
 
 fn read_outbox(reader: &mut Reader<'_>) -> Result<StateKey, Malformed> {

@@ -6,6 +6,7 @@
 //! ```text
 //! shard.rs    one replica: apply and reads           state.rs   what its one lock holds; Context
 //! item.rs     effects on other slots          lanes.rs   what rides between slots
+//! dead_letter.rs   what could not be delivered, for operators
 //! memtable.rs applied, not flushed                   flush.rs   memtable to file, published
 //! view.rs     reads over memtables and files         base/      RocksDB, or a simulated disk
 //! heads.rs, tails.rs, known.rs   caches              store.rs, range.rs   whose rows are where
@@ -28,6 +29,7 @@ mod base;
 mod cluster_map;
 mod cluster_options;
 mod command;
+mod dead_letter;
 mod decode;
 mod dedup;
 mod drop_shard;
@@ -79,10 +81,11 @@ pub use cluster_map::{
 };
 pub use cluster_options::{ClusterOptions, OptionDifference, OptionFault, UserLimits};
 pub use command::{
-    AckCursor, AckLanes, Command, Conversation, CreateGroup, Deliver, JoinGroup, LeaveGroup,
-    LogReport, MarkRead, MetaCommand, MoveSlot, PutNode, Refusal, RegisterUser, Reply, Send,
-    SendGroup, SetClusterOptions, SplitShard,
+    AckCursor, AckLanes, Command, Conversation, CreateGroup, Deliver, DropDeadLetter, JoinGroup,
+    LeaveGroup, LogReport, MarkRead, MetaCommand, MoveSlot, PutNode, Refusal, RegisterUser, Reply,
+    RequeueDeadLetter, Send, SendGroup, SetClusterOptions, SplitShard,
 };
+pub use dead_letter::{DeadLetter, DeadLetterPage, DeadLetterTotals, LetterStanding};
 pub use decode::Malformed;
 pub use entry::{Commands, Entry, EntryBuilder};
 pub use error::{Error, KeyText};

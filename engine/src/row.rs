@@ -5,7 +5,7 @@
 //! body length 3 | body | crc 4                                        all big-endian
 //! ```
 //!
-//! The correspondent is the other side of a 1:1 message, and the sender in a group; a flag says
+//! The correspondent is the other side of a 1:1 message, and the sender in a group or of a dead letter; a flag says
 //! whether a mailbox's owner sent the message or received it. Timeline and seq are in the key.
 //!
 //! The crc is crc32 over `client_msg_id | type | body` (the *content crc*, made by who took the
@@ -59,6 +59,9 @@ impl Flags {
     pub const CLIENT: Flags = Flags(0x0F);
     /// In a mailbox: its owner sent the message.
     pub const OUTGOING: Flags = Flags(0x80);
+    /// In a recipient's mailbox: the message was a dead letter, and an operator has requeued it. Its sender
+    /// was told that it had been refused.
+    pub const REQUEUED: Flags = Flags(0x40);
 
     /// The bits of either.
     #[must_use]
@@ -111,7 +114,7 @@ pub fn content_crc(client_msg_id: Uuid, kind: MessageType, body: &[u8]) -> u32 {
 pub struct NewRow {
     /// Assigned by the leader.
     pub message_id: MessageId,
-    /// The other side of a 1:1 message; the sender in a group.
+    /// The other side of a 1:1 message; the sender in a group or of a dead letter.
     pub correspondent: UserId,
     /// Nil for messages that the store writes itself.
     pub client_msg_id: Uuid,
@@ -119,7 +122,7 @@ pub struct NewRow {
     pub sent_at_ms: u64,
     /// What it is.
     pub kind: MessageType,
-    /// The client's, and `OUTGOING`.
+    /// The client's, and the store's own.
     pub flags: Flags,
     /// At most [`BODY_BYTES_FORMAT_MAX`] bytes; a slice of the entry's own bytes.
     pub body: Bytes,
@@ -144,6 +147,11 @@ pub struct StoredRow {
 }
 
 impl StoredRow {
+    /// The row without its place, for another one.
+    pub(crate) fn into_new(self) -> NewRow {
+        self.new
+    }
+
     /// Bytes of the encoded row.
     pub fn encoded_len(&self) -> usize {
         HEADER_LEN + self.new.body.len() + CRC_LEN
@@ -221,7 +229,7 @@ impl StoredRow {
         let row = &self.new;
         let correspondent = row.correspondent;
         let (sender, recipient) = match timeline.kind {
-            TimelineKind::Group => (correspondent, UserId(0)),
+            TimelineKind::Group | TimelineKind::DeadLetters => (correspondent, UserId(0)),
             TimelineKind::Mailbox if row.flags.has(Flags::OUTGOING) => {
                 (UserId(timeline.owner), correspondent)
             }

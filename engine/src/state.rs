@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::hash::StateHash;
 use crate::heads::HeadCache;
 use crate::hidden_hours::HiddenHours;
-use crate::id::{MessageId, RangeId, Seq, ShardId, SlotId, TimelineId, UserId};
+use crate::id::{MessageId, RangeId, Seq, ShardId, SlotId, TimelineId, TimelineKind, UserId};
 use crate::import::ReadyImports;
 use crate::item::{Item, LaneId, OutboxItem};
 use crate::key::{DedupKey, KeyBytes, StateKey, StoredKey};
@@ -28,6 +28,7 @@ use crate::options::EngineOptions;
 use crate::range::{RangeRow, Ranges};
 use crate::row::{NewRow, Row, StoredRow};
 use crate::split::Handover;
+use crate::table;
 use crate::view::{self, Overlay};
 
 pub(crate) use frozen::{CutView, Frozen};
@@ -271,6 +272,11 @@ impl<'a> Context<'a> {
         crate::id::slot_of_owner(owner, self.state.options.slot_count)
     }
 
+    /// The slot that holds a timeline.
+    pub(crate) fn slot_of_timeline(&self, timeline: TimelineId) -> SlotId {
+        timeline.slot(self.state.options.slot_count)
+    }
+
     /// The slot of a handle.
     pub(crate) fn slot_of_handle(&self, handle: &str) -> SlotId {
         crate::id::slot_of_handle(handle, self.state.options.slot_count)
@@ -308,7 +314,7 @@ impl<'a> Context<'a> {
 
     /// The greatest seq of a timeline.
     pub(crate) fn head(&mut self, timeline: TimelineId) -> Result<Seq, Error> {
-        let slot = self.slot_of(timeline.owner);
+        let slot = self.slot_of_timeline(timeline);
         let range = self.state.range(slot)?;
         if let Some(head) = self.state.head_in_memory(range, timeline) {
             return Ok(head);
@@ -332,7 +338,7 @@ impl<'a> Context<'a> {
 
     /// Notes a timeline whose owner has just been made: its first append need not look for rows.
     pub(crate) fn begin_timeline(&mut self, timeline: TimelineId) -> Result<(), Error> {
-        let range = self.state.range(self.slot_of(timeline.owner))?;
+        let range = self.state.range(self.slot_of_timeline(timeline))?;
         self.state.heads.put_owned(range, timeline, Seq::ZERO);
         Ok(())
     }
@@ -369,6 +375,10 @@ impl<'a> Context<'a> {
         })?;
         self.state.active.append(place, stored);
         self.state.heads.put(range, timeline, seq);
+        if timeline.kind == TimelineKind::DeadLetters {
+            // Nobody subscribes to them.
+            return Ok(seq);
+        }
         let appended = &mut self.effects.appended;
         let next = u32::try_from(appended.len()).expect("a batch is bounded");
         match self.state.active.touch(place, self.batch, next) {
@@ -383,8 +393,63 @@ impl<'a> Context<'a> {
             return Ok(place);
         }
         let head = self.head(timeline)?;
-        let slot = self.slot_of(timeline.owner);
+        let slot = self.slot_of_timeline(timeline);
         Ok(self.state.active.begin_tail(timeline, slot, head.next()))
+    }
+
+    /// The row of a timeline at a seq above its trim point, checked against its crc. For the few procedures
+    /// that read what was appended before.
+    pub(crate) fn row(&self, timeline: TimelineId, seq: Seq) -> Result<StoredRow, Error> {
+        let slot = self.slot_of_timeline(timeline);
+        let key = StateKey::Message { timeline, seq };
+        let corrupt = |malformed| Error::corrupt_row(key.encode().as_slice(), malformed);
+        for memtable in self.state.memtables() {
+            // What was overwritten is under its own key; in the tail, if it was still there.
+            if let Some(value) = memtable.get(slot, &key.encode()).cloned().flatten() {
+                return StoredRow::decode(timeline, seq, &value).map_err(corrupt);
+            }
+            let place = memtable.timeline(timeline);
+            let stored = place.and_then(|place| memtable.row(memtable.tail(place), seq));
+            if let Some(stored) = stored {
+                stored.check(timeline, seq).map_err(corrupt)?;
+                return Ok(stored.clone());
+            }
+        }
+        let range = self.state.range(slot)?;
+        let value = view::get_state(self.state.files.as_ref(), range, &key.encode())?;
+        match value {
+            Some(value) => StoredRow::decode(timeline, seq, &value).map_err(corrupt),
+            None => Err(Error::MissingRow {
+                timeline,
+                seq,
+                found: Seq::ZERO,
+            }),
+        }
+    }
+
+    /// The greatest seq of a timeline that is no longer here.
+    pub(crate) fn trim_point(&mut self, timeline: TimelineId) -> Result<Seq, Error> {
+        let key = StateKey::TrimPoint { timeline };
+        view::seq_value(self.get(&key)?, &key)
+    }
+
+    /// Raises a timeline's trim point from `trimmed`. The rows in between are absent from here on, and their
+    /// tombstones get into files together with the trim point.
+    pub(crate) fn trim(&mut self, timeline: TimelineId, trimmed: Seq, to: Seq) {
+        assert!(trimmed < to, "a trim point only rises");
+        self.put(&StateKey::TrimPoint { timeline }, table::encode_u64(to.0));
+        let slot = self.slot_of_timeline(timeline);
+        for seq in (trimmed.0 + 1..=to.0).map(Seq) {
+            let key = StateKey::Message { timeline, seq }.encode();
+            self.state.active.put(slot, key, None);
+        }
+    }
+
+    /// Copies bytes that are about to be appended out of the entry, or the file's block, that they are in.
+    pub(crate) fn copied(&mut self, bytes: &[u8]) -> Bytes {
+        let copy = Bytes::copy_from_slice(bytes);
+        self.state.active.pin(&copy);
+        copy
     }
 
     #[cfg_attr(not(test), expect(dead_code, reason = "recall and edit will use it"))]
@@ -395,7 +460,7 @@ impl<'a> Context<'a> {
         seq: Seq,
         row: NewRow,
     ) -> Result<(), Error> {
-        let slot = self.slot_of(timeline.owner);
+        let slot = self.slot_of_timeline(timeline);
         assert!(
             seq <= self.head(timeline)?,
             "only rows that were appended are overwritten"
@@ -461,7 +526,6 @@ impl<'a> Context<'a> {
             .put(slot, key.encode(), Some(value.into()));
     }
 
-    #[cfg_attr(not(test), expect(dead_code, reason = "outboxes and jobs will use it"))]
     /// Removes a state row.
     pub(crate) fn delete(&mut self, key: &StateKey) {
         let slot = key.slot(self.state.options.slot_count);

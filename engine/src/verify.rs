@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use crate::base::rocks::KEYS_END;
 use crate::cluster_map;
+use crate::dead_letter;
 use crate::decode::Malformed;
 use crate::error::Error;
 use crate::id::{RangeId, SlotId};
@@ -125,6 +126,7 @@ impl Shard {
             StoredRow::decode(timeline, seq, &value)?;
         }
         cluster_map::check_row(&key, &value)?;
+        dead_letter::check_row(&key, &value)?;
         lanes::check_row(&key, &value)
     }
 }

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use mailbox_engine::{
     AckCursor, ApplyEntry, ApplyPayload, ClusterOptions, Command, Conversation, CreateGroup,
-    DeviceId, EngineOptions, EntryBuilder, Flags, GroupId, JoinGroup, LeaveGroup, LogId, MarkRead,
-    MemoryDisk, MessageId, MessageType, Refusal, RegisterUser, Reply, Send, SendGroup, Seq,
-    SetClusterOptions, Shard, ShardId, SnapshotMeta, Store, TimelineId, UserId, UserLimits,
-    content_crc,
+    DeviceId, DropDeadLetter, EngineOptions, EntryBuilder, Flags, GroupId, JoinGroup, LeaveGroup,
+    LogId, MarkRead, MemoryDisk, MessageId, MessageType, Refusal, RegisterUser, Reply,
+    RequeueDeadLetter, Send, SendGroup, Seq, SetClusterOptions, Shard, ShardId, SlotId,
+    SnapshotMeta, Store, TimelineId, UserId, UserLimits, content_crc,
 };
 use uuid::Uuid;
 
@@ -26,6 +26,7 @@ const TIGHT: ClusterOptions = ClusterOptions {
         devices_max: 2,
         groups_max: 2,
     }),
+    dead_letters_max: Some(2),
 };
 
 /// Where a store lives.
@@ -255,6 +256,17 @@ fn all_client_commands() -> Vec<Command> {
             user,
             device: DeviceId::new("phone").unwrap(),
             timeline: user.mailbox(),
+            seq: Seq(1),
+        }),
+        Command::RequeueDeadLetter(RequeueDeadLetter {
+            request_id,
+            slot: SlotId(1),
+            seq: Seq(1),
+            message_id,
+        }),
+        Command::DropDeadLetter(DropDeadLetter {
+            request_id,
+            slot: SlotId(1),
             seq: Seq(1),
         }),
     ]
@@ -610,6 +622,7 @@ fn a_cluster_that_is_older_than_an_option_gets_it_from_the_next_leader() {
     let mut replica = Replica::new(small());
     let old = ClusterOptions {
         user_limits: None,
+        dead_letters_max: None,
         ..TIGHT
     };
     let commands = [set(old, true), register(1), create(UserId(0), 2)];

@@ -33,6 +33,7 @@ const OPTIONS: ClusterOptions = ClusterOptions {
     dedup_window_ms: 6_789_000,
     // They came after this format.
     user_limits: None,
+    dead_letters_max: None,
 };
 /// Of the store in the fixture of format 2.
 const HASH: u128 = 0xb2d7_fed0_416c_0aeb_8637_6d7c_94d4_80fc;

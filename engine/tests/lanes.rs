@@ -7,6 +7,8 @@
 mod checks;
 #[path = "lanes/cluster.rs"]
 mod cluster;
+#[path = "lanes/dead_letters.rs"]
+mod dead_letters;
 #[path = "lanes/hostile.rs"]
 mod hostile;
 #[path = "lanes/moves.rs"]

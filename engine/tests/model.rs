@@ -7,6 +7,8 @@
 // Helpers of tests are not seen as tests.
 #![allow(clippy::unwrap_used)]
 
+#[path = "model/letters.rs"]
+mod letters;
 #[path = "model/reference.rs"]
 mod reference;
 #[path = "model/script.rs"]
@@ -270,12 +272,14 @@ fn compare(shard: &Shard, reference: &Reference) {
         assert_eq!(shard.handle_of(*user).unwrap().as_ref(), Some(handle));
         compare_groups(shard, reference, *user);
     }
+    letters::compare_letters(shard, reference);
     assert_eq!(shard.resolve_handle("nobody").unwrap(), None);
     assert_eq!(shard.handle_of(UserId(1)).unwrap(), None);
     for ((user, timeline), seq) in &reference.read_marks {
         let conversation = match timeline.kind {
             TimelineKind::Mailbox => Conversation::Peer(UserId(timeline.owner)),
             TimelineKind::Group => Conversation::Group(GroupId(timeline.owner)),
+            TimelineKind::DeadLetters => panic!("nobody reads {timeline}"),
         };
         assert_eq!(shard.read_mark(*user, conversation).unwrap(), *seq);
     }
@@ -377,6 +381,8 @@ fn the_scripts_reach_every_reply_and_cuts() {
                 | Reply::Cursor { .. }
                 | Reply::Delivered { .. }
                 | Reply::LanesAcked
+                | Reply::DeadLetterRequeued { .. }
+                | Reply::DeadLetterDropped
                 | Reply::Map { .. }
                 | Reply::SlotMoved { .. }
                 | Reply::ShardSplit { .. }
@@ -387,13 +393,16 @@ fn the_scripts_reach_every_reply_and_cuts() {
             *seen.entry(name.to_owned()).or_default() += 1;
         }
         *seen.entry("cut hash".to_owned()).or_default() += replica.cuts.len();
+        let totals = replica.shard().dead_letter_totals(None).unwrap();
+        *seen.entry("unseen".to_owned()).or_default() += usize::try_from(totals.unseen).unwrap();
     }
     let names = "Sent UserRegistered GroupCreated Joined Left ReadMark Cursor Cut IdReused \
                  IdExpired IdFromFuture Corrupt Retry UnknownUser UnknownGroup NotAMember \
                  AlreadyAMember HandleTaken InvalidHandle GroupFull SeqBeyondHead BodyTooLarge \
                  ReservedType ClusterOptions NotReady OptionOutOfBounds TooManyGroups \
-                 TooManyDevices";
-    for name in names.split_whitespace().chain(["cut hash"]) {
+                 TooManyDevices DeadLetterRequeued DeadLetterDropped UnknownDeadLetter \
+                 DeadLetterResolved";
+    for name in names.split_whitespace().chain(["cut hash", "unseen"]) {
         assert!(
             seen.get(name).is_some_and(|count| *count >= 3),
             "{name}: {seen:#?}"

@@ -112,7 +112,7 @@ pub(crate) fn http_status(fault: &Fault) -> StatusCode {
         .map_or(StatusCode::INTERNAL_SERVER_ERROR, status_of_code)
 }
 
-const ALL_CODES: [ErrorCode; 37] = [
+const ALL_CODES: [ErrorCode; 39] = [
     ErrorCode::Unspecified,
     ErrorCode::Unavailable,
     ErrorCode::NotLeader,
@@ -150,6 +150,8 @@ const ALL_CODES: [ErrorCode; 37] = [
     ErrorCode::UnknownShard,
     ErrorCode::NodeInUse,
     ErrorCode::StaleEpoch,
+    ErrorCode::UnknownDeadLetter,
+    ErrorCode::DeadLetterResolved,
 ];
 
 #[deny(clippy::wildcard_enum_match_arm)]
@@ -189,7 +191,9 @@ fn status_of_code(code: ErrorCode) -> StatusCode {
         | ErrorCode::UnknownNode
         | ErrorCode::UnknownShard
         | ErrorCode::NodeInUse
-        | ErrorCode::StaleEpoch => StatusCode::INTERNAL_SERVER_ERROR,
+        | ErrorCode::StaleEpoch
+        | ErrorCode::UnknownDeadLetter
+        | ErrorCode::DeadLetterResolved => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 

@@ -214,6 +214,8 @@ fn is_refusal(code: ErrorCode) -> bool {
         | ErrorCode::UnknownNode
         | ErrorCode::UnknownShard
         | ErrorCode::NodeInUse
-        | ErrorCode::StaleEpoch => false,
+        | ErrorCode::StaleEpoch
+        | ErrorCode::UnknownDeadLetter
+        | ErrorCode::DeadLetterResolved => false,
     }
 }

@@ -11,7 +11,7 @@ use openraft::impls::EmptyNode;
 use openraft::metrics::RaftServerMetrics;
 use openraft::{ChangeMembers, Precondition, ServerState};
 
-use crate::membership::{ChangeError, Membership};
+use crate::membership::{ChangeError, Membership, MembershipChange};
 use crate::replica::Replica;
 use crate::status::Leadership;
 use crate::types::{self, LogId, NodeId, TypeConfig};
@@ -26,39 +26,30 @@ const LOOK: Duration = Duration::from_millis(5);
 const TEND_INTERVAL: Duration = Duration::from_secs(1);
 /// A leader that waits for a follower so many entries behind would serve nobody meanwhile.
 const TRANSFER_LAG_MAX: u64 = 4096;
+/// So far behind it is hardly behind: what is under way at any moment of a busy shard.
+const TRANSFER_LAG_NEAR: u64 = 64;
 
 type Change = ChangeMembers<NodeId, EmptyNode>;
 type ServerMetrics = RaftServerMetrics<TypeConfig>;
 
-/// What a membership is to become.
-#[derive(Clone)]
-enum Goal {
-    Learner(NodeId),
-    NoLearner(NodeId),
-    Voters {
-        add: BTreeSet<NodeId>,
-        remove: BTreeSet<NodeId>,
-    },
-}
-
-impl Goal {
+impl MembershipChange {
     /// The step from a membership, which is not joint, to the goal; `None` if there is nothing to do.
     fn step(&self, now: &types::Membership) -> Result<Option<Change>, ChangeError> {
         let voters: BTreeSet<NodeId> = now.voter_ids().collect();
         match self {
-            Goal::Learner(node) => {
+            MembershipChange::AddLearner(node) => {
                 let new = now.get_node(node).is_none();
                 let nodes = BTreeMap::from([(*node, EmptyNode {})]);
                 Ok(new.then_some(ChangeMembers::AddNodes(nodes)))
             }
-            Goal::NoLearner(node) => {
+            MembershipChange::RemoveLearner(node) => {
                 if voters.contains(node) {
                     return Err(ChangeError::IsVoter { node: *node });
                 }
                 let there = now.get_node(node).is_some();
                 Ok(there.then(|| ChangeMembers::RemoveNodes(BTreeSet::from([*node]))))
             }
-            Goal::Voters { add, remove } => {
+            MembershipChange::Voters { add, remove } => {
                 let stranger = add.iter().find(|node| now.get_node(node).is_none());
                 if let Some(node) = stranger {
                     return Err(ChangeError::NotLearner { node: *node });
@@ -85,6 +76,16 @@ fn is_settled(server: &ServerMetrics) -> bool {
 fn is_joint(server: &ServerMetrics) -> bool {
     let membership = server.membership_config.membership();
     membership.get_joint_config().len() > 1
+}
+
+/// Refuses a change that was decided on another membership than this one.
+fn require_from(server: &ServerMetrics, from: Option<u64>) -> Result<(), ChangeError> {
+    let found = server.membership_config.log_id();
+    let found = found.as_ref().map_or(0, |id| id.index);
+    match from {
+        Some(expected) if expected != found => Err(ChangeError::Moved { expected, found }),
+        Some(_) | None => Ok(()),
+    }
 }
 
 fn unavailable(reason: impl std::fmt::Display) -> ChangeError {
@@ -130,15 +131,29 @@ impl Replica {
         memberships.any(|stored| stored.membership().get_node(&server.id).is_some())
     }
 
+    pub(crate) async fn change_from(
+        self: &Arc<Self>,
+        index: u64,
+        change: MembershipChange,
+    ) -> Result<(), ChangeError> {
+        if let MembershipChange::AddLearner(node) = change
+            && self.road.address(node).is_none()
+        {
+            return Err(ChangeError::UnknownNode { node });
+        }
+        self.change(change, Some(index)).await
+    }
+
     pub(crate) async fn add_learner(self: &Arc<Self>, node: NodeId) -> Result<(), ChangeError> {
         if self.road.address(node).is_none() {
             return Err(ChangeError::UnknownNode { node });
         }
-        self.change(Goal::Learner(node)).await
+        self.change(MembershipChange::AddLearner(node), None).await
     }
 
     pub(crate) async fn remove_learner(self: &Arc<Self>, node: NodeId) -> Result<(), ChangeError> {
-        self.change(Goal::NoLearner(node)).await
+        self.change(MembershipChange::RemoveLearner(node), None)
+            .await
     }
 
     pub(crate) async fn change_voters(
@@ -146,11 +161,17 @@ impl Replica {
         add: BTreeSet<NodeId>,
         remove: BTreeSet<NodeId>,
     ) -> Result<(), ChangeError> {
-        self.change(Goal::Voters { add, remove }).await
+        self.change(MembershipChange::Voters { add, remove }, None)
+            .await
     }
 
-    /// A change that has begun goes on when its caller goes away: half of it would be a joint membership.
-    async fn change(self: &Arc<Self>, goal: Goal) -> Result<(), ChangeError> {
+    /// A change that has begun goes on when its caller goes away: half of it would be a joint membership. With
+    /// `from` it begins only where the membership is the one that the entry at that index brought.
+    async fn change(
+        self: &Arc<Self>,
+        goal: MembershipChange,
+        from: Option<u64>,
+    ) -> Result<(), ChangeError> {
         if self.changing.swap(true, Ordering::AcqRel) {
             return Err(ChangeError::Changing);
         }
@@ -159,7 +180,7 @@ impl Replica {
             let _ended = ended;
             let changed = async {
                 let _alone = replica.changes.lock().await;
-                replica.change_alone(&goal).await
+                replica.change_alone(&goal, from).await
             };
             let changed = tokio::time::timeout(CHANGE_TIMEOUT, changed).await;
             changed.unwrap_or_else(|_| {
@@ -173,7 +194,11 @@ impl Replica {
             .unwrap_or_else(|error| Err(unavailable(error)))
     }
 
-    async fn change_alone(&self, goal: &Goal) -> Result<(), ChangeError> {
+    async fn change_alone(
+        &self,
+        goal: &MembershipChange,
+        from: Option<u64>,
+    ) -> Result<(), ChangeError> {
         loop {
             let term = self.wait_ready().await?;
             let server = self.server_metrics();
@@ -191,13 +216,14 @@ impl Replica {
             }
             let now = server.membership_config.membership();
             if let Some(step) = goal.step(now)? {
-                if let Goal::Voters { add, .. } = goal {
+                require_from(&server, from)?;
+                if let MembershipChange::Voters { add, .. } = goal {
                     self.allow_lost_logs(add.iter().copied(), false).await?;
                 }
                 let committed = self.write_change(&server, step).await?;
                 self.wait_settled(committed).await?;
             }
-            if let Goal::Learner(_) = goal {
+            if let MembershipChange::AddLearner(_) = goal {
                 self.allow_learners_to_lose().await?;
             }
             return Ok(());
@@ -368,9 +394,20 @@ impl Replica {
         if !voters.any(|voter| voter == to) {
             return Err(ChangeError::NotVoter { node: to });
         }
-        let lag = self.lag_of(to);
-        if lag > TRANSFER_LAG_MAX {
-            return Err(unavailable(format!("node {to} is {lag} entries behind")));
+        // From the moment it is handed over until the other one has all entries, nobody serves: so the lag comes
+        // first, and so does the question.
+        loop {
+            let lag = self.lag_of(to);
+            if lag > TRANSFER_LAG_MAX {
+                return Err(unavailable(format!("node {to} is {lag} entries behind")));
+            }
+            if lag <= TRANSFER_LAG_NEAR {
+                break;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        if let Some(refusal) = self.road.refusal_to_lead(self.id.0, to).await {
+            return Err(unavailable(format!("node {to} would not lead: {refusal}")));
         }
         let asked = self.hand_over(to).await;
         asked.map_err(unavailable)?;
@@ -411,8 +448,8 @@ mod tests {
         types::Membership::new_with_defaults(vec![voters], learners.iter().copied())
     }
 
-    fn voters(add: &[NodeId], remove: &[NodeId]) -> Goal {
-        Goal::Voters {
+    fn voters(add: &[NodeId], remove: &[NodeId]) -> MembershipChange {
+        MembershipChange::Voters {
             add: add.iter().copied().collect(),
             remove: remove.iter().copied().collect(),
         }
@@ -422,9 +459,9 @@ mod tests {
     fn what_is_so_already_needs_no_step() {
         let now = membership(&[1, 2, 3], &[4]);
         for goal in [
-            Goal::Learner(4),
-            Goal::Learner(1),
-            Goal::NoLearner(5),
+            MembershipChange::AddLearner(4),
+            MembershipChange::AddLearner(1),
+            MembershipChange::RemoveLearner(5),
             voters(&[], &[]),
             voters(&[1], &[5]),
             voters(&[4], &[4]),
@@ -487,7 +524,7 @@ mod tests {
             Err(ChangeError::NoVoters)
         );
         assert_eq!(
-            Goal::NoLearner(2).step(&now),
+            MembershipChange::RemoveLearner(2).step(&now),
             Err(ChangeError::IsVoter { node: 2 })
         );
     }

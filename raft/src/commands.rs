@@ -19,6 +19,8 @@ pub(crate) fn may_ride_a_lane(command: &Command) -> bool {
         | Command::Meta(_)
         | Command::MoveSlot(_)
         | Command::SplitShard(_)
+        | Command::RequeueDeadLetter(_)
+        | Command::DropDeadLetter(_)
         | Command::Cut => false,
     }
 }
@@ -41,6 +43,8 @@ pub(crate) fn len_bytes(command: &Command) -> u64 {
         | Command::SetClusterOptions(_)
         | Command::Meta(_)
         | Command::MoveSlot(_)
+        | Command::RequeueDeadLetter(_)
+        | Command::DropDeadLetter(_)
         | Command::Cut => 0,
     };
     96 + variable as u64

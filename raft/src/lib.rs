@@ -41,10 +41,11 @@ pub use log::{
     Error as LogError, FSYNC_BUCKETS_US, LogBatch, LogBench, LogEntry, LogInspect, LogMetrics,
     LogOptions, LogPayload, ShardReport,
 };
-pub use membership::{ChangeError, Membership};
+pub use membership::{ChangeError, Membership, MembershipChange};
 pub use node::Node;
 pub use options::{Admission, Admit, ClientTls, NodeOptions, Timing, first_slots};
 pub use outbox::{Outbox, Waiting};
 pub use peer_service::PeerService;
 pub use shard::Shard;
+pub use snapshot::SnapshotBytes;
 pub use status::{AppliedTail, Leadership, PeerStatus, ReplicaStatus, ShardStatus};

@@ -21,6 +21,22 @@ pub struct Membership {
     pub index: u64,
 }
 
+/// What a membership is to become.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MembershipChange {
+    /// This node receives entries.
+    AddLearner(u64),
+    /// This node, no voter, receives none any more.
+    RemoveLearner(u64),
+    /// In one joint change: learners become voters, and voters no members at all.
+    Voters {
+        /// Who comes.
+        add: BTreeSet<u64>,
+        /// Who goes.
+        remove: BTreeSet<u64>,
+    },
+}
+
 /// Why a membership did not change. A repeat of the same call is always safe, here or at another leader: what is
 /// so already is not done again.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -57,6 +73,16 @@ pub enum ChangeError {
     NotVoter {
         /// The node asked for.
         node: u64,
+    },
+    /// The membership is not the one that the change was decided on; nothing was changed.
+    #[error(
+        "the membership is that of index {found}, the change was decided on that of {expected}"
+    )]
+    Moved {
+        /// The caller's.
+        expected: u64,
+        /// The shard's.
+        found: u64,
     },
     /// Nobody would vote any more.
     #[error("the shard would have no voters")]

@@ -26,7 +26,7 @@ use crate::peers::Peers;
 use crate::pulse::{self, Pulse};
 use crate::replica::{Replica, Shared};
 use crate::shard::Shard;
-use crate::snapshot::SnapshotPace;
+use crate::snapshot::{SnapshotBytes, SnapshotPace};
 use crate::status::PeerStatus;
 
 /// Replicas that start at the same time.
@@ -129,6 +129,7 @@ impl Node {
             peers,
             shared.pace.clone(),
             shared.pulse.clone(),
+            shared.clock.clone(),
         );
         let node = Arc::new(Node {
             shared,
@@ -267,6 +268,11 @@ impl Node {
         self.log.metrics()
     }
 
+    /// Bytes of snapshots that this node has sent and received since it started.
+    pub fn snapshot_bytes(&self) -> SnapshotBytes {
+        self.shared.pace.bytes()
+    }
+
     /// Requests sent to other nodes, for all shards, since the node started; answers are not counted.
     pub fn peer_messages(&self) -> u64 {
         self.shared.peers.messages()
@@ -300,6 +306,7 @@ impl Node {
     pub async fn shutdown(&self) -> Result<(), Error> {
         let mut hosting = self.hosting.lock().await;
         hosting.stopping = true;
+        self.peer_service.leave();
         let shards = self.shards.take_all();
         let replicas = || shards.values().map(Shard::replica);
         // All at once: a shutdown takes as long as its slowest shard, not as all of them.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::stream::{self, Stream, StreamExt};
@@ -21,7 +22,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::ballot::Ballot;
-use crate::clock::wall_us;
+use crate::clock::{Clock, wall_us};
 use crate::election;
 use crate::peer_link::{Credentials, PEER_MESSAGE_BYTES_MAX, PEER_PROTOCOL};
 use crate::peers::Peers;
@@ -48,6 +49,9 @@ struct Core {
     replicas: RwLock<BTreeMap<u32, Served>>,
     pace: Arc<SnapshotPace>,
     pulse: Arc<Pulse>,
+    clock: Arc<Clock>,
+    /// The node is about to stop.
+    leaving: AtomicBool,
 }
 
 /// A replica, as peers reach it.
@@ -65,6 +69,7 @@ impl PeerService {
         peers: Arc<Peers>,
         pace: Arc<SnapshotPace>,
         pulse: Arc<Pulse>,
+        clock: Arc<Clock>,
     ) -> PeerService {
         PeerService {
             core: Arc::new(Core {
@@ -73,6 +78,8 @@ impl PeerService {
                 replicas: RwLock::default(),
                 pace,
                 pulse,
+                clock,
+                leaving: AtomicBool::new(false),
             }),
         }
     }
@@ -94,6 +101,11 @@ impl PeerService {
 
     pub(crate) fn remove(&self, shard: ShardId) {
         self.core.replicas.write().remove(&shard.0);
+    }
+
+    /// From now on nobody is to hand a leadership over to this node.
+    pub(crate) fn leave(&self) {
+        self.core.leaving.store(true, Ordering::Release);
     }
 
     #[cfg(test)]
@@ -125,6 +137,16 @@ impl Core {
             )));
         }
         Ok(raft)
+    }
+
+    /// Why this node would not lead a shard now; nothing if it would.
+    fn refusal_to_lead(&self, shard: u32) -> Option<String> {
+        if self.leaving.load(Ordering::Acquire) {
+            return Some("it is about to stop".to_owned());
+        }
+        let part = self.elector(shard).err();
+        let part = part.map(|status| status.message().to_owned());
+        part.or_else(|| self.clock.fault().map(|fault| fault.to_string()))
     }
 
     /// Whether a stream's other end is still one of the nodes.
@@ -237,6 +259,9 @@ impl Core {
                     .map_err(|error| fatal(&error))?;
                 Answer::Transfer(wire::transfer_response_out(response))
             }
+            Ask::MayLead(peer::MayLead { shard }) => Answer::MayLead(peer::MayLeadReply {
+                refusal: self.refusal_to_lead(shard).unwrap_or_default(),
+            }),
             Ask::Clock(peer::ClockProbe {}) => {
                 Answer::Clock(peer::ClockReply { wall_us: wall_us() })
             }

@@ -4,6 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use mailbox_api::peer;
+use mailbox_api::peer::control_request::Request as Ask;
+use mailbox_api::peer::control_response::Response as Answer;
 use mailbox_engine::ShardId;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::error::Fatal;
@@ -42,6 +45,8 @@ const TAILS_KEPT: usize = 256;
 const OPENRAFT_LEASE_MS: u64 = 60_000;
 /// How often a leader looks how far a follower is that it fills.
 const FILLING_LOOK: Duration = Duration::from_millis(100);
+/// How long a node may take to say whether it would lead.
+const MAY_LEAD_TIMEOUT: Duration = Duration::from_millis(300);
 /// Before openraft has said who leads, and after it has stopped.
 const NOBODY: Leadership = Leadership::Follower {
     leader: None,
@@ -67,6 +72,19 @@ impl Road {
     /// Where a node is, if it is known.
     pub(crate) fn address(&self, node: u64) -> Option<String> {
         self.peers.address(node)
+    }
+
+    /// Why another node would not lead a shard now; nothing if it would.
+    pub(crate) async fn refusal_to_lead(&self, shard: u32, node: u64) -> Option<String> {
+        let Some(link) = self.peers.link(node) else {
+            return Some(format!("node {node} is not known"));
+        };
+        let ask = Ask::MayLead(peer::MayLead { shard });
+        match link.call(ask, MAY_LEAD_TIMEOUT).await {
+            Ok(Answer::MayLead(reply)) => Some(reply.refusal).filter(|why| !why.is_empty()),
+            Ok(other) => Some(format!("unexpected answer {other:?}")),
+            Err(reason) => Some(reason),
+        }
     }
 
     /// This node does not lead; `leader` may.
@@ -311,29 +329,40 @@ impl Replica {
         self.raft.trigger().transfer_leader(to).await
     }
 
+    /// Other voters, the one that should lead next first; none unless this node leads.
+    fn heirs(&self) -> Vec<u64> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        if metrics.state != ServerState::Leader {
+            return Vec::new();
+        }
+        let voters: Vec<u64> = metrics.membership_config.membership().voter_ids().collect();
+        let replication = metrics.replication.iter().flatten();
+        // Equals take turns, so that not all of a node's shards go to the same one.
+        let turn = |node: u64| (node + u64::from(self.id.0)) % 3;
+        let mut heirs: Vec<_> = replication
+            .filter(|(node, _)| **node != metrics.id && voters.contains(node))
+            .map(|(node, matched)| {
+                let reached = self.pulse.is_reached(*node);
+                (reached, matched.map(|id| id.index), turn(*node), *node)
+            })
+            .collect();
+        heirs.sort_unstable_by(|a, b| b.cmp(a));
+        heirs.into_iter().map(|(.., node)| node).collect()
+    }
+
     /// Hands leadership to the voter that is furthest, and waits a moment for it.
     pub(crate) async fn give_leadership_away(&self, wait: Duration) {
-        let target = {
-            let metrics = self.raft.metrics();
-            let metrics = metrics.borrow_watched();
-            if metrics.state != ServerState::Leader {
-                return;
-            }
-            let voters: Vec<u64> = metrics.membership_config.membership().voter_ids().collect();
-            let replication = metrics.replication.iter().flatten();
-            // Equals take turns, so that not all of a node's shards go to the same one.
-            let turn = |node: u64| (node + u64::from(self.id.0)) % 3;
-            replication
-                .filter(|(node, _)| **node != metrics.id && voters.contains(node))
-                .max_by_key(|(node, matched)| {
-                    let reached = self.pulse.is_reached(**node);
-                    (reached, matched.map(|id| id.index), turn(**node))
-                })
-                .map(|(node, _)| *node)
-        };
-        let Some(target) = target else {
+        let heirs = self.heirs();
+        let Some(mut target) = heirs.first().copied() else {
             return;
         };
+        for heir in heirs {
+            if self.road.refusal_to_lead(self.id.0, heir).await.is_none() {
+                target = heir;
+                break;
+            }
+        }
         if let Err(error) = self.hand_over(target).await {
             tracing::warn!(shard = self.id.0, %error, "leadership stays");
             return;

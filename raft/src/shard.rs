@@ -9,7 +9,7 @@ use tokio::sync::{Notify, broadcast, watch};
 
 use crate::base_thread::{BaseThread, error_chain};
 use crate::error::ProposeError;
-use crate::membership::{ChangeError, Membership};
+use crate::membership::{ChangeError, Membership, MembershipChange};
 use crate::outbox::Outbox;
 use crate::replica::Replica;
 use crate::status::{AppliedTail, Leadership, ShardStatus};
@@ -189,6 +189,20 @@ impl Shard {
     /// See [`ChangeError`]; `IsVoter` if it votes.
     pub async fn remove_learner(&self, node: u64) -> Result<(), ChangeError> {
         self.replica.remove_learner(node).await
+    }
+
+    /// One of the three above, but only from the membership that the entry at `index` brought
+    /// ([`Membership::index`]): for a caller whose call may come late, when others have changed what it decided
+    /// on. What is so already is no error, whatever the index.
+    ///
+    /// # Errors
+    /// See [`ChangeError`]; `Moved` if the membership is another one by now.
+    pub async fn change_membership_from(
+        &self,
+        index: u64,
+        change: MembershipChange,
+    ) -> Result<(), ChangeError> {
+        self.replica.change_from(index, change).await
     }
 
     /// Hands the leadership to `to`, a voter. On the leader. Returns once this node leads no more, which is nearly

@@ -65,6 +65,8 @@ pub(crate) struct SnapshotPace {
     sending: Semaphore,
     receiving: Semaphore,
     dirs: AtomicU64,
+    sent_bytes: AtomicU64,
+    received_bytes: AtomicU64,
 }
 
 impl SnapshotPace {
@@ -75,7 +77,17 @@ impl SnapshotPace {
             sending: Semaphore::new(TRANSFERS_MAX),
             receiving: Semaphore::new(TRANSFERS_MAX),
             dirs: AtomicU64::new(0),
+            sent_bytes: AtomicU64::new(0),
+            received_bytes: AtomicU64::new(0),
         })
+    }
+
+    /// Bytes of snapshots that have gone out and come in, those of broken transfers included.
+    pub(crate) fn bytes(&self) -> SnapshotBytes {
+        SnapshotBytes {
+            sent: self.sent_bytes.load(Ordering::Relaxed),
+            received: self.received_bytes.load(Ordering::Relaxed),
+        }
     }
 
     fn new_dir(&self, what: &str) -> Result<StagingDir, String> {
@@ -90,6 +102,15 @@ impl SnapshotPace {
         let ms = sent.saturating_mul(1000) / self.bytes_per_s;
         begin + Duration::from_millis(ms)
     }
+}
+
+/// What a node's snapshots have weighed on the network since it started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SnapshotBytes {
+    /// To other nodes.
+    pub sent: u64,
+    /// From other nodes.
+    pub received: u64,
 }
 
 /// A directory in staging, removed with its files when dropped. What a crash leaves is removed at open.
@@ -188,6 +209,7 @@ async fn transfer(
             push(&steps, Step::Chunk(chunk)).await?;
             offset += len;
             sent += len;
+            pace.sent_bytes.fetch_add(len, Ordering::Relaxed);
         }
     }
     push(&steps, Step::End(peer::SnapshotEnd {})).await?;
@@ -259,7 +281,7 @@ pub(crate) async fn receive(
     let mut files = Vec::with_capacity(begin.files.len());
     for (number, file) in (0_u32..).zip(&begin.files) {
         let path = dir.path.join(format!("{number:06}"));
-        receive_file(number, file, &path, steps).await?;
+        receive_file(number, file, &path, steps, pace).await?;
         files.push(path);
     }
     match next_step(steps).await? {
@@ -284,6 +306,7 @@ async fn receive_file(
     file: &peer::SnapshotFile,
     path: &Path,
     steps: &mut Streaming<peer::SnapshotRequest>,
+    pace: &SnapshotPace,
 ) -> Result<(), String> {
     let failed = |error: std::io::Error| format!("{}: {error}", path.display());
     let mut out = tokio::fs::File::create(path).await.map_err(failed)?;
@@ -300,7 +323,9 @@ async fn receive_file(
         }
         hasher.update(&chunk.content);
         out.write_all(&chunk.content).await.map_err(failed)?;
-        offset += chunk.content.len() as u64;
+        let len = chunk.content.len() as u64;
+        offset += len;
+        pace.received_bytes.fetch_add(len, Ordering::Relaxed);
     }
     if offset != file.bytes || hasher.digest() != file.checksum {
         return Err(format!("{}: the file is damaged", file.name));

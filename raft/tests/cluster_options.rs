@@ -21,6 +21,7 @@ const OWN: ClusterOptions = ClusterOptions {
         devices_max: 5,
         groups_max: 6,
     }),
+    dead_letters_max: Some(8),
 };
 
 fn options(dir: &std::path::Path) -> NodeOptions {
@@ -189,6 +190,7 @@ async fn a_cluster_that_is_older_than_an_option_gets_it_at_the_next_start() {
     let dir = tempfile::tempdir().unwrap();
     let older = ClusterOptions {
         user_limits: None,
+        dead_letters_max: None,
         ..OWN
     };
     let mut old = options(dir.path());

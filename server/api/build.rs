@@ -8,6 +8,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "mailbox/v1/peer.proto",
         "mailbox/v1/lanes.proto",
         "mailbox/v1/cluster.proto",
+        "mailbox/v1/dead_letters.proto",
     ];
     for file in files {
         println!("cargo:rerun-if-changed=proto/{file}");

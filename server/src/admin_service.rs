@@ -88,34 +88,7 @@ impl AdminService {
 
     fn status_here(&self, metadata: &MetadataMap) -> Result<StatusResponse, CallError> {
         self.core.authority.require_cluster(metadata)?;
-        let node = &self.core.node;
-        Ok(StatusResponse {
-            node: self.core.node_id,
-            cluster_id: self.core.cluster.id.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            shards: node
-                .shards()
-                .iter()
-                .map(|shard| shard_status(shard.status()))
-                .collect(),
-            nodes: node
-                .peers()
-                .into_iter()
-                .map(|peer| NodeStatus {
-                    node: peer.node,
-                    address: peer.address,
-                    connected: peer.connected,
-                })
-                .collect(),
-            uptime_ms: u64::try_from(self.core.started.elapsed().as_millis()).unwrap_or(u64::MAX),
-            disk_free_bytes: node.disk_free_bytes(),
-            clock_skew_ms: node.clock_skew_ms(),
-            clock_fault: node
-                .clock_now_ms()
-                .err()
-                .map(|fault| fault.to_string())
-                .unwrap_or_default(),
-        })
+        Ok(status_of(&self.core))
     }
 
     fn map_here(&self, metadata: &MetadataMap) -> Result<ShardMapResponse, CallError> {
@@ -148,8 +121,44 @@ impl AdminService {
     }
 }
 
-fn shard_status(shard: mailbox_raft::ShardStatus) -> ShardStatus {
+/// What this node says of itself.
+pub(crate) fn status_of(core: &Core) -> StatusResponse {
+    let node = &core.node;
+    let peers = node.peers().into_iter();
+    let shards = node.shards();
+    let lane_age = core.metrics.lanes.oldest();
+    let clock_fault = node.clock_now_ms().err();
+    StatusResponse {
+        node: core.node_id,
+        cluster_id: core.cluster.id.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        shards: shards.iter().map(shard_status).collect(),
+        nodes: peers
+            .map(|peer| NodeStatus {
+                node: peer.node,
+                address: peer.address,
+                connected: peer.connected,
+            })
+            .collect(),
+        uptime_ms: u64::try_from(core.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        disk_free_bytes: node.disk_free_bytes(),
+        disk_free_min_bytes: core.disk_free_min_bytes,
+        oldest_lane_item_ms: u64::try_from(lane_age.as_millis()).unwrap_or(u64::MAX),
+        clock_skew_ms: node.clock_skew_ms(),
+        clock_fault: clock_fault.map_or_else(String::new, |fault| fault.to_string()),
+    }
+}
+
+fn shard_status(replica: &mailbox_raft::Shard) -> ShardStatus {
+    let shard = replica.status();
+    let members = match shard.role {
+        "leader" => replica.membership(),
+        _ => mailbox_raft::Membership::default(),
+    };
     ShardStatus {
+        voters: members.voters.into_iter().collect(),
+        learners: members.learners.into_iter().collect(),
+        changing: members.changing,
         shard: shard.shard.0,
         role: shard.role.to_owned(),
         leader: shard.leader,

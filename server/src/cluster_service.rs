@@ -2,6 +2,8 @@
 //!
 //! A change is a command of the meta shard, proposed by its leader; any other node passes the call on.
 
+pub(crate) mod placement_calls;
+
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -298,6 +300,57 @@ impl Cluster for ClusterService {
         self.count("remove_node", done.await)
     }
 
+    async fn move_replica(
+        &self,
+        request: Request<v1::MoveReplicaRequest>,
+    ) -> Result<Response<v1::MoveReplicaResponse>, Status> {
+        let here = |call| placement_calls::move_here(&self.core, call);
+        let done = self.at_meta(request, here, |mut leader, call| async move {
+            leader.move_replica(call).await
+        });
+        self.count("move_replica", done.await)
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<v1::TransferLeaderRequest>,
+    ) -> Result<Response<v1::TransferLeaderResponse>, Status> {
+        let core = &self.core;
+        let (metadata, _, call) = request.into_parts();
+        let done = match core.authority.require_cluster(&metadata) {
+            Ok(()) if metadata.get(mailbox_api::metadata::FORWARDED).is_some() => {
+                placement_calls::transfer_here(core, call).await
+            }
+            Ok(()) => placement_calls::transfer(core, call).await,
+            Err(error) => Err(error),
+        };
+        let done = done.map(|()| Response::new(v1::TransferLeaderResponse {}));
+        self.count("transfer_leader", done.map_err(Status::from))
+    }
+
+    async fn plan_steps(
+        &self,
+        request: Request<v1::PlanStepsRequest>,
+    ) -> Result<Response<v1::PlanStepsResponse>, Status> {
+        let here = |call| placement_calls::plan_here(&self.core, call);
+        let done = self.at_meta(request, here, |mut leader, call| async move {
+            leader.plan_steps(call).await
+        });
+        self.count("plan_steps", done.await)
+    }
+
+    async fn steps(
+        &self,
+        request: Request<v1::StepsRequest>,
+    ) -> Result<Response<v1::StepsResponse>, Status> {
+        let core = &self.core;
+        let here = |_| async move { Ok(placement_calls::steps_here(core)) };
+        let done = self.at_meta(request, here, |mut leader, call| async move {
+            leader.steps(call).await
+        });
+        self.count("steps", done.await)
+    }
+
     async fn membership(
         &self,
         request: Request<v1::MembershipRequest>,
@@ -309,11 +362,27 @@ impl Cluster for ClusterService {
         };
         self.count("membership", done.map(Response::new).map_err(Status::from))
     }
+
+    async fn change_membership(
+        &self,
+        request: Request<v1::ChangeMembershipRequest>,
+    ) -> Result<Response<v1::MembershipResponse>, Status> {
+        let (metadata, _, call) = request.into_parts();
+        let done = match self.core.authority.require_cluster(&metadata) {
+            Ok(()) => placement_calls::change_here(&self.core, call).await,
+            Err(error) => Err(error),
+        };
+        let done = done.map(Response::new).map_err(Status::from);
+        self.count("change_membership", done)
+    }
 }
 
 /// The members of a shard that this node leads. A leader that was replaced without its knowledge must not say who is
 /// none: a node may drop its replica for it.
-async fn members(core: &Core, shard: u32) -> Result<v1::MembershipResponse, CallError> {
+///
+/// # Errors
+/// This node does not lead, or has no majority.
+pub(crate) async fn members(core: &Core, shard: u32) -> Result<v1::MembershipResponse, CallError> {
     let shard = core.shard(shard)?;
     core.require_leader(&shard)?;
     core.barrier(&shard).await?;
@@ -323,6 +392,7 @@ async fn members(core: &Core, shard: u32) -> Result<v1::MembershipResponse, Call
         learners: members.learners.into_iter().collect(),
         changing: members.changing,
         index: members.index,
+        leader: core.node_id,
     })
 }
 

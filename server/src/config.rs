@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
+use mailbox_placement::{Goals, Limits};
 use mailbox_raft::Timing;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -76,6 +77,8 @@ pub struct Config {
     pub storage: StorageConfig,
     /// Limits of calls and streams.
     pub limits: LimitsConfig,
+    /// Where replicas and leaders go.
+    pub placement: PlacementConfig,
     /// What is written to stderr.
     pub logging: LoggingConfig,
 }
@@ -96,6 +99,7 @@ pub struct ClusterConfig {
     pub group_members_max: u32,
     pub user_groups_max: u32,
     pub user_devices_max: u32,
+    pub dead_letters_max: u32,
     pub dedup_window_ms: u64,
     pub clock_skew_max_ms: u64,
     pub heartbeat_ms: u64,
@@ -215,6 +219,36 @@ pub struct LimitsConfig {
     pub outbox_bytes_max: ByteSize,
 }
 
+/// `[placement]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[allow(
+    missing_docs,
+    reason = "documented once, in options.rs, for the printed file"
+)]
+pub struct PlacementConfig {
+    pub enabled: bool,
+    pub replication: u32,
+    pub spread: Spread,
+    pub dead_after_ms: u64,
+    pub lag_max: u64,
+    pub moves_max: u32,
+    pub node_moves_max: u32,
+    pub node_replicas_max: u32,
+    pub transfers_max: u32,
+    pub pause_ms: u64,
+}
+
+/// What a shard's replicas are spread over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Spread {
+    /// As many zones as there are, whatever their regions.
+    Zones,
+    /// As many regions as there are, and then as many zones.
+    Regions,
+}
+
 /// `[logging]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -252,6 +286,7 @@ impl Default for ClusterConfig {
             group_members_max: 500,
             user_groups_max: 1000,
             user_devices_max: 100,
+            dead_letters_max: 1000,
             dedup_window_ms: 7 * 24 * 3600 * 1000,
             clock_skew_max_ms: 500,
             heartbeat_ms: timing.heartbeat_ms,
@@ -327,6 +362,46 @@ impl Default for LimitsConfig {
             subscriptions_per_stream_max: 200_000,
             frame_bytes_max: ByteSize::mib(16),
             outbox_bytes_max: ByteSize::mib(64),
+        }
+    }
+}
+
+impl Default for PlacementConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            replication: 3,
+            spread: Spread::Zones,
+            dead_after_ms: 600_000,
+            lag_max: 1000,
+            moves_max: 32,
+            node_moves_max: 2,
+            node_replicas_max: 512,
+            transfers_max: 16,
+            pause_ms: 1000,
+        }
+    }
+}
+
+impl PlacementConfig {
+    /// As the planner is told.
+    pub(crate) fn goals(&self) -> Goals {
+        let size = |count: u32| usize::try_from(count).unwrap_or(usize::MAX);
+        Goals {
+            replication: size(self.replication),
+            spread: match self.spread {
+                Spread::Zones => mailbox_placement::Spread::Zones,
+                Spread::Regions => mailbox_placement::Spread::Regions,
+            },
+            dead_after_ms: self.dead_after_ms,
+            lag_max: self.lag_max,
+            limits: Limits {
+                moves_max: size(self.moves_max),
+                node_moves_max: size(self.node_moves_max),
+                node_replicas_max: size(self.node_replicas_max),
+                transfers_max: size(self.transfers_max),
+            },
+            ..Goals::default()
         }
     }
 }

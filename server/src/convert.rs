@@ -52,6 +52,8 @@ pub(crate) fn timeline_out(timeline: TimelineId) -> v1::Timeline {
     let kind = match timeline.kind {
         TimelineKind::Mailbox => v1::TimelineKind::Mailbox,
         TimelineKind::Group => v1::TimelineKind::Group,
+        // No call takes one, so none is told of; see `dead_letters.proto`.
+        TimelineKind::DeadLetters => v1::TimelineKind::Unspecified,
     };
     v1::Timeline {
         kind: kind as i32,
@@ -59,10 +61,17 @@ pub(crate) fn timeline_out(timeline: TimelineId) -> v1::Timeline {
     }
 }
 
+/// Why a message did not arrive.
+pub(crate) fn refusal_code(code: RefusalCode) -> ErrorCode {
+    match code {
+        RefusalCode::UnknownUser => ErrorCode::UnknownUser,
+    }
+}
+
 /// A row as callers see it.
 pub(crate) fn message(row: Row) -> v1::Message {
     let (refused_seq, refusal) = match row.refused {
-        Some((seq, RefusalCode::UnknownUser)) => (seq.0, ErrorCode::UnknownUser as i32),
+        Some((seq, code)) => (seq.0, refusal_code(code) as i32),
         None => (0, 0),
     };
     let client_msg_id = if row.client_msg_id.is_nil() {

@@ -22,6 +22,7 @@ use crate::convert;
 use crate::directory::HandleCache;
 use crate::metrics::ServerMetrics;
 use crate::peers::Peers;
+use crate::placement::Placement;
 use crate::shard_map::ShardMap;
 use crate::status;
 
@@ -57,8 +58,12 @@ pub(crate) struct Core {
     pub(crate) leaders: Leaders,
     /// Why this node does not belong to its cluster any more, if so.
     pub(crate) evicted: watch::Sender<Option<String>>,
+    /// What moves replicas and leaders.
+    pub(crate) placement: Placement,
     pub(crate) handles: HandleCache,
     pub(crate) started: Instant,
+    /// With less free space than this, sends are refused.
+    pub(crate) disk_free_min_bytes: u64,
     /// Cancelled when the node stops: streams end, new calls are refused.
     pub(crate) stopping: CancellationToken,
 }

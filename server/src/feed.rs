@@ -412,7 +412,7 @@ fn place(
     if let Actor::User(user) = actor {
         match timeline.kind {
             TimelineKind::Mailbox if timeline.owner == user.0 => {}
-            TimelineKind::Mailbox => {
+            TimelineKind::Mailbox | TimelineKind::DeadLetters => {
                 let message = format!("{timeline} is not the mailbox of user {user}");
                 return Ok(Err(crate::auth::forbidden(message)));
             }

@@ -4,7 +4,7 @@
 //! then `submit.rs` and `feed.rs`, the two hot paths, and `unary.rs`, every other call. Only this
 //! crate knows both the protocol's messages and the engine's types: `convert.rs` and `status.rs` are
 //! the border. `cluster_map.rs` is what a node knows of all others, and `forward.rs` who is asked what this node
-//! cannot say.
+//! cannot say; `placement.rs` moves replicas and leaders.
 
 mod admin_service;
 mod auth;
@@ -14,6 +14,7 @@ mod cluster_service;
 pub mod config;
 mod convert;
 mod core;
+mod dead_letter_service;
 mod dev;
 mod directory;
 mod error;
@@ -29,6 +30,7 @@ mod mailbox_service;
 mod metrics;
 mod node_role;
 mod peers;
+mod placement;
 mod read;
 mod relay;
 mod replica_metrics;

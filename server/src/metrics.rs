@@ -90,6 +90,61 @@ pub(crate) struct ServerMetrics {
     pub(crate) feed_rereads: Counter,
     pub(crate) sync_rows: Counter,
     pub(crate) lanes: LaneMetrics,
+    pub(crate) placement: PlacementMetrics,
+}
+
+/// A step of the placement, and how it ended.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct StepLabels {
+    step: &'static str,
+    outcome: &'static str,
+}
+
+/// What the placement counts. Clones count together.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct PlacementMetrics {
+    steps: Family<StepLabels, Counter>,
+    running: Level,
+    pub(crate) map_repairs: Counter,
+    pub(crate) faults: Counter,
+}
+
+impl PlacementMetrics {
+    /// A step has ended.
+    pub(crate) fn count_step(&self, step: &'static str, outcome: &'static str) {
+        let labels = StepLabels { step, outcome };
+        self.steps.get_or_create(&labels).inc();
+    }
+
+    /// So many steps are under way.
+    pub(crate) fn set_running(&self, steps: usize) {
+        let steps = i64::try_from(steps).unwrap_or(i64::MAX);
+        self.running.0.set(steps);
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        let placement = registry.sub_registry_with_prefix("mailbox_placement");
+        placement.register(
+            "steps",
+            "Steps of the placement that this node executed, by step and outcome",
+            self.steps.clone(),
+        );
+        placement.register(
+            "running_steps",
+            "Steps that this node is executing",
+            self.running.0.clone(),
+        );
+        placement.register(
+            "map_repairs",
+            "Times the map and a shard's members were brought together after a step had ended half-way",
+            self.map_repairs.clone(),
+        );
+        placement.register(
+            "faults",
+            "Rounds in which nothing could be planned, as the map could not be read",
+            self.faults.clone(),
+        );
+    }
 }
 
 /// What the relay counts. Clones count together.
@@ -105,6 +160,11 @@ impl LaneMetrics {
     /// How long the item has waited that waits longest.
     pub(crate) fn set_oldest(&self, age: Duration) {
         self.oldest_unacked.set(age.as_secs_f64());
+    }
+
+    /// As it was set last.
+    pub(crate) fn oldest(&self) -> Duration {
+        Duration::try_from_secs_f64(self.oldest_unacked.get()).unwrap_or_default()
     }
 
     fn register(&self, registry: &mut Registry) {
@@ -136,6 +196,7 @@ impl ServerMetrics {
     /// Registers every metric under `mailbox_server_…`.
     pub(crate) fn register(&self, registry: &mut Registry) {
         self.lanes.register(registry);
+        self.placement.register(registry);
         let server = registry.sub_registry_with_prefix("mailbox_server");
         server.register("calls", "Calls by name and outcome", self.calls.clone());
         server.register(

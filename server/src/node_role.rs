@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use mailbox_api::peer::lanes_server::LanesServer;
 use mailbox_api::v1::admin_server::AdminServer;
 use mailbox_api::v1::cluster_server::ClusterServer;
+use mailbox_api::v1::dead_letters_server::DeadLettersServer;
 use mailbox_api::v1::mailbox_server::MailboxServer;
 use mailbox_client::Tls;
 use mailbox_engine::{ClusterOptions, EngineOptions, UserLimits};
@@ -27,6 +28,7 @@ use crate::cluster_map::{self, Joiner, Leaders, Maps};
 use crate::cluster_service::ClusterService;
 use crate::config::Config;
 use crate::core::Core;
+use crate::dead_letter_service::DeadLetterService;
 use crate::directory::HandleCache;
 use crate::error::Error;
 use crate::limits::MemoryBudget;
@@ -34,6 +36,7 @@ use crate::listener;
 use crate::mailbox_service::MailboxService;
 use crate::metrics::ServerMetrics;
 use crate::peers::Peers;
+use crate::placement::{self, Placement};
 use crate::relay::{self, FRAME_ENCODED_MAX, LanesService};
 use crate::replica_metrics::ReplicaMetrics;
 
@@ -82,6 +85,7 @@ impl RunningNode {
         tokio::spawn(report_health(reporter, Arc::clone(&core)));
         tokio::spawn(relay::run(Arc::clone(&core)));
         cluster_map::spawn(&core, config, joiner);
+        tokio::spawn(placement::run(Arc::clone(&core)));
         let connections = listener::connections(
             listener,
             config.node.connections_max,
@@ -172,6 +176,8 @@ fn routes(
     let cluster = ClusterServer::new(ClusterService::new(Arc::clone(core)))
         .max_decoding_message_size(frame_bytes_max)
         .max_encoding_message_size(frame_bytes_max);
+    let dead_letters = DeadLettersServer::new(DeadLetterService::new(Arc::clone(core)))
+        .max_encoding_message_size(frame_bytes_max);
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(mailbox_api::FILE_DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -193,6 +199,7 @@ fn routes(
         .add_service(mailbox)
         .add_service(admin)
         .add_service(cluster)
+        .add_service(dead_letters)
         .add_service(lanes)
         .add_service(node.peer_service().into_server())
         .add_service(reflection))
@@ -207,6 +214,7 @@ async fn open(
     let secret = read_secret(&config.cluster.secret_file)?;
     let tokens = read_token_keys(&config.auth)?;
     let mut options = node_options(config, Arc::clone(&secret), peer_tls.as_ref())?;
+    let disk_free_min_bytes = options.disk_free_min_bytes;
     let authority = Authority::new(config.cluster.id.clone(), secret, tokens);
     let authority = Arc::new(authority);
     let frame_bytes_max = config.limits.frame_bytes_max.as_usize();
@@ -223,6 +231,7 @@ async fn open(
         .map_err(|error| Error::Node(crate::status::with_causes(&error)))?;
     let metrics = Arc::new(ServerMetrics::default());
     register_metrics(registry, &metrics, &node);
+    let placement = Placement::new(&config.placement, metrics.placement.clone());
     let core = Core {
         node,
         node_id: config.node.id,
@@ -233,9 +242,11 @@ async fn open(
         peers,
         maps: Maps::open(config, joiner.told()),
         leaders: Leaders::default(),
+        placement,
         evicted: watch::Sender::new(None),
         handles: HandleCache::default(),
         started: Instant::now(),
+        disk_free_min_bytes,
         stopping: CancellationToken::new(),
     };
     Ok((Arc::new(core), joiner))
@@ -349,6 +360,7 @@ fn node_options(
             devices_max: cluster.user_devices_max,
             groups_max: cluster.user_groups_max,
         }),
+        dead_letters_max: Some(cluster.dead_letters_max),
     };
     options.shard_count = cluster.shards;
     options.log = LogOptions {

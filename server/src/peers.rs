@@ -8,6 +8,7 @@ use mailbox_api::peer::lanes_client::LanesClient;
 use mailbox_api::v1::ErrorCode;
 use mailbox_api::v1::admin_client::AdminClient;
 use mailbox_api::v1::cluster_client::ClusterClient;
+use mailbox_api::v1::dead_letters_client::DeadLettersClient;
 use mailbox_api::v1::mailbox_client::MailboxClient;
 use mailbox_client::Tls;
 use parking_lot::Mutex;
@@ -45,12 +46,23 @@ impl Peers {
 
     /// A client of the administration of the node at `address`.
     pub(crate) fn admin(&self, address: &str) -> Result<AdminClient<Channel>, CallError> {
-        Ok(AdminClient::new(self.channel(address)?))
+        let client = AdminClient::new(self.channel(address)?);
+        // A node of many shards has much to say.
+        Ok(client.max_decoding_message_size(self.message_bytes_max))
     }
 
     /// A client of the cluster's map at the node at `address`.
     pub(crate) fn cluster(&self, address: &str) -> Result<ClusterClient<Channel>, CallError> {
         let client = ClusterClient::new(self.channel(address)?);
+        Ok(client.max_decoding_message_size(self.message_bytes_max))
+    }
+
+    /// A client of the dead letters of the node at `address`.
+    pub(crate) fn dead_letters(
+        &self,
+        address: &str,
+    ) -> Result<DeadLettersClient<Channel>, CallError> {
+        let client = DeadLettersClient::new(self.channel(address)?);
         Ok(client.max_decoding_message_size(self.message_bytes_max))
     }
 

@@ -197,7 +197,7 @@ fn rights(
     for (timeline, after) in asked {
         let right = match timeline.kind {
             TimelineKind::Mailbox if timeline.owner == reader.0 => Right::Whole,
-            TimelineKind::Mailbox => {
+            TimelineKind::Mailbox | TimelineKind::DeadLetters => {
                 let message = format!("{timeline} is not the mailbox of user {reader}");
                 return Ok(Err(forbidden(message)));
             }

@@ -48,6 +48,7 @@ struct Reading {
     shard: u32,
     status: mailbox_raft::ShardStatus,
     engine: mailbox_engine::ShardMetrics,
+    letters: mailbox_engine::DeadLetterTotals,
 }
 
 const fn gauge(name: &'static str, help: &'static str, of: fn(&Reading) -> u64) -> Figure {
@@ -128,6 +129,31 @@ const FIGURES: &[Figure] = &[
         |reading| reading.engine.outbox_bytes,
     ),
     gauge(
+        "mailbox_dead_letters_waiting",
+        "Dead letters that wait for an operator",
+        |reading| reading.letters.waiting(),
+    ),
+    counter(
+        "mailbox_dead_letters_written",
+        "Dead letters that the shard's slots have ever had",
+        |reading| reading.letters.written,
+    ),
+    counter(
+        "mailbox_dead_letters_unseen",
+        "Dead letters trimmed for newer ones while they waited",
+        |reading| reading.letters.unseen,
+    ),
+    counter(
+        "mailbox_dead_letters_requeued",
+        "Dead letters that went to their recipients after all",
+        |reading| reading.letters.requeued,
+    ),
+    counter(
+        "mailbox_dead_letters_dropped",
+        "Dead letters that an operator dropped",
+        |reading| reading.letters.dropped,
+    ),
+    gauge(
         "mailbox_engine_tail_cache_bytes",
         "Bytes of cached newest rows",
         |reading| reading.engine.tail_cache_bytes,
@@ -152,6 +178,8 @@ fn read(shard: &Shard) -> Reading {
         shard: shard.id().0,
         status: shard.status(),
         engine: shard.engine().metrics(),
+        // A fault of the store is told by the replica that stops for it.
+        letters: shard.engine().dead_letter_totals(None).unwrap_or_default(),
     }
 }
 
@@ -180,39 +208,64 @@ impl Collector for ReplicaMetrics {
         }
         // Every replica tells the same of the files that they share.
         let files = readings.first().map(|reading| reading.engine);
-        let files = files.unwrap_or_default();
-        node_gauge(
-            &mut encoder,
-            "mailbox_engine_level0_files",
-            "Files of the node not yet compacted",
-            i64::try_from(files.level0_files).unwrap_or(i64::MAX),
-        )?;
-        node_gauge(
-            &mut encoder,
-            "mailbox_engine_file_bytes",
-            "Bytes of all table files of the node",
-            i64::try_from(files.file_bytes).unwrap_or(i64::MAX),
-        )?;
+        encode_files(&mut encoder, &files.unwrap_or_default())?;
         encode_log(&mut encoder, &self.node.log_metrics())?;
-        node_counter(
-            &mut encoder,
-            "mailbox_raft_peer_messages",
-            "Requests sent to other nodes, for all shards",
-            self.node.peer_messages(),
-        )?;
-        node_gauge(
-            &mut encoder,
-            "mailbox_node_disk_free_bytes",
-            "Free space",
-            i64::try_from(self.node.disk_free_bytes()).unwrap_or(i64::MAX),
-        )?;
-        node_gauge(
-            &mut encoder,
-            "mailbox_node_clock_skew_ms",
-            "This node's clock minus the median of all nodes'",
-            self.node.clock_skew_ms(),
-        )
+        encode_node(&mut encoder, &self.node)
     }
+}
+
+/// What lies between here and the other nodes, and what the node has.
+fn encode_node(encoder: &mut DescriptorEncoder<'_>, node: &Node) -> Result<(), fmt::Error> {
+    node_counter(
+        encoder,
+        "mailbox_raft_peer_messages",
+        "Requests sent to other nodes, for all shards",
+        node.peer_messages(),
+    )?;
+    let snapshots = node.snapshot_bytes();
+    node_counter(
+        encoder,
+        "mailbox_raft_snapshot_sent_bytes",
+        "Bytes of snapshots sent to other nodes",
+        snapshots.sent,
+    )?;
+    node_counter(
+        encoder,
+        "mailbox_raft_snapshot_received_bytes",
+        "Bytes of snapshots received from other nodes",
+        snapshots.received,
+    )?;
+    node_gauge(
+        encoder,
+        "mailbox_node_disk_free_bytes",
+        "Free space",
+        i64::try_from(node.disk_free_bytes()).unwrap_or(i64::MAX),
+    )?;
+    node_gauge(
+        encoder,
+        "mailbox_node_clock_skew_ms",
+        "This node's clock minus the median of all nodes'",
+        node.clock_skew_ms(),
+    )
+}
+
+/// The files of rows, which all replicas share.
+fn encode_files(
+    encoder: &mut DescriptorEncoder<'_>,
+    files: &mailbox_engine::ShardMetrics,
+) -> Result<(), fmt::Error> {
+    node_gauge(
+        encoder,
+        "mailbox_engine_level0_files",
+        "Files of the node not yet compacted",
+        i64::try_from(files.level0_files).unwrap_or(i64::MAX),
+    )?;
+    node_gauge(
+        encoder,
+        "mailbox_engine_file_bytes",
+        "Bytes of all table files of the node",
+        i64::try_from(files.file_bytes).unwrap_or(i64::MAX),
+    )
 }
 
 fn node_gauge(

@@ -4,9 +4,7 @@
 //! holds then (`Refusal::WrongShard`).
 
 use mailbox_api::v1::SlotSpan;
-use mailbox_engine::{
-    ClusterMap, ShardId, SlotId, TimelineId, UserId, slot_of_handle, slot_of_owner,
-};
+use mailbox_engine::{ClusterMap, ShardId, SlotId, TimelineId, UserId, slot_of_handle};
 
 /// Slot → shard, at one epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +48,7 @@ impl ShardMap {
     }
 
     pub(crate) fn of_timeline(&self, timeline: TimelineId) -> ShardId {
-        self.of_slot(slot_of_owner(timeline.owner, self.slot_count()))
+        self.of_slot(timeline.slot(self.slot_count()))
     }
 
     /// Where a user's mailbox, row and list of groups are.
@@ -134,7 +132,10 @@ mod tests {
         let map = map(&[(1, &[(0, 2)]), (2, &[(3, 5)])]);
         for owner in 0..100 {
             let user = UserId(owner);
-            assert_eq!(map.of_user(user), map.of_slot(slot_of_owner(owner, 6)));
+            assert_eq!(
+                map.of_user(user),
+                map.of_slot(mailbox_engine::slot_of_owner(owner, 6))
+            );
         }
         let handle = map.of_handle("alice");
         assert_eq!(handle, map.of_slot(slot_of_handle("alice", 6)));

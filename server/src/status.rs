@@ -5,7 +5,7 @@
 use mailbox_api::CallError;
 use mailbox_api::v1::{Error, ErrorCode};
 use mailbox_engine::Refusal;
-use mailbox_raft::{LeaderHint, ProposeError};
+use mailbox_raft::{ChangeError, LeaderHint, ProposeError};
 
 /// How long a caller waits before it tries again, where we know no better.
 const RETRY_AFTER_MS: u32 = 50;
@@ -44,6 +44,8 @@ pub(crate) fn refusal(refusal: &Refusal) -> CallError {
         Refusal::NodeInUse { .. } => ErrorCode::NodeInUse,
         Refusal::UnknownShard { .. } => ErrorCode::UnknownShard,
         Refusal::StaleEpoch { .. } | Refusal::SlotStands { .. } => ErrorCode::StaleEpoch,
+        Refusal::UnknownDeadLetter { .. } => ErrorCode::UnknownDeadLetter,
+        Refusal::DeadLetterResolved { .. } => ErrorCode::DeadLetterResolved,
         // Only relays get these.
         Refusal::UnknownLane { .. } | Refusal::LaneAhead { .. } => ErrorCode::Internal,
     };
@@ -96,6 +98,22 @@ pub(crate) fn propose(shard: u32, error: ProposeError) -> CallError {
         retry_after_ms,
         ..Error::default()
     })
+}
+
+/// A change of a shard's members, or a transfer of its leadership, that did not go through.
+pub(crate) fn change(shard: u32, error: ChangeError) -> CallError {
+    let words = format!("shard {shard}: {error}");
+    let code = match error {
+        ChangeError::NotLeader { leader } => return not_leader(shard, leader),
+        ChangeError::Changing | ChangeError::Unavailable { .. } => return unavailable(words),
+        ChangeError::Moved { .. } => ErrorCode::StaleEpoch,
+        ChangeError::UnknownNode { .. } => ErrorCode::UnknownNode,
+        ChangeError::NotLearner { .. }
+        | ChangeError::IsVoter { .. }
+        | ChangeError::NotVoter { .. }
+        | ChangeError::NoVoters => ErrorCode::InvalidArgument,
+    };
+    CallError::new(code, words)
 }
 
 /// A retryable *not now*.

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use anyhow::bail;
 use mailbox_cluster::Cluster;
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -17,33 +19,41 @@ const LEADER_POLL: Duration = Duration::from_millis(50);
 /// How long a process may take to stop; it promises 10 s.
 const STOP_WITHIN: Duration = Duration::from_secs(12);
 
-/// Kills the leader again and again, until stopped.
-pub(crate) struct LeaderKiller {
+/// Kills processes again and again, until stopped.
+pub(crate) struct Killer {
     stop: watch::Sender<bool>,
     kills: Arc<AtomicU64>,
     task: JoinHandle<anyhow::Result<()>>,
 }
 
-/// Kills -9 whichever node leads the shard, every `every`, and starts it again one second later.
-pub(crate) fn kill_leader_every(
-    cluster: Arc<Cluster>,
-    shard: u32,
-    every: Duration,
-) -> LeaderKiller {
-    let (stop, stopped) = watch::channel(false);
-    let kills = Arc::new(AtomicU64::new(0));
-    let task = tokio::spawn(kill_leaders(
-        cluster,
-        shard,
-        every,
-        stopped,
-        Arc::clone(&kills),
-    ));
-    LeaderKiller { stop, kills, task }
+/// Whom a [`Killer`] kills.
+enum Victims {
+    /// Whichever node leads the shard.
+    LeaderOf(u32),
+    /// Any node or any gateway.
+    Any(SmallRng),
 }
 
-impl LeaderKiller {
-    /// Ends the killing, every node running again. Returns how often a leader was killed.
+/// Kills -9 whichever node leads the shard, every `every`, and starts it again one second later.
+pub(crate) fn kill_leader_every(cluster: Arc<Cluster>, shard: u32, every: Duration) -> Killer {
+    Killer::start(cluster, Victims::LeaderOf(shard), every)
+}
+
+/// Kills -9 a node or a gateway that the seed chooses, every `every`, and starts it again one second later.
+pub(crate) fn kill_random_every(cluster: Arc<Cluster>, seed: u64, every: Duration) -> Killer {
+    let rng = SmallRng::seed_from_u64(seed);
+    Killer::start(cluster, Victims::Any(rng), every)
+}
+
+impl Killer {
+    fn start(cluster: Arc<Cluster>, victims: Victims, every: Duration) -> Self {
+        let (stop, stopped) = watch::channel(false);
+        let kills = Arc::new(AtomicU64::new(0));
+        let task = tokio::spawn(kill(cluster, victims, every, stopped, Arc::clone(&kills)));
+        Self { stop, kills, task }
+    }
+
+    /// Ends the killing, everything running again. Returns how often something was killed.
     pub(crate) async fn stop(self) -> anyhow::Result<u64> {
         self.stop.send_replace(true);
         self.task.await??;
@@ -51,9 +61,9 @@ impl LeaderKiller {
     }
 }
 
-async fn kill_leaders(
+async fn kill(
     cluster: Arc<Cluster>,
-    shard: u32,
+    mut victims: Victims,
     every: Duration,
     mut stopped: watch::Receiver<bool>,
     kills: Arc<AtomicU64>,
@@ -65,25 +75,56 @@ async fn kill_leaders(
             _ = stopped.wait_for(|&stopped| stopped) => return Ok(()),
             _ = due.tick() => {}
         }
-        let leader = loop {
-            if *stopped.borrow() {
-                return Ok(());
-            }
-            if let Some(leader) = cluster.leader_of(shard).await {
-                break leader;
-            }
-            tokio::time::sleep(LEADER_POLL).await;
+        let Some((node, gateway)) = victims.next(&cluster, &stopped).await else {
+            return Ok(());
         };
-        let node = cluster.node(leader);
-        if node.kill()? {
+        let node = cluster.node(node);
+        let killed = if gateway {
+            node.kill_gateway()?
+        } else {
+            node.kill()?
+        };
+        if killed {
             let count = kills.fetch_add(1, Ordering::Relaxed) + 1;
-            eprintln!(
-                "kill {count}: node {}, the leader of shard {shard}",
-                node.id()
-            );
+            let what = victims.name(gateway);
+            eprintln!("kill {count}: {what} of node {}", node.id());
         }
         tokio::time::sleep(RESTART_AFTER).await;
         node.start()?;
+        node.start_gateway()?;
+    }
+}
+
+impl Victims {
+    /// The next one: its node, and whether it is the gateway there. `None`: it was stopped first.
+    async fn next(
+        &mut self,
+        cluster: &Cluster,
+        stopped: &watch::Receiver<bool>,
+    ) -> Option<(usize, bool)> {
+        match self {
+            Self::LeaderOf(shard) => loop {
+                if *stopped.borrow() {
+                    return None;
+                }
+                if let Some(leader) = cluster.leader_of(*shard).await {
+                    return Some((leader, false));
+                }
+                tokio::time::sleep(LEADER_POLL).await;
+            },
+            Self::Any(rng) => {
+                let node = rng.random_range(0..cluster.nodes().len());
+                Some((node, rng.random()))
+            }
+        }
+    }
+
+    fn name(&self, gateway: bool) -> String {
+        match self {
+            Self::LeaderOf(shard) => format!("the server, leader of shard {shard},"),
+            Self::Any(_) if gateway => "the gateway".to_owned(),
+            Self::Any(_) => "the server".to_owned(),
+        }
     }
 }
 

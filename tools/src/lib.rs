@@ -12,6 +12,7 @@ mod duration;
 mod node;
 mod output;
 mod process;
+mod survey;
 
 pub use bench::mailbox_bench;
 pub use ctl::mailboxctl;

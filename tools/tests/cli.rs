@@ -56,7 +56,7 @@ fn assert_help(program: &str, subcommand: &[&str]) {
 
 #[test]
 fn every_help_text_is_the_kept_one() {
-    let ctl: [&[&str]; 14] = [
+    let ctl: [&[&str]; 32] = [
         &[],
         &["status"],
         &["token", "issue"],
@@ -65,17 +65,42 @@ fn every_help_text_is_the_kept_one() {
         &["send"],
         &["tail"],
         &["timeline", "show"],
+        &["dlq"],
+        &["dlq", "list"],
+        &["dlq", "show"],
+        &["dlq", "requeue"],
+        &["dlq", "drop"],
         &["inspect"],
         &["dev-cluster"],
         &["replay"],
         &["replay", "irc"],
         &["token"],
         &["user"],
+        &["cluster"],
+        &["cluster", "status"],
+        &["node"],
+        &["node", "list"],
+        &["node", "drain"],
+        &["node", "undrain"],
+        &["node", "remove"],
+        &["shard"],
+        &["shard", "list"],
+        &["shard", "show"],
+        &["shard", "move"],
+        &["shard", "transfer"],
+        &["doctor"],
     ];
     for subcommand in ctl {
         assert_help(CTL, subcommand);
     }
-    for subcommand in [&[][..], &["send"], &["gateway"], &["idle"]] {
+    for subcommand in [
+        &[][..],
+        &["send"],
+        &["gateway"],
+        &["idle"],
+        &["grow"],
+        &["restart"],
+    ] {
         assert_help(BENCH, subcommand);
     }
 }
@@ -96,6 +121,8 @@ fn a_wrong_command_line_is_status_2_and_leaves_stdout_empty() {
         &["replay", "irc", "--gateway", "ws://127.0.0.1:1", "x.txt"],
         &["dev-cluster", "--nodes", "5"],
         &["timeline", "show", "feed:1"],
+        &["dlq", "requeue"],
+        &["dlq", "drop", "3"],
         &["chat", "--to", "bob", "--token", "t"],
         &["nonsense"],
     ] {
@@ -169,8 +196,14 @@ fn a_token_is_the_only_thing_on_stdout() {
 
 #[test]
 fn completions_are_printed() {
-    let output = run(CTL, &["completions", "bash"]);
-    assert!(text(&output.stdout).contains("mailboxctl"));
+    for shell in ["bash", "zsh", "fish"] {
+        let output = run(CTL, &["completions", shell]);
+        let script = text(&output.stdout);
+        assert!(output.status.success(), "{shell}");
+        for word in ["mailboxctl", "doctor", "transfer", "drain"] {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+    }
 }
 
 #[test]

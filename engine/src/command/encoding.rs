@@ -9,8 +9,8 @@ use uuid::Uuid;
 
 use crate::cluster_options::ClusterOptions;
 use crate::command::{
-    AckCursor, AckLanes, Command, Conversation, CreateGroup, Deliver, JoinGroup, LeaveGroup,
-    MarkRead, RegisterUser, Send, SendGroup, SetClusterOptions,
+    AckCursor, AckLanes, Command, Conversation, CreateGroup, Deliver, DropDeadLetter, JoinGroup,
+    LeaveGroup, MarkRead, RegisterUser, RequeueDeadLetter, Send, SendGroup, SetClusterOptions,
 };
 use crate::command::{meta, slot, split};
 use crate::decode::{Malformed, Reader};
@@ -31,7 +31,8 @@ const TAG_SET_CLUSTER_OPTIONS: u8 = 10;
 const TAG_DELIVER: u8 = 11;
 const TAG_ACK_LANES: u8 = 12;
 const TAG_META: u8 = 13;
-// 14 and 15 are dead letters'.
+const TAG_REQUEUE_DEAD_LETTER: u8 = 14;
+const TAG_DROP_DEAD_LETTER: u8 = 15;
 const TAG_MOVE_SLOT: u8 = 16;
 const TAG_SPLIT_SHARD: u8 = 17;
 
@@ -155,12 +156,7 @@ pub(crate) fn encode_command(command: &Command, out: &mut Vec<u8>) {
             put_sized(out, items.as_bytes());
         }
         Command::AckLanes(call) => put_acks(call, out),
-        Command::SetClusterOptions(SetClusterOptions { options, if_absent }) => {
-            out.extend_from_slice(&[TAG_SET_CLUSTER_OPTIONS, u8::from(*if_absent)]);
-            let mut encoded = Vec::new();
-            options.encode(&mut encoded);
-            put_sized(out, &encoded);
-        }
+        Command::SetClusterOptions(call) => put_options(call, out),
         Command::Meta(call) => {
             out.push(TAG_META);
             meta::encode(call, out);
@@ -173,8 +169,30 @@ pub(crate) fn encode_command(command: &Command, out: &mut Vec<u8>) {
             out.push(TAG_SPLIT_SHARD);
             split::encode(call, out);
         }
+        Command::RequeueDeadLetter(call) => put_requeue(call, out),
+        Command::DropDeadLetter(call) => put_drop(call, out),
         Command::Cut => out.push(TAG_CUT),
     }
+}
+
+fn put_options(SetClusterOptions { options, if_absent }: &SetClusterOptions, out: &mut Vec<u8>) {
+    out.extend_from_slice(&[TAG_SET_CLUSTER_OPTIONS, u8::from(*if_absent)]);
+    let mut encoded = Vec::new();
+    options.encode(&mut encoded);
+    put_sized(out, &encoded);
+}
+
+fn put_requeue(call: &RequeueDeadLetter, out: &mut Vec<u8>) {
+    put_request(TAG_REQUEUE_DEAD_LETTER, call.request_id, &[], out);
+    out.extend_from_slice(&call.slot.0.to_be_bytes());
+    put_u64(out, call.seq.0);
+    put_u64(out, call.message_id.0);
+}
+
+fn put_drop(call: &DropDeadLetter, out: &mut Vec<u8>) {
+    put_request(TAG_DROP_DEAD_LETTER, call.request_id, &[], out);
+    out.extend_from_slice(&call.slot.0.to_be_bytes());
+    put_u64(out, call.seq.0);
 }
 
 fn put_acks(AckLanes { acks }: &AckLanes, out: &mut Vec<u8>) {
@@ -269,6 +287,8 @@ pub(crate) fn decode_command(reader: &mut Reader<'_>, entry: &Bytes) -> Result<C
         TAG_META => meta::decode(reader).map(Command::Meta),
         TAG_MOVE_SLOT => slot::decode(reader).map(Command::MoveSlot),
         TAG_SPLIT_SHARD => split::decode(reader).map(Command::SplitShard),
+        TAG_REQUEUE_DEAD_LETTER => decode_requeue(reader).map(Command::RequeueDeadLetter),
+        TAG_DROP_DEAD_LETTER => decode_drop(reader).map(Command::DropDeadLetter),
         TAG_CUT => Ok(Command::Cut),
         TAG_SET_CLUSTER_OPTIONS => {
             let if_absent = match reader.u8()? {
@@ -284,6 +304,23 @@ pub(crate) fn decode_command(reader: &mut Reader<'_>, entry: &Bytes) -> Result<C
         }
         tag => Err(reader.unknown(tag)),
     }
+}
+
+fn decode_requeue(reader: &mut Reader<'_>) -> Result<RequeueDeadLetter, Malformed> {
+    Ok(RequeueDeadLetter {
+        request_id: read_id(reader)?,
+        slot: SlotId(reader.u16()?),
+        seq: Seq(reader.u64()?),
+        message_id: MessageId(reader.u64()?),
+    })
+}
+
+fn decode_drop(reader: &mut Reader<'_>) -> Result<DropDeadLetter, Malformed> {
+    Ok(DropDeadLetter {
+        request_id: read_id(reader)?,
+        slot: SlotId(reader.u16()?),
+        seq: Seq(reader.u64()?),
+    })
 }
 
 fn decode_send(reader: &mut Reader<'_>, entry: &Bytes) -> Result<Send, Malformed> {
@@ -308,6 +345,7 @@ fn decode_mark_read(reader: &mut Reader<'_>) -> Result<MarkRead, Malformed> {
     let conversation = match read_kind(reader)? {
         TimelineKind::Mailbox => Conversation::Peer(UserId(owner)),
         TimelineKind::Group => Conversation::Group(GroupId(owner)),
+        kind @ TimelineKind::DeadLetters => return Err(reader.unknown(kind as u8)),
     };
     Ok(MarkRead {
         request_id,

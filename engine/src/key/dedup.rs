@@ -19,7 +19,7 @@ impl Destination {
     /// A new group: the command names none.
     pub const NEW_GROUP: Destination = Destination { kind: 0, owner: 0 };
 
-    /// A user's mailbox or a group's timeline.
+    /// A user's mailbox, a group's timeline or a slot's dead letters.
     pub fn timeline(timeline: TimelineId) -> Destination {
         Destination {
             kind: timeline.kind as u8,
@@ -36,7 +36,7 @@ impl Destination {
         })
     }
 
-    /// A handle, by its hash.
+    /// A handle, by its hash. Its number is no kind of timeline.
     pub fn handle(hash: u64) -> Destination {
         Destination {
             kind: 3,
@@ -91,7 +91,7 @@ impl DedupKey {
         let id = Uuid::from_bytes(reader.array()?);
         let sender = UserId(reader.u64()?);
         let kind = reader.u8()?;
-        if kind > 3 {
+        if kind > TimelineKind::DeadLetters as u8 {
             return Err(reader.unknown(kind));
         }
         let owner = reader.u64()?;

@@ -7,14 +7,12 @@ use super::dedup::id_time_ms;
 use super::*;
 
 fn timeline() -> impl Strategy<Value = TimelineId> {
-    (any::<bool>(), any::<u64>()).prop_map(|(group, owner)| TimelineId {
-        kind: if group {
-            TimelineKind::Group
-        } else {
-            TimelineKind::Mailbox
-        },
-        owner,
-    })
+    const KINDS: &[TimelineKind] = &[
+        TimelineKind::Mailbox,
+        TimelineKind::Group,
+        TimelineKind::DeadLetters,
+    ];
+    (prop::sample::select(KINDS), any::<u64>()).prop_map(|(kind, owner)| TimelineId { kind, owner })
 }
 
 fn state_key() -> impl Strategy<Value = StateKey> {
@@ -50,7 +48,12 @@ fn state_key() -> impl Strategy<Value = StateKey> {
             .prop_map(|slot| StateKey::GroupCounter { slot }),
         slot.clone().prop_map(|slot| StateKey::DedupFloor { slot }),
         slot.clone().prop_map(|slot| StateKey::LaneTable { slot }),
-        slot.prop_map(|slot| StateKey::MarkTable { slot }),
+        slot.clone().prop_map(|slot| StateKey::MarkTable { slot }),
+        (slot.clone(), any::<u64>()).prop_map(|(slot, seq)| StateKey::DeadLetter {
+            slot,
+            seq: Seq(seq)
+        }),
+        slot.prop_map(|slot| StateKey::DeadLetterTotals { slot }),
         (any::<(u16, u16)>(), any::<(u32, u32, u64)>()).prop_map(
             |((source, destination), (one, two, seq))| StateKey::Outbox {
                 lane: LaneId {
@@ -239,5 +242,24 @@ fn encoded_keys_of_the_map_never_change() {
                 .as_slice()
                 .starts_with(StateKey::meta_prefix().as_slice())
         );
+    }
+}
+
+#[test]
+fn encoded_keys_of_dead_letters_never_change() {
+    let (slot, seq) = (SlotId(0x0405), Seq(9));
+    let timeline = slot.dead_letters();
+    for (key, text) in [
+        (
+            StateKey::DeadLetter { slot, seq },
+            "12 0405 0000000000000009",
+        ),
+        (StateKey::DeadLetterTotals { slot }, "13 0405"),
+        (
+            StateKey::Message { timeline, seq },
+            "01 04 0000000000000405 0000000000000009",
+        ),
+    ] {
+        assert_eq!(format!("{:?}", key.encode()), text.replace(' ', ""));
     }
 }

@@ -28,7 +28,7 @@ pub(crate) fn ack_cursor(ctx: &mut Context<'_>, call: AckCursor) -> Result<Reply
     let hash = hash_ask(8, &fields, device.as_str().as_bytes());
     let destination = Destination::timeline(timeline);
     let ask = Ask::new(
-        ctx.slot_of(timeline.owner),
+        ctx.slot_of_timeline(timeline),
         request_id,
         user,
         destination,
@@ -38,6 +38,7 @@ pub(crate) fn ack_cursor(ctx: &mut Context<'_>, call: AckCursor) -> Result<Reply
         return Ok(first);
     }
     match timeline.kind {
+        TimelineKind::DeadLetters => return Err(Refusal::NotAMember { user, timeline }.into()),
         TimelineKind::Mailbox if timeline != user.mailbox() => {
             return Err(Refusal::NotAMember { user, timeline }.into());
         }
@@ -74,7 +75,7 @@ fn require_room_for_device(
         return Ok(());
     };
     let cursors = StateKey::cursors_prefix(timeline, user);
-    if ctx.has_fewer_rows(ctx.slot_of(timeline.owner), &cursors, max)? {
+    if ctx.has_fewer_rows(ctx.slot_of_timeline(timeline), &cursors, max)? {
         return Ok(());
     }
     Err(Refusal::TooManyDevices {

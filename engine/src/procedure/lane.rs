@@ -14,7 +14,7 @@ use crate::id::{GroupId, MessageId, Seq, UserId};
 use crate::item::{Item, LaneId};
 use crate::key::StateKey;
 use crate::lanes::is_known;
-use crate::procedure::{No, store_row};
+use crate::procedure::{No, dead_letter, store_row};
 use crate::row::{Flags, MessageType, NewRow, RefusalCode, refusal_body};
 use crate::state::Context;
 use crate::table::{self, GroupRow, Span};
@@ -178,6 +178,7 @@ fn take(ctx: &mut Context<'_>, item: Item) -> Result<(), Error> {
     }
 }
 
+/// Into the recipient's mailbox; or among the slot's dead letters, and a refusal to the sender.
 fn take_message(
     ctx: &mut Context<'_>,
     recipient: UserId,
@@ -187,13 +188,15 @@ fn take_message(
     if ctx.user_exists(recipient)? {
         return ctx.append(recipient.mailbox(), row).map(|_| ());
     }
+    let code = RefusalCode::UnknownUser;
     let refusal = Item::Refusal {
         sender: row.correspondent,
         recipient,
         message_id: row.message_id,
         home_seq,
-        code: RefusalCode::UnknownUser,
+        code,
     };
+    dead_letter::record(ctx, recipient, home_seq, row, code)?;
     emit(ctx, refusal)
 }
 

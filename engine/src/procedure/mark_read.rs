@@ -30,7 +30,7 @@ pub(crate) fn mark_read(ctx: &mut Context<'_>, call: &MarkRead) -> Result<Reply,
         ),
     };
     let fields = [user.0, u64::from(named.kind as u8), named.owner, seq.0];
-    let (slot, hash) = (ctx.slot_of(timeline.owner), hash_ask(7, &fields, &[]));
+    let (slot, hash) = (ctx.slot_of_timeline(timeline), hash_ask(7, &fields, &[]));
     let ask = Ask::new(slot, request_id, user, Destination::timeline(named), hash);
     if let Some(first) = ask.judge(ctx)? {
         return Ok(first);

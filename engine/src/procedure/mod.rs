@@ -4,6 +4,7 @@
 
 mod ack_cursor;
 mod create_group;
+mod dead_letter;
 mod join_group;
 mod lane;
 mod leave_group;
@@ -18,6 +19,7 @@ mod split_shard;
 
 pub(crate) use ack_cursor::ack_cursor;
 pub(crate) use create_group::create_group;
+pub(crate) use dead_letter::{drop_dead_letter, requeue_dead_letter};
 pub(crate) use join_group::join_group;
 pub(crate) use lane::{ack_lanes, deliver};
 pub(crate) use leave_group::leave_group;

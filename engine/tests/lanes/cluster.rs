@@ -6,10 +6,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use mailbox_engine::{
     AckLanes, ApplyEntry, ApplyPayload, BuiltFlush, ClusterOptions, Command, CreateGroup, Deliver,
-    EngineOptions, EntryBuilder, Error, Flags, GroupId, IngestCrash, Item, Items, JoinGroup,
-    LaneId, LeaveGroup, LogId, MemoryDisk, MessageId, MessageType, MoveSlot, OutboxItem,
-    RegisterUser, Reply, Row, Send, Seq, SetClusterOptions, Shard, ShardId, SlotId, SplitShard,
-    Store, UserId, content_crc, slot_of_handle, slot_of_owner,
+    DropDeadLetter, EngineOptions, EntryBuilder, Error, Flags, GroupId, IngestCrash, Item, Items,
+    JoinGroup, LaneId, LeaveGroup, LogId, MemoryDisk, MessageId, MessageType, MoveSlot, OutboxItem,
+    RegisterUser, Reply, RequeueDeadLetter, Row, Send, Seq, SetClusterOptions, Shard, ShardId,
+    SlotId, SplitShard, Store, UserId, content_crc, slot_of_handle, slot_of_owner,
 };
 use uuid::Uuid;
 
@@ -504,6 +504,34 @@ impl Cluster {
         })
     }
 
+    pub(crate) fn requeue_command(&mut self, slot: SlotId, seq: Seq) -> Command {
+        let (request_id, message_id) = self.id();
+        Command::RequeueDeadLetter(RequeueDeadLetter {
+            request_id,
+            slot,
+            seq,
+            message_id,
+        })
+    }
+
+    pub(crate) fn drop_command(&mut self, slot: SlotId, seq: Seq) -> Command {
+        let request_id = self.id().0;
+        Command::DropDeadLetter(DropDeadLetter {
+            request_id,
+            slot,
+            seq,
+        })
+    }
+
+    /// All of them have these options from here on.
+    pub(crate) fn set_options(&mut self, options: ClusterOptions) {
+        let if_absent = false;
+        let set = Command::SetClusterOptions(SetClusterOptions { options, if_absent });
+        for number in 0..self.replicas.len() {
+            self.apply(number, std::slice::from_ref(&set));
+        }
+    }
+
     pub(crate) fn leave_command(&mut self, group: GroupId, user: UserId) -> Command {
         let (request_id, message_id) = self.id();
         Command::LeaveGroup(LeaveGroup {
@@ -545,6 +573,8 @@ pub(crate) fn slot_of(command: &Command) -> SlotId {
         Command::JoinGroup(call) => call.group.0,
         Command::LeaveGroup(call) => call.group.0,
         Command::AckCursor(call) => call.timeline.owner,
+        Command::RequeueDeadLetter(call) => return call.slot,
+        Command::DropDeadLetter(call) => return call.slot,
         Command::Deliver(call) => return call.lane.destination,
         Command::AckLanes(call) => return call.acks[0].0.source,
         other => panic!("not used here: {other:?}"),

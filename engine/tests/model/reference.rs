@@ -6,10 +6,12 @@ use std::collections::BTreeMap;
 use mailbox_engine::{
     AckCursor, ClusterOptions, Command, Conversation, CreateGroup, Flags, GroupId, HandleFault,
     JoinGroup, LeaveGroup, MarkRead, MessageId, MessageType, OptionFault, Refusal, RefusalCode,
-    RegisterUser, Reply, Row, Send, SendGroup, Seq, SetClusterOptions, Span, TimelineId,
+    RegisterUser, Reply, Row, Send, SendGroup, Seq, SetClusterOptions, SlotId, Span, TimelineId,
     TimelineKind, UserId, content_crc, slot_of_handle, slot_of_owner,
 };
 use uuid::Uuid;
+
+use crate::letters::Letters;
 
 pub(crate) const SLOT_COUNT: u16 = 8;
 pub(crate) const HOUR_MS: u64 = 3_600_000;
@@ -35,6 +37,7 @@ pub(crate) struct Reference {
     pub(crate) groups: BTreeMap<GroupId, BTreeMap<UserId, Vec<Span>>>,
     pub(crate) read_marks: BTreeMap<(UserId, TimelineId), Seq>,
     pub(crate) cursors: BTreeMap<(TimelineId, UserId, String), Seq>,
+    pub(crate) letters: BTreeMap<SlotId, Letters>,
     accepted: BTreeMap<Identity, (Command, Reply)>,
 }
 
@@ -61,9 +64,9 @@ impl Reference {
     fn set_options(&mut self, call: &SetClusterOptions) -> Reply {
         let mut options = call.options;
         if let (true, Some(present)) = (call.if_absent, self.options) {
-            let user_limits = present.user_limits.or(options.user_limits);
             options = ClusterOptions {
-                user_limits,
+                user_limits: present.user_limits.or(options.user_limits),
+                dead_letters_max: present.dead_letters_max.or(options.dead_letters_max),
                 ..present
             };
         }
@@ -131,6 +134,8 @@ impl Reference {
             Command::LeaveGroup(call) => self.leave(call),
             Command::MarkRead(call) => self.mark_read(call),
             Command::AckCursor(call) => self.ack_cursor(call, options),
+            Command::RequeueDeadLetter(call) => self.requeue(call),
+            Command::DropDeadLetter(call) => self.drop_letter(call),
             Command::Deliver(_)
             | Command::AckLanes(_)
             | Command::SetClusterOptions(_)
@@ -145,7 +150,7 @@ impl Reference {
         Seq(self.timelines.get(&timeline).map_or(0, Vec::len) as u64)
     }
 
-    fn append(&mut self, timeline: TimelineId, row: Row) -> Seq {
+    pub(crate) fn append(&mut self, timeline: TimelineId, row: Row) -> Seq {
         let seq = self.head(timeline).next();
         self.timelines
             .entry(timeline)
@@ -154,7 +159,14 @@ impl Reference {
         seq
     }
 
-    fn user(&self, user: UserId) -> Result<(), Refusal> {
+    /// Who would be made by registering a handle, if nobody had it.
+    pub(crate) fn next_user(&self, handle: &str) -> UserId {
+        let slot = slot_of_handle(handle, SLOT_COUNT).0;
+        let made = self.users_made.get(&slot).copied().unwrap_or_default();
+        UserId((made + 1) << 16 | u64::from(slot))
+    }
+
+    pub(crate) fn user(&self, user: UserId) -> Result<(), Refusal> {
         if self.users.contains_key(&user) {
             Ok(())
         } else {
@@ -162,7 +174,7 @@ impl Reference {
         }
     }
 
-    fn claim(&mut self, message_id: MessageId) -> Result<(), Refusal> {
+    pub(crate) fn claim(&mut self, message_id: MessageId) -> Result<(), Refusal> {
         if message_id <= self.last_message_id {
             return Err(Refusal::Retry);
         }
@@ -202,9 +214,10 @@ impl Reference {
                 client_msg_id: Uuid::nil(),
                 body: bytes::Bytes::new(),
                 refused: Some((seq, RefusalCode::UnknownUser)),
-                ..row
+                ..row.clone()
             };
             self.append(timeline, refusal);
+            self.keep_letter(row, seq, options);
         } else if call.recipient != call.sender {
             self.append(call.recipient.mailbox(), row);
         }
@@ -497,6 +510,10 @@ fn handle_fault(handle: &str) -> Option<HandleFault> {
     }
 }
 
+fn letters_of(id: Uuid, slot: SlotId) -> Identity {
+    (id, 0, "dead letters".to_owned(), slot.0)
+}
+
 /// What makes two calls the same one.
 fn identity(command: &Command) -> Identity {
     let of = |id, user: UserId, named: TimelineId, home: TimelineId| {
@@ -537,6 +554,8 @@ fn identity(command: &Command) -> Identity {
             of(call.request_id, call.user, named, home)
         }
         Command::AckCursor(call) => of(call.request_id, call.user, call.timeline, call.timeline),
+        Command::RequeueDeadLetter(call) => letters_of(call.request_id, call.slot),
+        Command::DropDeadLetter(call) => letters_of(call.request_id, call.slot),
         Command::Deliver(_)
         | Command::AckLanes(_)
         | Command::SetClusterOptions(_)
@@ -562,7 +581,9 @@ fn asked(command: &Command) -> Command {
         Command::CreateGroup(call) => call.message_id = MessageId::ZERO,
         Command::JoinGroup(call) => call.message_id = MessageId::ZERO,
         Command::LeaveGroup(call) => call.message_id = MessageId::ZERO,
+        Command::RequeueDeadLetter(call) => call.message_id = MessageId::ZERO,
         Command::RegisterUser(_)
+        | Command::DropDeadLetter(_)
         | Command::MarkRead(_)
         | Command::AckCursor(_)
         | Command::Deliver(_)

@@ -3,9 +3,10 @@
 
 use bytes::Bytes;
 use mailbox_engine::{
-    AckCursor, ClusterOptions, Command, Conversation, CreateGroup, DeviceId, Flags, GroupId,
-    IngestCrash, JoinGroup, LeaveGroup, MarkRead, MessageId, MessageType, RegisterUser, Send,
-    SendGroup, Seq, SetClusterOptions, TimelineId, UserId, UserLimits, content_crc,
+    AckCursor, ClusterOptions, Command, Conversation, CreateGroup, DeviceId, DropDeadLetter, Flags,
+    GroupId, IngestCrash, JoinGroup, LeaveGroup, MarkRead, MessageId, MessageType, RegisterUser,
+    RequeueDeadLetter, Send, SendGroup, Seq, SetClusterOptions, SlotId, TimelineId, UserId,
+    UserLimits, content_crc,
 };
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -75,6 +76,8 @@ enum What {
     MarkGroup,
     AckMailbox,
     AckGroup,
+    Requeue,
+    DropLetter,
     Options,
     Cut,
 }
@@ -144,6 +147,8 @@ fn call() -> impl Strategy<Value = Call> {
         1 => Just(What::MarkGroup),
         4 => Just(What::AckMailbox),
         2 => Just(What::AckGroup),
+        4 => Just(What::Requeue),
+        1 => Just(What::DropLetter),
         1 => Just(What::Options),
         1 => Just(What::Cut),
     ];
@@ -287,6 +292,23 @@ impl Author {
             What::AckMailbox if call.fault < 16 => ack_cursor(call, id, user, peer.mailbox()),
             What::AckMailbox => ack_cursor(call, id, user, user.mailbox()),
             What::AckGroup => ack_cursor(call, id, user, group.timeline()),
+            What::Requeue => {
+                let (slot, seq) = letter(call, state);
+                Command::RequeueDeadLetter(RequeueDeadLetter {
+                    request_id: id,
+                    slot,
+                    seq,
+                    message_id,
+                })
+            }
+            What::DropLetter => {
+                let (slot, seq) = letter(call, state);
+                Command::DropDeadLetter(DropDeadLetter {
+                    request_id: id,
+                    slot,
+                    seq,
+                })
+            }
             What::Options => Command::SetClusterOptions(set_options(call)),
             What::Cut => Command::Cut,
         }
@@ -350,6 +372,7 @@ fn set_options(call: &Call) -> SetClusterOptions {
                 devices_max: 1 + u32::from(call.other % 2),
                 groups_max: 2 + u32::from(call.body % 4),
             }),
+            dead_letters_max: (call.seq >= 32).then(|| 1 + u32::from(call.other % 5)),
         },
         if_absent: call.who.is_multiple_of(2),
     }
@@ -389,9 +412,29 @@ fn handle(number: u8) -> String {
     }
 }
 
-/// One of the users, or now and then nobody.
+/// Mostly a letter that is there, now and then one that was trimmed or never written.
+fn letter(call: &Call, state: &Reference) -> (SlotId, Seq) {
+    let count = state.letters.len();
+    if count == 0 {
+        return (SlotId(u16::from(call.who % 8)), Seq(1));
+    }
+    let mut slots = state.letters.iter();
+    let (slot, letters) = slots.nth(usize::from(call.who) % count).unwrap();
+    let first = u64::try_from(letters.trimmed).unwrap();
+    let kept = u64::try_from(letters.all.len()).unwrap() - first;
+    let seq = match call.fault {
+        0..16 => u64::from(call.seq % 8),
+        _ => first + 1 + u64::from(call.seq) % kept,
+    };
+    (*slot, Seq(seq))
+}
+
+/// One of the users, or now and then nobody, or somebody who may be made later.
 fn user(number: u8, state: &Reference) -> UserId {
     let count = state.users.len();
+    if (200..240).contains(&number) {
+        return state.next_user(&handle(number));
+    }
     if number >= 240 || count == 0 {
         return UserId(u64::from(number % 4));
     }
@@ -417,7 +460,9 @@ fn assigned(mut command: Command, id: MessageId) -> Command {
         Command::CreateGroup(call) => call.message_id = id,
         Command::JoinGroup(call) => call.message_id = id,
         Command::LeaveGroup(call) => call.message_id = id,
+        Command::RequeueDeadLetter(call) => call.message_id = id,
         Command::RegisterUser(_)
+        | Command::DropDeadLetter(_)
         | Command::MarkRead(_)
         | Command::AckCursor(_)
         | Command::Deliver(_)
@@ -441,6 +486,8 @@ fn id_of(command: &Command) -> Uuid {
         Command::LeaveGroup(call) => call.request_id,
         Command::MarkRead(call) => call.request_id,
         Command::AckCursor(call) => call.request_id,
+        Command::RequeueDeadLetter(call) => call.request_id,
+        Command::DropDeadLetter(call) => call.request_id,
         Command::Deliver(_)
         | Command::AckLanes(_)
         | Command::SetClusterOptions(_)

@@ -294,7 +294,7 @@ impl Client {
         }
     }
 
-    fn fill_id(&self, request_id: &mut Bytes) {
+    pub(crate) fn fill_id(&self, request_id: &mut Bytes) {
         if request_id.is_empty() {
             *request_id = Bytes::copy_from_slice(self.new_message_id().as_bytes());
         }

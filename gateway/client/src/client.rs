@@ -190,7 +190,7 @@ impl Client {
         &self.inner
     }
 
-    fn deadline(&self) -> Instant {
+    pub(crate) fn deadline(&self) -> Instant {
         Instant::now() + self.inner.options.timeouts.deadline
     }
 

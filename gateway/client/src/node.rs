@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use mailbox_api::CallError;
 use mailbox_api::v1::admin_client::AdminClient;
+use mailbox_api::v1::cluster_client::ClusterClient;
+use mailbox_api::v1::dead_letters_client::DeadLettersClient;
 use mailbox_api::v1::mailbox_client::MailboxClient;
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -20,6 +22,8 @@ pub(crate) struct Node {
     address: String,
     mailbox: MailboxClient<AuthChannel>,
     admin: AdminClient<AuthChannel>,
+    cluster: ClusterClient<AuthChannel>,
+    dead_letters: DeadLettersClient<AuthChannel>,
     submit: Arc<SubmitQueue>,
     submit_task: Once,
     options: Arc<ClientOptions>,
@@ -37,12 +41,18 @@ impl Node {
         let channel = channel::channel(address, options)?;
         let mailbox = MailboxClient::with_interceptor(channel.clone(), credentials.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX);
-        let admin = AdminClient::with_interceptor(channel, credentials.clone())
+        let admin = AdminClient::with_interceptor(channel.clone(), credentials.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let cluster = ClusterClient::with_interceptor(channel.clone(), credentials.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let dead_letters = DeadLettersClient::with_interceptor(channel, credentials.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX);
         Ok(Self {
             address: channel::bare_address(address).to_owned(),
             mailbox,
             admin,
+            cluster,
+            dead_letters,
             submit: Arc::new(SubmitQueue::new(options.limits.clone())),
             submit_task: Once::new(),
             options: Arc::clone(options),
@@ -60,6 +70,14 @@ impl Node {
 
     pub(crate) fn admin(&self) -> AdminClient<AuthChannel> {
         self.admin.clone()
+    }
+
+    pub(crate) fn cluster(&self) -> ClusterClient<AuthChannel> {
+        self.cluster.clone()
+    }
+
+    pub(crate) fn dead_letters(&self) -> DeadLettersClient<AuthChannel> {
+        self.dead_letters.clone()
     }
 
     /// The queue of the Submit stream; must be called inside a runtime.

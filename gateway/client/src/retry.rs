@@ -57,7 +57,9 @@ pub(crate) fn advice(code: ErrorCode) -> Advice {
         | ErrorCode::UnknownNode
         | ErrorCode::UnknownShard
         | ErrorCode::NodeInUse
-        | ErrorCode::StaleEpoch => Advice::GiveUp,
+        | ErrorCode::StaleEpoch
+        | ErrorCode::UnknownDeadLetter
+        | ErrorCode::DeadLetterResolved => Advice::GiveUp,
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 
-use crate::layout::{Layout, key_file};
+use crate::layout::{Layout, Ports, free_ports, key_file};
 use crate::node::{Node, Places, data_dir};
 use crate::process::Spawner;
 use crate::usage::IoBytes;
@@ -62,6 +62,9 @@ impl Default for ClusterOptions {
 pub struct Cluster {
     // Before the directory, so that nothing runs in it any more when it is removed.
     nodes: Vec<Node>,
+    /// Of the next node that joins: no id is ever used twice.
+    next_id: u64,
+    mould: Mould,
     dir: PathBuf,
     temporary: Option<TempDir>,
     secret_file: PathBuf,
@@ -69,6 +72,16 @@ pub struct Cluster {
     cluster_id: String,
     /// For questions of our own.
     client: OnceCell<DebugClient>,
+}
+
+/// What all nodes are made by.
+#[derive(Debug)]
+struct Mould {
+    binary: PathBuf,
+    spawner: Spawner,
+    shards: u16,
+    gateway: bool,
+    extra_config: String,
 }
 
 /// A client has nothing to show.
@@ -121,39 +134,101 @@ impl Cluster {
         let layout = Layout::load_or_make(&dir, options.nodes)?;
         let secret_file = key_file(&dir, "mailbox.secret")?;
         let auth_key_file = key_file(&dir, "auth.key")?;
-        let spawner = Spawner::new()?;
-        let mut nodes = Vec::with_capacity(layout.nodes.len());
-        for (i, ports) in layout.nodes.iter().enumerate() {
-            let id = i as u64 + 1;
-            let node_dir = dir.join(format!("node{id}"));
-            std::fs::create_dir_all(&node_dir)
-                .with_context(|| format!("create {}", node_dir.display()))?;
-            let files = config::Files {
-                secret: &secret_file,
-                auth_key: &auth_key_file,
-                dir: &data_dir(&node_dir),
-            };
-            let text = config::document(&layout, i, options.shards, &files, &options.extra_config)?;
-            let path = node_dir.join("mailbox.toml");
-            std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
-            let places = Places {
-                binary: &binary,
-                dir: &node_dir,
-                config: path,
-            };
-            nodes.push(Node::new(id, *ports, places, options.gateway, &spawner));
-        }
-        let cluster_id = layout.cluster_id;
-        let client = OnceCell::new();
-        Ok(Self {
-            nodes,
+        let mut cluster = Self {
+            nodes: Vec::with_capacity(layout.nodes.len()),
+            next_id: 1 + layout.nodes.len() as u64,
+            mould: Mould {
+                binary,
+                spawner: Spawner::new()?,
+                shards: options.shards,
+                gateway: options.gateway,
+                extra_config: options.extra_config,
+            },
             dir,
             temporary,
             secret_file,
             auth_key_file,
-            cluster_id,
-            client,
-        })
+            cluster_id: layout.cluster_id,
+            client: OnceCell::new(),
+        };
+        let members = (1..).zip(&layout.nodes);
+        let members = members.map(|(id, ports): (u64, _)| (id, ports.node));
+        let members = config::Company::Members(members.collect());
+        for (id, ports) in (1..).zip(layout.nodes) {
+            let node = cluster.make_node(id, ports, &members)?;
+            cluster.nodes.push(node);
+        }
+        Ok(cluster)
+    }
+
+    /// Writes a node's config; starts nothing.
+    fn make_node(&self, id: u64, ports: Ports, company: &config::Company) -> anyhow::Result<Node> {
+        let dir = self.dir.join(format!("node{id}"));
+        std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+        let files = config::Files {
+            secret: &self.secret_file,
+            auth_key: &self.auth_key_file,
+            dir: &data_dir(&dir),
+        };
+        let own = config::Own {
+            cluster_id: &self.cluster_id,
+            id,
+            ports,
+            shards: self.mould.shards,
+        };
+        let text = config::document(&own, company, &files, &self.mould.extra_config)?;
+        let path = dir.join("mailbox.toml");
+        std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+        let places = Places {
+            binary: &self.mould.binary,
+            dir: &dir,
+            config: path,
+        };
+        let Mould {
+            gateway, spawner, ..
+        } = &self.mould;
+        Ok(Node::new(id, ports, places, *gateway, spawner))
+    }
+
+    /// Starts one more node, which asks the others to take it in, and waits until it serves. It gets an id that
+    /// no node has had and comes last in [`Cluster::nodes`]. A directory with such nodes cannot be
+    /// started again as a whole: each is known to the cluster only, not to `cluster.json`.
+    ///
+    /// # Errors
+    /// When it does not start, or nothing serves in time; with the end of its log.
+    pub async fn join(&mut self, within: Duration) -> anyhow::Result<()> {
+        let id = self.next_id;
+        self.next_id += 1;
+        let [ports] = free_ports(1)?[..] else {
+            bail!("one node has one set of ports");
+        };
+        let known = self.nodes.iter().map(|node| node.address().to_owned());
+        let company = config::Company::Joins(known.collect());
+        let node = self.make_node(id, ports, &company)?;
+        node.start()?;
+        node.start_gateway()?;
+        self.nodes.push(node);
+        self.wait_ready(within).await
+    }
+
+    /// Waits for the end of a node that the cluster was told to remove, and leaves it out from here on. Its
+    /// files stay.
+    ///
+    /// # Errors
+    /// There is no such node, or it still runs; it is then kept.
+    pub async fn forget(&mut self, id: u64, within: Duration) -> anyhow::Result<()> {
+        let found = self.nodes.iter().position(|node| node.id() == id);
+        let found = found.with_context(|| format!("there is no node {id}"))?;
+        let begun = Instant::now();
+        while self.nodes[found].pid().is_some() {
+            if begun.elapsed() >= within {
+                bail!("node {id} still runs {within:?} after it was removed");
+            }
+            tokio::time::sleep(READY_POLL).await;
+        }
+        self.nodes[found].kill_gateway()?;
+        self.nodes.remove(found);
+        Ok(())
     }
 
     /// Node `i`, counted from 0.

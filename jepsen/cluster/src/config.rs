@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use toml::{Table, Value};
 
-use crate::layout::Layout;
+use crate::layout::Ports;
 
 /// Three nodes, their gateways and a load generator are to fit on a small machine.
 const MEMORY_BUDGET: &str = "256 MiB";
@@ -18,32 +18,52 @@ pub(crate) struct Files<'a> {
     pub(crate) dir: &'a Path,
 }
 
-/// The config of node `i` (from 0), with `extra` merged over it.
+/// What a node's file says about itself.
+pub(crate) struct Own<'a> {
+    pub(crate) cluster_id: &'a str,
+    pub(crate) id: u64,
+    pub(crate) ports: Ports,
+    pub(crate) shards: u16,
+}
+
+/// What a node's file says about the others.
+pub(crate) enum Company {
+    /// The first nodes and their ports, this one among them.
+    Members(Vec<(u64, u16)>),
+    /// Addresses of nodes to ask.
+    Joins(Vec<String>),
+}
+
+/// The config of one node, with `extra` merged over it.
 pub(crate) fn document(
-    layout: &Layout,
-    i: usize,
-    shards: u16,
+    own: &Own<'_>,
+    company: &Company,
     files: &Files<'_>,
     extra: &str,
 ) -> anyhow::Result<String> {
     let address = |port: u16| Value::from(format!("127.0.0.1:{port}"));
     let path = |path: &Path| Value::from(path.to_string_lossy().into_owned());
-    let ports = layout.nodes[i];
-    let nodes: Table = (1..)
-        .zip(&layout.nodes)
-        .map(|(id, ports): (u64, _)| (id.to_string(), address(ports.node)))
-        .collect();
-    let id = i64::try_from(i + 1).context("number the node")?;
+    let company = match company {
+        Company::Members(nodes) => {
+            let nodes = nodes.iter();
+            let nodes: Table = nodes
+                .map(|(id, port)| (id.to_string(), address(*port)))
+                .collect();
+            ("nodes", Value::from(nodes))
+        }
+        Company::Joins(addresses) => ("join", Value::from(addresses.clone())),
+    };
+    let id = i64::try_from(own.id).context("number the node")?;
     let mut config = Table::new();
     set(
         &mut config,
         "cluster",
         [
-            ("id", Value::from(layout.cluster_id.clone())),
+            ("id", Value::from(own.cluster_id)),
             ("secret_file", path(files.secret)),
             ("slot_count", Value::from(SLOT_COUNT)),
-            ("shards", Value::from(i64::from(shards))),
-            ("nodes", Value::from(nodes)),
+            ("shards", Value::from(i64::from(own.shards))),
+            company,
         ],
     );
     set(
@@ -52,11 +72,15 @@ pub(crate) fn document(
         [
             ("id", Value::from(id)),
             ("dir", path(files.dir)),
-            ("listen", address(ports.node)),
-            ("metrics_listen", address(ports.metrics)),
+            ("listen", address(own.ports.node)),
+            ("metrics_listen", address(own.ports.metrics)),
         ],
     );
-    set(&mut config, "gateway", [("listen", address(ports.gateway))]);
+    set(
+        &mut config,
+        "gateway",
+        [("listen", address(own.ports.gateway))],
+    );
     set(
         &mut config,
         "auth",
@@ -95,17 +119,17 @@ fn merge(config: &mut Table, over: Table) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layout::Ports;
 
-    fn config(extra: &str) -> anyhow::Result<Table> {
-        let ports = Ports {
-            node: 1,
-            metrics: 2,
-            gateway: 3,
-        };
-        let layout = Layout {
-            cluster_id: "c".into(),
-            nodes: vec![ports; 3],
+    fn config(company: &Company, extra: &str) -> anyhow::Result<Table> {
+        let own = Own {
+            cluster_id: "c",
+            id: 2,
+            ports: Ports {
+                node: 1,
+                metrics: 2,
+                gateway: 3,
+            },
+            shards: 4,
         };
         let secret = Path::new("/s");
         let files = Files {
@@ -113,12 +137,24 @@ mod tests {
             auth_key: Path::new("/k"),
             dir: Path::new("/d"),
         };
-        Ok(document(&layout, 1, 4, &files, extra)?.parse()?)
+        Ok(document(&own, company, &files, extra)?.parse()?)
+    }
+
+    fn members() -> Company {
+        Company::Members(vec![(1, 1), (2, 1), (3, 1)])
+    }
+
+    #[test]
+    fn a_node_that_joins_names_whom_it_asks() {
+        let company = Company::Joins(vec!["127.0.0.1:9".to_owned()]);
+        let config = config(&company, "").unwrap();
+        assert_eq!(config["cluster"]["join"][0], Value::from("127.0.0.1:9"));
+        assert!(config["cluster"].get("nodes").is_none());
     }
 
     #[test]
     fn extra_options_go_over_ours_and_leave_the_rest() {
-        let config = config("[cluster]\ngroup_members_max = 9\nid = \"x\"").unwrap();
+        let config = config(&members(), "[cluster]\ngroup_members_max = 9\nid = \"x\"").unwrap();
         assert_eq!(config["cluster"]["group_members_max"], Value::from(9));
         assert_eq!(config["cluster"]["id"], Value::from("x"));
         assert_eq!(config["cluster"]["nodes"]["3"], Value::from("127.0.0.1:1"));
@@ -128,6 +164,6 @@ mod tests {
 
     #[test]
     fn extra_that_is_no_toml_is_refused() {
-        assert!(config("[cluster").is_err());
+        assert!(config(&members(), "[cluster").is_err());
     }
 }

@@ -59,7 +59,8 @@ impl Layout {
     }
 }
 
-fn free_ports(nodes: usize) -> anyhow::Result<Vec<Ports>> {
+/// Ports on which nobody listens now.
+pub(crate) fn free_ports(nodes: usize) -> anyhow::Result<Vec<Ports>> {
     // All are held until the last is found, so that none is found twice.
     let mut held = Vec::new();
     let mut take = || {

@@ -197,6 +197,8 @@ fn a_new_node_behind_the_purge_survives_crashes_and_catches_up() {
     });
     let installs = cluster.nodes[fourth].shard().engine().metrics().installs;
     assert!(installs > 0, "it came by the log");
+    let received = cluster.nodes[fourth].node().snapshot_bytes().received;
+    assert!(received > 0, "a snapshot has bytes");
     // A crash right behind all this, of the new one and of the one that has nothing any more.
     for node in [fourth, 0] {
         cluster.nodes[node].kill();

@@ -140,3 +140,22 @@ fn leadership_moves_where_it_is_asked_to() {
     assert_eq!(stranger, Err(ChangeError::NotVoter { node: 9 }));
     cluster.register("bob");
 }
+
+#[test]
+fn a_transfer_to_a_node_that_does_not_answer_leaves_the_leader_in_place() {
+    let mut cluster = Cluster::start(3, |_| ());
+    cluster.register("alice");
+    let leader = cluster.leader();
+    let target = (leader + 1) % 3;
+    cluster.nodes[target].kill();
+    let node = &cluster.nodes[leader];
+    let shard = node.shard();
+    let before = shard.leadership();
+    let refused = node.run(shard.transfer_leader(target as u64 + 1));
+    assert!(
+        matches!(refused, Err(ChangeError::Unavailable { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(shard.leadership(), before, "it has not resigned");
+    cluster.register("bob");
+}

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use mailbox_raft::{ChangeError, Leadership, Membership};
+use mailbox_raft::{ChangeError, Leadership, Membership, MembershipChange};
 
 use crate::nodes::{Cluster, eventually};
 
@@ -159,4 +159,34 @@ fn a_leader_that_removes_itself_hands_over_and_leaves_by_itself() {
     cluster.propose(&[crate::nodes::send(alice, bob, "more")]);
     cluster.wait_all_applied(membership(&cluster).index);
     cluster.check_equal_hashes();
+}
+
+#[test]
+fn a_change_that_comes_late_finds_another_membership_and_does_nothing() {
+    let mut cluster = Cluster::start(3, |_| ());
+    cluster.register("alice");
+    let fourth = cluster.join();
+    let leader = cluster.leader();
+    let node = &cluster.nodes[leader];
+    let shard = node.shard();
+    let first = shard.membership().index;
+    let add = MembershipChange::AddLearner(4);
+    let added = node.run(shard.change_membership_from(first, add.clone()));
+    assert_eq!(added, Ok(()));
+    let after = shard.membership();
+    assert_eq!(after.learners, set(&[4]));
+    // What is so already needs no change, so it does not matter what it was decided on.
+    assert_eq!(node.run(shard.change_membership_from(first, add)), Ok(()));
+    let late = MembershipChange::RemoveLearner(4);
+    let refused = node.run(shard.change_membership_from(first, late.clone()));
+    let moved = ChangeError::Moved {
+        expected: first,
+        found: after.index,
+    };
+    assert_eq!(refused, Err(moved));
+    assert_eq!(shard.membership(), after);
+    let removed = node.run(shard.change_membership_from(after.index, late));
+    assert_eq!(removed, Ok(()));
+    assert!(shard.membership().learners.is_empty());
+    assert!(!cluster.nodes[fourth].hosts());
 }

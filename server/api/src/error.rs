@@ -124,6 +124,8 @@ impl ErrorCode {
             Self::UnknownShard => "UnknownShard",
             Self::NodeInUse => "NodeInUse",
             Self::StaleEpoch => "StaleEpoch",
+            Self::UnknownDeadLetter => "UnknownDeadLetter",
+            Self::DeadLetterResolved => "DeadLetterResolved",
         }
     }
 
@@ -166,7 +168,9 @@ impl ErrorCode {
             | Self::UnknownNode
             | Self::UnknownShard
             | Self::NodeInUse
-            | Self::StaleEpoch => false,
+            | Self::StaleEpoch
+            | Self::UnknownDeadLetter
+            | Self::DeadLetterResolved => false,
         }
     }
 
@@ -194,14 +198,17 @@ impl ErrorCode {
             | Self::NodeRemoved
             | Self::StaleDisk
             | Self::NodeInUse
-            | Self::StaleEpoch => Code::FailedPrecondition,
+            | Self::StaleEpoch
+            | Self::DeadLetterResolved => Code::FailedPrecondition,
             Self::Corrupt => Code::DataLoss,
             Self::BodyTooLarge | Self::InvalidHandle | Self::InvalidArgument => {
                 Code::InvalidArgument
             }
-            Self::UnknownUser | Self::UnknownGroup | Self::UnknownNode | Self::UnknownShard => {
-                Code::NotFound
-            }
+            Self::UnknownUser
+            | Self::UnknownGroup
+            | Self::UnknownNode
+            | Self::UnknownShard
+            | Self::UnknownDeadLetter => Code::NotFound,
             Self::NotAMember | Self::Forbidden | Self::WrongCluster => Code::PermissionDenied,
             Self::Unauthenticated => Code::Unauthenticated,
             Self::Unspecified | Self::Internal => Code::Internal,

@@ -31,6 +31,8 @@ pub(crate) struct Berth {
     pub(crate) weight: u32,
     /// It answers.
     pub(crate) up: bool,
+    pub(crate) may_lead: bool,
+    pub(crate) has_room: bool,
     pub(crate) fate: Fate,
     /// Replicas held, with every move that is under way taken as done.
     pub(crate) replicas: i64,
@@ -46,9 +48,14 @@ pub(crate) struct Berth {
 }
 
 impl Berth {
-    /// It may be given replicas and leaders.
+    /// It is to hold its share.
     pub(crate) fn is_open(&self) -> bool {
         self.up && self.fate == Fate::Kept && self.weight > 0
+    }
+
+    /// It may be given leaders.
+    pub(crate) fn is_heir(&self) -> bool {
+        self.is_open() && self.may_lead
     }
 }
 
@@ -101,7 +108,9 @@ impl Fleet {
                 Standing::Member => Fate::Kept,
             };
             let up = node.down_since_ms.is_none() && node.standing != Standing::Removed;
-            nodes.push(Berth::new(node.id, zone, region, node.weight, up, fate));
+            let mut berth = Berth::new(node.id, zone, region, node.weight, up, fate);
+            (berth.may_lead, berth.has_room) = (node.may_lead, node.has_room);
+            nodes.push(berth);
         }
         // No zone of a listed node has these numbers.
         let (zone, region) = (zones.len(), regions.len());
@@ -295,6 +304,8 @@ impl Berth {
             region,
             weight,
             up,
+            may_lead: up,
+            has_room: up,
             fate,
             replicas: 0,
             replicas_min: 0,

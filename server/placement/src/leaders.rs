@@ -19,7 +19,7 @@ struct Chains {
 pub(crate) fn even(draft: &mut Draft<'_>) {
     let mut chains = Chains::new(draft);
     let Some(least) = (0..draft.fleet.nodes.len())
-        .filter(|place| draft.fleet.nodes[*place].is_open())
+        .filter(|place| draft.fleet.nodes[*place].is_heir())
         .map(|place| chains.surplus[place])
         .min()
     else {
@@ -58,7 +58,7 @@ impl Chains {
             }
         }
         let weight = |node: &crate::fleet::Berth| {
-            if node.is_open() {
+            if node.is_heir() {
                 i64::from(node.weight)
             } else {
                 0
@@ -152,5 +152,5 @@ fn heirs<'a>(draft: &'a Draft<'_>, index: usize) -> impl Iterator<Item = Place> 
         .voters()
         .filter(|voter| Some(voter.node) != shard.leader && is_caught_up(draft.goals, voter.lag))
         .map(|voter| draft.fleet.place(voter.node))
-        .filter(|place| draft.fleet.nodes[*place].is_open())
+        .filter(|place| draft.fleet.nodes[*place].is_heir())
 }

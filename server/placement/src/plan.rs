@@ -104,14 +104,15 @@ impl<'a> Draft<'a> {
         );
     }
 
-    /// Who could lead a shard instead of one of its voters: up, staying, caught up; the one that leads least
-    /// for its capacity. Nodes that are being emptied are taken only if there is nobody else.
+    /// Who could lead a shard instead of one of its voters: up, able to lead, caught up; the one that leads
+    /// least for its capacity. Nodes that are being emptied are taken only if there is nobody else.
     pub(crate) fn heir(&self, shard: &Shard, instead_of: Place) -> Option<Place> {
         let able = shard
             .voters()
             .filter(|voter| is_caught_up(self.goals, voter.lag))
             .map(|voter| self.fleet.place(voter.node))
-            .filter(|place| *place != instead_of && self.fleet.nodes[*place].up);
+            .filter(|place| *place != instead_of && self.fleet.nodes[*place].up)
+            .filter(|place| self.fleet.nodes[*place].may_lead);
         able.min_by_key(|place| {
             let node = &self.fleet.nodes[*place];
             let load = node.leaders as u64 * 1_000_000 / u64::from(node.weight.max(1));
@@ -176,7 +177,7 @@ impl<'a> Draft<'a> {
     /// A node may take replicas at all.
     pub(crate) fn is_target(&self, place: Place) -> bool {
         let node = &self.fleet.nodes[place];
-        node.is_open() && node.held < self.goals.limits.node_replicas_max
+        node.is_open() && node.has_room && node.held < self.goals.limits.node_replicas_max
     }
 }
 

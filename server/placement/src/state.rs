@@ -48,6 +48,11 @@ pub struct Node {
     pub standing: Standing,
     /// Since when it has been out of reach, on the clock of [`State::now_ms`]; nothing while it is up.
     pub down_since_ms: Option<u64>,
+    /// It can serve as a leader. One whose clock is off gives leaderships away at once, and one whose disk is full
+    /// refuses sends: neither is given any, and both are freed of what they lead.
+    pub may_lead: bool,
+    /// Its disk has room for replicas more.
+    pub has_room: bool,
 }
 
 /// What a replica is to its shard.

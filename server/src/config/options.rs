@@ -122,6 +122,11 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
         "limits",
         "Limits of the calls and streams that a store node serves.",
     ),
+    (
+        "placement",
+        "Where replicas and leaders go. The node that leads the meta shard goes by its own values: \
+         all nodes should have the same.",
+    ),
     ("logging", "What is written to stderr."),
 ];
 
@@ -178,6 +183,13 @@ pub const OPTIONS: &[OptionFacts] = &[
         "devices",
         "Greatest number of one user's devices with a cursor in one timeline. Replicated at \
          bootstrap, like body_bytes_max.",
+    ),
+    number(
+        "cluster.dead_letters_max",
+        ClusterOptions::DEAD_LETTERS_MAX,
+        "letters",
+        "Dead letters (refused 1:1 messages, for operators) that each slot keeps; each further one takes the place \
+         of the oldest. Replicated at bootstrap, like body_bytes_max.",
     ),
     number(
         "cluster.dedup_window_ms",
@@ -447,6 +459,66 @@ pub const OPTIONS: &[OptionFacts] = &[
         (1 << 20, 64 * GIB),
         "Messages of one shard that are on their way to other shards. Over it, calls that would \
          add to them are refused with Busy.",
+    ),
+    flag(
+        "placement.enabled",
+        "Move replicas and leaders by itself. If not, what has begun is still carried on: moves by \
+         hand, and the emptying of nodes that are drained.",
+    ),
+    number(
+        "placement.replication",
+        (3, 7),
+        "replicas",
+        "Voters that a shard is to have, as far as there are nodes. An odd number; with 1 no replica \
+         could be moved, since nobody else could lead meanwhile.",
+    ),
+    OptionFacts {
+        path: "placement.spread",
+        bounds: Bounds::OneOf(&["zones", "regions"]),
+        doc: "What a shard's replicas are spread over: zones whatever their regions, or regions first.",
+    },
+    number(
+        "placement.dead_after_ms",
+        (1000, 7 * 24 * HOUR_MS),
+        "ms",
+        "After so long out of reach a node counts as dead, and what it holds is made anew \
+         elsewhere. More than a reboot takes. Counted anew when another node leads the meta shard.",
+    ),
+    number(
+        "placement.lag_max",
+        (1, 1_000_000),
+        "entries",
+        "A new replica that is at most this far behind may vote.",
+    ),
+    number(
+        "placement.moves_max",
+        (1, 1000),
+        "moves",
+        "Replicas that are on the move at once.",
+    ),
+    number(
+        "placement.node_moves_max",
+        (1, 100),
+        "moves",
+        "Moves that one node takes part in at once, as the one that sends or receives.",
+    ),
+    number(
+        "placement.node_replicas_max",
+        (1, 100_000),
+        "replicas",
+        "Replicas that one node may hold.",
+    ),
+    number(
+        "placement.transfers_max",
+        (1, 1000),
+        "transfers",
+        "Leaderships that are handed over in one round.",
+    ),
+    number(
+        "placement.pause_ms",
+        (50, 60_000),
+        "ms",
+        "Pause between two rounds of looking at all nodes.",
     ),
     OptionFacts {
         path: "logging.format",

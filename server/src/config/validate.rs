@@ -113,6 +113,14 @@ impl Config {
                 "goes with tls.key_file: set both or neither",
             );
         }
+        let replication = self.placement.replication;
+        if replication.is_multiple_of(2) {
+            return invalid(
+                "placement.replication",
+                replication,
+                "must be odd: one more voter than an odd number bears no more failures",
+            );
+        }
         let memory = &self.memory;
         let shares = memory.memtables_percent
             + memory.block_cache_percent

@@ -20,7 +20,7 @@ use crate::http;
 use crate::process::Process;
 
 pub(crate) const SECRET: &str = "a cluster secret for three nodes";
-const KEY: &str = "an HS256 key of at least thirty-two bytes";
+pub(crate) const KEY: &str = "an HS256 key of at least thirty-two bytes";
 
 /// A cluster of three.
 pub(crate) struct Trio {
@@ -35,8 +35,17 @@ impl Trio {
         Self::start_with(dir, 16, 1)
     }
 
+    /// Replicas stay where they are, unless somebody asks for more.
     pub(crate) fn start_with(dir: &Path, slots: u16, shards: u16) -> Self {
-        let mut trio = Self::configure_with(dir, slots, shards);
+        Self::begin(dir, Self::configure_with(dir, slots, shards, false))
+    }
+
+    /// Replicas go where the placement wants them.
+    pub(crate) fn start_placed(dir: &Path, slots: u16, shards: u16) -> Self {
+        Self::begin(dir, Self::configure_with(dir, slots, shards, true))
+    }
+
+    fn begin(dir: &Path, mut trio: Self) -> Self {
         for index in 0..3 {
             let process = trio.node(dir, index);
             trio.nodes.push(Some(process));
@@ -46,10 +55,10 @@ impl Trio {
 
     /// Writes the configuration; starts nothing.
     pub(crate) fn configure(dir: &Path) -> Self {
-        Self::configure_with(dir, 16, 1)
+        Self::configure_with(dir, 16, 1, false)
     }
 
-    fn configure_with(dir: &Path, slots: u16, shards: u16) -> Self {
+    fn configure_with(dir: &Path, slots: u16, shards: u16, placed: bool) -> Self {
         std::fs::write(dir.join("secret"), SECRET).unwrap();
         std::fs::write(dir.join("key"), KEY).unwrap();
         // Held together, so that the three differ; free again when the nodes bind them.
@@ -69,7 +78,7 @@ impl Trio {
              [node]\nmetrics_listen = \"\"\nconnections_max = 64\ndisk_free_min_percent = 0\n\
              disk_free_min_bytes = \"16 MiB\"\n[gateway]\nlisten = \"127.0.0.1:0\"\n\
              connections_max = 64\n[auth]\nhs256_secret_file = \"{path}/key\"\n\
-             [storage]\nmax_open_files = 128\n[memory]\nbudget_bytes = \"64 MiB\"\n",
+             [storage]\nmax_open_files = 128\n[placement]\nenabled = {placed}\npause_ms = 200\n[memory]\nbudget_bytes = \"64 MiB\"\n",
             addresses[0], addresses[1], addresses[2]
         );
         let config = dir.join("mailbox.toml").to_str().unwrap().to_owned();

@@ -45,7 +45,8 @@ async fn the_page_lists_every_metric_and_no_other() {
     for name in documented.difference(&exported) {
         let bare = name
             .trim_end_matches("_total")
-            .trim_start_matches("mailbox_server_");
+            .trim_start_matches("mailbox_server_")
+            .trim_start_matches("mailbox_placement_");
         assert!(
             sources.contains(&format!("\"{bare}\"")),
             "{name} is listed but does not exist"

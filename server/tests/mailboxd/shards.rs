@@ -373,7 +373,7 @@ async fn stranger_of(client: &Client, from: u64) -> u64 {
 }
 
 /// The messages of a mailbox, once there are so many.
-async fn messages(client: &Client, user: u64, count: usize) -> Vec<v1::Message> {
+pub(crate) async fn messages(client: &Client, user: u64, count: usize) -> Vec<v1::Message> {
     let (handle, mut events) = client.subscribe();
     handle.add(mailbox(user), 1).expect("subscribe");
     let mut found = Vec::new();

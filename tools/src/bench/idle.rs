@@ -13,6 +13,8 @@ use crate::output::grouped;
 const PEER_MESSAGES: &str = "mailbox_raft_peer_messages_total";
 /// Shards that a node leads, one series each.
 const IS_LEADER: &str = "mailbox_raft_is_leader";
+/// The meta shard, which every cluster has beside the shards that it was asked to have.
+const META: u64 = 1;
 /// How often leaders are counted until every shard has one.
 const LEADERS_POLL: Duration = Duration::from_millis(100);
 
@@ -120,7 +122,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<Report> {
     let looking = Instant::now();
     let leaders = loop {
         let leaders = leaders(&spawned).await?;
-        if leaders.iter().sum::<u64>() == shards {
+        if leaders.iter().sum::<u64>() == shards + META {
             break leaders;
         }
         tokio::time::sleep(LEADERS_POLL).await;

@@ -25,6 +25,8 @@ const OPEN_SENDS_MAX: usize = 50_000;
 const DRAIN: Duration = Duration::from_secs(30);
 /// A run ends early at so many errors: a cluster that is down answers fast.
 const ERRORS_MAX: u64 = 10_000;
+/// Longer than any run.
+const ENDLESS: Duration = Duration::from_secs(7 * 86_400);
 /// How often an open loop looks for sends that are due.
 const TICK: Duration = Duration::from_millis(1);
 
@@ -62,6 +64,16 @@ impl Clock {
             acked: AtomicU64::new(0),
             errors: AtomicU64::new(0),
         })
+    }
+
+    /// A run that begins now, counts from its begin, and lasts until [`Clock::stop`].
+    pub(super) fn endless() -> Arc<Self> {
+        Self::start(Duration::ZERO, ENDLESS)
+    }
+
+    /// Ends the run: nothing is handed over any more; what is on its way still counts.
+    pub(super) fn stop(&self) {
+        self.over.store(true, Ordering::Relaxed);
     }
 
     /// Acks inside the measured time so far.

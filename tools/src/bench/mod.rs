@@ -4,10 +4,15 @@ mod cluster;
 mod delivery;
 mod disk;
 mod gateway;
+mod grow;
 mod idle;
+mod ledger;
 mod load;
+mod phases;
 mod profile;
 mod report;
+mod rest;
+mod restart;
 mod send;
 
 use std::process::ExitCode;
@@ -37,6 +42,8 @@ enum Command {
     Send(send::Args),
     Gateway(Box<gateway::Args>),
     Idle(idle::Args),
+    Grow(Box<grow::Args>),
+    Restart(Box<restart::Args>),
 }
 
 /// Runs `mailbox-bench` with the process's arguments.
@@ -51,6 +58,16 @@ pub fn mailbox_bench() -> ExitCode {
             Command::Idle(args) => {
                 output.print(&idle::run(args).await?, idle::Report::human)?;
                 return Ok(true);
+            }
+            Command::Grow(args) => {
+                let report = grow::run(*args).await?;
+                output.print(&report, grow::Report::human)?;
+                return Ok(report.is_good());
+            }
+            Command::Restart(args) => {
+                let report = restart::run(*args).await?;
+                output.print(&report, restart::Report::human)?;
+                return Ok(report.is_good());
             }
         };
         output.print(&report, report::Report::human)?;

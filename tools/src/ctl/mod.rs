@@ -1,12 +1,19 @@
 //! `mailboxctl`: the subcommands and their dispatch.
 
 mod chat;
+mod cluster;
 mod dev_cluster;
+mod dlq;
+mod doctor;
 mod inspect;
 mod replay;
 mod send;
+mod shard;
 mod show;
+mod show_table;
 mod status;
+mod steps;
+mod store_node;
 mod tail;
 mod timeline;
 mod token;
@@ -38,6 +45,14 @@ pub(crate) struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Status(status::Args),
+    /// See a cluster as a whole
+    #[command(subcommand)]
+    Cluster(cluster::Command),
+    #[command(subcommand)]
+    Node(store_node::Command),
+    #[command(subcommand)]
+    Shard(shard::Command),
+    Doctor(doctor::Args),
     /// Make the tokens with which users connect
     #[command(subcommand)]
     Token(token::Command),
@@ -50,6 +65,8 @@ enum Command {
     /// Read timelines from the store
     #[command(subcommand)]
     Timeline(timeline::Command),
+    #[command(subcommand)]
+    Dlq(dlq::Command),
     Inspect(inspect::Args),
     DevCluster(dev_cluster::Args),
     /// Play a recorded channel into a cluster and check that nothing is lost
@@ -74,12 +91,17 @@ pub fn mailboxctl() -> ExitCode {
 async fn run(command: Command, output: OutputArgs) -> anyhow::Result<bool> {
     match command {
         Command::Status(args) => status::run(args, output).await,
+        Command::Cluster(command) => cluster::run(command, output).await,
+        Command::Node(command) => store_node::run(command, output).await,
+        Command::Shard(command) => shard::run(command, output).await,
+        Command::Doctor(args) => doctor::run(args, output).await,
         Command::Token(command) => token::run(command, output),
         Command::User(command) => user::run(command, output).await,
         Command::Chat(args) => chat::run(args, output).await,
         Command::Send(args) => send::run(args, output).await,
         Command::Tail(args) => tail::run(args, output).await,
         Command::Timeline(command) => timeline::run(command, output).await,
+        Command::Dlq(command) => dlq::run(command, output).await,
         Command::Inspect(args) => inspect::run(&args, output),
         Command::DevCluster(args) => dev_cluster::run(args, output).await,
         Command::Replay(command) => replay::run(command, output).await,

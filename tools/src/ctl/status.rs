@@ -7,6 +7,7 @@ use mailbox_client::Client;
 use mailbox_client::v1::{ShardMapResponse, ShardStatus, StateHashRequest, StatusResponse};
 use serde::Serialize;
 
+use super::show_table::plain_table;
 use crate::node::NodeArgs;
 use crate::output::{OutputArgs, grouped};
 
@@ -252,13 +253,6 @@ fn human(view: &ClusterView) -> String {
         }
     }
     text
-}
-
-fn plain_table<const N: usize>(header: [&str; N]) -> Table {
-    let mut table = Table::new();
-    table.load_style(comfy_table::presets::NOTHING);
-    table.set_header(header);
-    table
 }
 
 fn nodes_table(view: &ClusterView) -> Table {

@@ -417,6 +417,8 @@ pub(crate) fn nodes(zones: &[usize]) -> Vec<Node> {
         weight: 1,
         standing: Standing::Member,
         down_since_ms: None,
+        may_lead: true,
+        has_room: true,
     };
     zone_of.enumerate().map(node).collect()
 }

@@ -118,6 +118,33 @@ fn draining_moves_leaders_first_and_empties_the_node() {
 }
 
 #[test]
+fn a_node_that_may_not_lead_is_freed_of_what_it_leads_and_given_nothing() {
+    let mut cluster = calm(even_state(3, 27));
+    cluster.node(5).may_lead = false;
+    cluster.settle(200);
+    let led = cluster.state.shards.iter();
+    let led = led.filter(|shard| shard.leader == Some(NodeId(5)));
+    assert_eq!(led.count(), 0);
+    assert_eq!(cluster.done.added, 0, "its replicas stay");
+    // A drain does not make it the heir either, though it leads least.
+    cluster.node(1).standing = Standing::Draining;
+    let steps = plan(&cluster.state, &cluster.goals);
+    let to_it = |step: &Step| matches!(step, Step::TransferLeader { to, .. } if *to == NodeId(5));
+    assert!(!steps.is_empty() && !steps.iter().any(to_it), "{steps:?}");
+}
+
+#[test]
+fn a_node_without_room_is_given_no_replica() {
+    let mut cluster = calm(even_state(3, 27));
+    cluster.node(2).has_room = false;
+    let before = held_by(&cluster.state, 2);
+    cluster.node(1).standing = Standing::Draining;
+    cluster.settle(200);
+    assert_eq!(held_by(&cluster.state, 1), 0);
+    assert_eq!(held_by(&cluster.state, 2), before);
+}
+
+#[test]
 fn a_drain_that_is_called_off_stops() {
     let mut cluster = calm(even_state(3, 27));
     cluster.node(5).standing = Standing::Draining;

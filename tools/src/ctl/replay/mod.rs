@@ -90,6 +90,10 @@ pub(crate) struct IrcArgs {
     /// one second later
     #[arg(long, value_name = "TIME", requires = "spawn", value_parser = duration::parse)]
     kill_leader_every: Option<Duration>,
+    /// Kill -9 a node or a gateway, chosen by --seed, again and again while lines are sent, and restart
+    /// it one second later
+    #[arg(long, value_name = "TIME", requires = "spawn", conflicts_with = "kill_leader_every", value_parser = duration::parse)]
+    kill_random_every: Option<Duration>,
     /// Kill -9 all nodes when so many percent of the sends are acked, and restart them
     #[arg(
         long,
@@ -102,7 +106,7 @@ pub(crate) struct IrcArgs {
     /// At the end stop the nodes, verify all their files and compare their state hashes
     #[arg(long, requires = "spawn")]
     inspect: bool,
-    /// Chooses the 100 users that read the whole group
+    /// Chooses the 100 users that read the whole group, and what --kill-random-every kills
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
     #[command(flatten)]
@@ -163,18 +167,7 @@ async fn perform(
     stage: &Stage,
 ) -> anyhow::Result<play::Played> {
     let player = play::Player::new(Arc::clone(script), stage, args.rate);
-    let leader_killer = match (&stage.cluster, args.kill_leader_every) {
-        (Some(cluster), Some(every)) => {
-            // Every line goes through the shard of the group: its leader's death is felt most.
-            let client = stage
-                .client
-                .as_ref()
-                .context("a spawned cluster has a client")?;
-            let shard = client.shard_of_owner(stage.group);
-            Some(chaos::kill_leader_every(Arc::clone(cluster), shard, every))
-        }
-        _ => None,
-    };
+    let killer = killer(args, stage)?;
     let all_killer = match &stage.cluster {
         Some(cluster) if !args.kill_all_at.is_empty() => {
             let points = kill_points(&args.kill_all_at, script.sends.len() as u64);
@@ -187,13 +180,32 @@ async fn perform(
         _ => None,
     };
     let mut played = player.play(usize::from(args.connections)).await?;
-    if let Some(killer) = leader_killer {
+    if let Some(killer) = killer {
         played.kills += killer.stop().await?;
     }
     if let Some(killer) = all_killer {
         played.kills += killer.await??;
     }
     Ok(played)
+}
+
+/// What kills one process after the other, if that was asked for.
+fn killer(args: &IrcArgs, stage: &Stage) -> anyhow::Result<Option<chaos::Killer>> {
+    let Some(cluster) = &stage.cluster else {
+        return Ok(None);
+    };
+    if let Some(every) = args.kill_leader_every {
+        // Every line goes through the shard of the group: its leader's death is felt most.
+        let client = stage.client.as_ref();
+        let client = client.context("a spawned cluster has a client")?;
+        let shard = client.shard_of_owner(stage.group);
+        let killer = chaos::kill_leader_every(Arc::clone(cluster), shard, every);
+        return Ok(Some(killer));
+    }
+    let random = args
+        .kill_random_every
+        .map(|every| chaos::kill_random_every(Arc::clone(cluster), args.seed, every));
+    Ok(random)
 }
 
 /// Numbers of acked sends, ascending, for percentages in any order.

@@ -1,0 +1,128 @@
+//! Calls of operators: the map of the cluster, and what changes it.
+
+use mailbox_api::CallError;
+use mailbox_api::v1::cluster_client::ClusterClient;
+use mailbox_api::v1::{self, ErrorCode};
+use tonic::{Response, Status};
+
+use crate::channel::AuthChannel;
+use crate::client::Client;
+use crate::retry::Backoff;
+
+impl Client {
+    /// The map of the cluster, as whichever node answers knows it. Needs no quorum.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub async fn cluster_map(&self) -> Result<v1::ClusterMap, CallError> {
+        let call = v1::GetMapRequest { after_epoch: 0 };
+        self.operate(|mut node| async move {
+            let answer = node.get_map(call).await?;
+            if answer.get_ref().nodes.is_empty() {
+                // A node that has just started and has not heard of one.
+                return Err(Status::unavailable(
+                    "the node knows no map of the cluster yet",
+                ));
+            }
+            Ok(answer)
+        })
+        .await
+    }
+
+    /// Says whether a node is to hold its share or to be emptied. A repeat changes nothing.
+    ///
+    /// # Errors
+    /// The refusal, or the last retryable error at the deadline.
+    pub async fn set_standing(
+        &self,
+        node: u64,
+        standing: v1::NodeStanding,
+    ) -> Result<v1::MapChange, CallError> {
+        let standing = standing as i32;
+        let call = v1::SetStandingRequest { node, standing };
+        self.operate(|mut node| async move { node.set_standing(call).await })
+            .await
+    }
+
+    /// Takes an empty node out of the cluster for ever. A repeat changes nothing.
+    ///
+    /// # Errors
+    /// `NodeInUse` while a shard has a replica there; else as [`Client::set_standing`].
+    pub async fn remove_node(&self, node: u64) -> Result<v1::MapChange, CallError> {
+        let call = v1::RemoveNodeRequest { node };
+        self.operate(|mut node| async move { node.remove_node(call).await })
+            .await
+    }
+
+    /// Begins the move of a replica, or with `dry_run` judges whether it could be.
+    ///
+    /// # Errors
+    /// `InvalidArgument` says why it makes no sense; else as [`Client::set_standing`].
+    pub async fn move_replica(
+        &self,
+        call: v1::MoveReplicaRequest,
+    ) -> Result<v1::MoveReplicaResponse, CallError> {
+        self.operate(|mut node| async move { node.move_replica(call).await })
+            .await
+    }
+
+    /// Lets another voter of a shard lead it.
+    ///
+    /// # Errors
+    /// As [`Client::set_standing`].
+    pub async fn transfer_leader(&self, shard: u32, to: u64) -> Result<(), CallError> {
+        let call = v1::TransferLeaderRequest { shard, to };
+        let done = self.operate(|mut node| async move { node.transfer_leader(call).await });
+        done.await.map(|_| ())
+    }
+
+    /// What the placement would do next; as if these nodes were being drained.
+    ///
+    /// # Errors
+    /// As [`Client::set_standing`]; it needs the leader of the meta shard.
+    pub async fn plan_steps(
+        &self,
+        as_if_draining: Vec<u64>,
+    ) -> Result<v1::PlanStepsResponse, CallError> {
+        let call = v1::PlanStepsRequest { as_if_draining };
+        let plan = |mut node: ClusterClient<AuthChannel>| {
+            let call = call.clone();
+            async move { node.plan_steps(call).await }
+        };
+        self.operate(plan).await
+    }
+
+    /// What the placement is doing, and what it did last.
+    ///
+    /// # Errors
+    /// As [`Client::plan_steps`].
+    pub async fn steps(&self) -> Result<v1::StepsResponse, CallError> {
+        self.operate(|mut node| async move { node.steps(v1::StepsRequest {}).await })
+            .await
+    }
+
+    /// Asks one node after the other, until one has done it. Every call here bears being asked twice.
+    async fn operate<T, F>(
+        &self,
+        call: impl Fn(ClusterClient<AuthChannel>) -> F,
+    ) -> Result<T, CallError>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let inner = self.inner();
+        let mut backoff = Backoff::new(&inner.options.timeouts, self.deadline());
+        loop {
+            let mut last = CallError::new(ErrorCode::Unavailable, "no node is known");
+            for node in inner.router.nodes() {
+                match inner.once(call(node.cluster())).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(failure) if failure.error.is_retryable() => last = failure.error,
+                    Err(failure) => return Err(failure.error),
+                }
+            }
+            if !backoff.wait(&last).await {
+                return Err(last);
+            }
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Rounds: look, let the map follow, plan, begin steps.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use mailbox_engine::ShardId;
+use mailbox_placement::{Goals, Role, State, Step, plan};
+use parking_lot::Mutex;
+use tokio::task::JoinSet;
+
+use super::brake::Brake;
+use super::effects::Effects;
+use super::follow::follow;
+use super::journal::Journal;
+use super::look::{Liveness, Sight, look};
+use super::step::{StepFault, execute};
+
+/// Steps and repairs of the map that are under way at once, each of another shard.
+const TASKS_MAX: usize = 32;
+
+/// Works until it is dropped, which it may be at any point.
+pub(super) struct Executor<E> {
+    pub(super) effects: Arc<E>,
+    pub(super) goals: Goals,
+    /// Plans by itself; else only what has begun is carried on, and nodes that operators drain are emptied.
+    pub(super) automatic: bool,
+    pub(super) pause_ms: u64,
+    pub(super) journal: Arc<Journal>,
+    pub(super) liveness: Arc<Mutex<Liveness>>,
+    pub(super) brake: Arc<Brake>,
+    /// What the last round saw, for questions.
+    pub(super) seen: Arc<Mutex<Option<Arc<Sight>>>>,
+}
+
+impl<E: Effects> Executor<E> {
+    pub(super) async fn run(self) {
+        // Dropped with this, and its tasks with it.
+        let mut tasks = JoinSet::new();
+        loop {
+            self.round(&mut tasks).await;
+            let pause = self.effects.pause(Duration::from_millis(self.pause_ms));
+            pause.await;
+            while tasks.try_join_next().is_some() {}
+        }
+    }
+
+    async fn round(&self, tasks: &mut JoinSet<()>) {
+        // Taken before the look: what ends meanwhile may have been seen half-done.
+        let busy = self.journal.busy();
+        let mut liveness = self.liveness.lock().clone();
+        let sight = match look(&*self.effects, &mut liveness, &busy).await {
+            Ok(sight) => sight,
+            Err(error) => {
+                self.journal.rounds(Some(error.to_string()));
+                return;
+            }
+        };
+        *self.liveness.lock() = liveness;
+        self.journal.rounds(None);
+        let sight = Arc::new(sight);
+        *self.seen.lock() = Some(Arc::clone(&sight));
+        for &shard in &sight.unlike {
+            if tasks.len() < TASKS_MAX && !busy.contains(&shard) {
+                self.spawn_follow(tasks, shard);
+            }
+        }
+        for step in plan(&sight.state, &self.goals) {
+            let wanted = self.automatic || is_asked_for(&sight.state, &step);
+            if wanted && tasks.len() < TASKS_MAX && self.brake.allows(&step, sight.state.now_ms) {
+                self.spawn_step(tasks, step);
+            }
+        }
+    }
+
+    fn spawn_follow(&self, tasks: &mut JoinSet<()>, shard: ShardId) {
+        self.journal.follows(shard);
+        let (effects, journal) = (Arc::clone(&self.effects), Arc::clone(&self.journal));
+        tasks.spawn(async move {
+            // A bug must not leave its shard taken for busy for ever.
+            let done = AssertUnwindSafe(follow(effects, shard))
+                .catch_unwind()
+                .await;
+            let done = match done {
+                Ok(done) => done.map_err(|error| error.to_string()),
+                Err(_) => Err(StepFault::Panicked.to_string()),
+            };
+            journal.followed(shard, done.as_ref().map(|did| *did).map_err(String::as_str));
+        });
+    }
+
+    fn spawn_step(&self, tasks: &mut JoinSet<()>, step: Step) {
+        self.journal.begins(step);
+        let (effects, journal) = (Arc::clone(&self.effects), Arc::clone(&self.journal));
+        let brake = Arc::clone(&self.brake);
+        tasks.spawn(async move {
+            let done = AssertUnwindSafe(execute(Arc::clone(&effects), step));
+            let done = done.catch_unwind().await;
+            let done = done.unwrap_or(Err(StepFault::Panicked));
+            brake.ended(&step, done.is_ok(), effects.now_ms());
+            journal.ended(step, &done);
+        });
+    }
+}
+
+/// The step carries on what has begun, or empties a node that an operator drains.
+fn is_asked_for(state: &State, step: &Step) -> bool {
+    let shard = state.shards.iter().find(|shard| shard.id == step.shard());
+    let drained = |id| {
+        let node = state.nodes.iter().find(|node| node.id == id);
+        node.is_some_and(|node| node.standing == mailbox_placement::Standing::Draining)
+    };
+    shard.is_some_and(|shard| {
+        let begun = shard.replicas.iter().any(|held| held.role != Role::Voter);
+        begun || shard.replicas.iter().any(|held| drained(held.node))
+    })
+}

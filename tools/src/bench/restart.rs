@@ -1,0 +1,152 @@
+//! `mailbox-bench restart`: nodes are restarted and killed under load.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use mailbox_client::Client;
+use serde::Serialize;
+
+use super::cluster::{SpawnArgs, Spawned};
+use super::phases::{Course, Phases, PhasesArgs};
+use super::rest;
+use crate::chaos;
+use crate::output::grouped;
+
+/// How long a node may take to stop, and to serve again.
+const NODE_WITHIN: Duration = Duration::from_secs(60);
+/// A node is down for so long after a kill.
+const DOWN: Duration = Duration::from_secs(1);
+/// A replica that is so near to its leader has caught up, in entries.
+const LAG_MAX: u64 = 1_000;
+
+/// Restart every node in turn, kill a leader, and kill all nodes at once, under load; then look for every message
+///
+/// A closed loop fills the cluster for --fill seconds. Then an open loop runs through to the end: a calm
+/// phase; each node is stopped as an operator would (SIGTERM) and started again, the next one when it has
+/// caught up; kill -9 of the node that leads most shards; kill -9 of all nodes at once. At the end both
+/// mailboxes of every send are read. The exit status is 1 if a send failed, or if one is missing, doubled or in another order.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    spawn: SpawnArgs,
+    #[command(flatten)]
+    load: PhasesArgs,
+}
+
+/// One run. README.md says how each figure is measured.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Report {
+    #[serde(flatten)]
+    course: Course,
+    /// Data on disk of all nodes when they were all killed.
+    stored_bytes: u64,
+    /// What their memtables held then, which had to be applied again.
+    unflushed_bytes: u64,
+    /// From the start of the processes until every shard served.
+    serves_again_ms: u64,
+}
+
+impl Report {
+    /// Nothing failed and nothing is lost.
+    pub(super) fn is_good(&self) -> bool {
+        self.course.is_good()
+    }
+
+    /// The report in words.
+    pub(super) fn human(&self) -> String {
+        let mut lines = self.course.human();
+        lines.push(format!(
+            "all killed   with {} bytes stored and {} in memtables; every shard serves {} ms after the start",
+            grouped(self.stored_bytes),
+            grouped(self.unflushed_bytes),
+            grouped(self.serves_again_ms)
+        ));
+        lines.join("\n")
+    }
+}
+
+pub(super) async fn run(args: Args) -> anyhow::Result<Report> {
+    if args.spawn.spawn != Some(3) || args.spawn.profile.is_some() {
+        bail!("a cluster of three bears restarts, without --profile: say --spawn 3");
+    }
+    let spawned = Spawned::start(&args.spawn, 3, false).await?;
+    let client = spawned.cluster.client().await?;
+    let mut phases = Phases::start(&client, &args.load).await?;
+    phases.calm("calm").await?;
+    phases.enter("rolling").await?;
+    restart_each(&spawned, &client).await?;
+    phases.calm("after it").await?;
+    phases.enter("kill leader").await?;
+    kill_leader(&spawned, &client).await?;
+    phases.calm("after it").await?;
+    phases.enter("kill all").await?;
+    let stored_bytes = spawned.usage().await?.stored_bytes;
+    let unflushed_bytes = unflushed(&spawned).await?;
+    let serves_again = kill_all(&spawned).await?;
+    phases.calm("after it").await?;
+    let course = phases.finish(&spawned).await?;
+    spawned.stop().await?;
+    Ok(Report {
+        course,
+        stored_bytes,
+        unflushed_bytes,
+        serves_again_ms: u64::try_from(serves_again.as_millis()).unwrap_or(u64::MAX),
+    })
+}
+
+async fn restart_each(spawned: &Spawned, client: &Client) -> anyhow::Result<()> {
+    for node in spawned.cluster.nodes() {
+        let status = node.stop(NODE_WITHIN).await?;
+        let status = status.with_context(|| format!("node {} did not run", node.id()))?;
+        if !status.success() {
+            bail!(
+                "node {} ended with {status} when it was told to stop",
+                node.id()
+            );
+        }
+        node.start()?;
+        spawned.cluster.wait_ready(NODE_WITHIN).await?;
+        rest::wait_caught_up(client, node.id(), LAG_MAX, NODE_WITHIN).await?;
+    }
+    Ok(())
+}
+
+async fn kill_leader(spawned: &Spawned, client: &Client) -> anyhow::Result<()> {
+    let mut most = None;
+    for node in spawned.cluster.nodes() {
+        let status = client.status(Some(node.address())).await?;
+        let leads = status.shards.iter().filter(|shard| shard.role == "leader");
+        most = most.max(Some((leads.count(), node.id())));
+    }
+    let (leads, id) = most.context("there is a node")?;
+    let nodes = spawned.cluster.nodes();
+    let node = nodes.iter().find(|node| node.id() == id);
+    let node = node.context("it is one of them")?;
+    node.kill()?;
+    eprintln!("killed node {id}, which led {leads} shards");
+    tokio::time::sleep(DOWN).await;
+    node.start()?;
+    spawned.cluster.wait_ready(NODE_WITHIN).await?;
+    rest::wait_caught_up(client, id, LAG_MAX, NODE_WITHIN).await
+}
+
+/// Time from the start of the processes until every shard serves.
+async fn kill_all(spawned: &Spawned) -> anyhow::Result<Duration> {
+    chaos::kill_all(&spawned.cluster).await?;
+    let started = Instant::now();
+    spawned.cluster.wait_ready(NODE_WITHIN).await?;
+    Ok(started.elapsed())
+}
+
+async fn unflushed(spawned: &Spawned) -> anyhow::Result<u64> {
+    let mut bytes = 0;
+    for node in spawned.cluster.nodes() {
+        for name in [
+            "mailbox_engine_memtable_bytes",
+            "mailbox_engine_frozen_bytes",
+        ] {
+            bytes += node.metric(name).await?.unwrap_or(0);
+        }
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,369 @@
+//! `mailboxctl shard`: shards, and moves of their replicas and leaders by hand.
+
+use anyhow::bail;
+use comfy_table::Table;
+use mailbox_client::Client;
+use mailbox_client::v1::{ClusterMap, MapShard, MoveReplicaRequest};
+use serde::Serialize;
+
+use super::show_table::plain_table;
+use super::steps::{WaitArgs, step_text, wait_for};
+use crate::node::NodeArgs;
+use crate::output::{OutputArgs, grouped};
+use crate::survey::{self, Survey};
+
+/// See shards, and move their replicas and leaders.
+#[derive(clap::Subcommand)]
+pub(crate) enum Command {
+    /// List the shards with their leaders and replicas
+    List {
+        #[command(flatten)]
+        node: NodeArgs,
+    },
+    /// Show one shard: its slots, each replica with its lag, and what is being done to it
+    Show {
+        /// The shard; 0 is the meta shard, which holds the map
+        shard: u32,
+        #[command(flatten)]
+        node: NodeArgs,
+    },
+    /// Move one replica from a node to another
+    ///
+    /// The new replica receives everything before it votes, and votes in the same step in which the old one
+    /// stops, so the shard bears as many failures as ever. A move that the placement would undo (less even,
+    /// or fewer zones) is refused.
+    Move {
+        /// The shard
+        shard: u32,
+        /// The node that gives its replica up
+        #[arg(long, value_name = "NODE")]
+        from: u64,
+        /// The node that gets one
+        #[arg(long, value_name = "NODE")]
+        to: u64,
+        /// Say whether it can be done; change nothing
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        wait: WaitArgs,
+        #[command(flatten)]
+        node: NodeArgs,
+    },
+    /// Let another voter lead a shard
+    ///
+    /// Sends wait for some milliseconds, none is lost. The placement keeps leaders even, and may move this
+    /// one on.
+    Transfer {
+        /// The shard
+        shard: u32,
+        /// The node that is to lead
+        #[arg(long, value_name = "NODE")]
+        to: u64,
+        /// Say whether it can be done; change nothing
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        node: NodeArgs,
+    },
+}
+
+#[derive(Serialize)]
+pub(super) struct ShardRow {
+    shard: u32,
+    epoch: u64,
+    pub(super) leader: Option<u64>,
+    term: u64,
+    replicas: Vec<ReplicaRow>,
+    changing: bool,
+}
+
+#[derive(Serialize)]
+struct ReplicaRow {
+    node: u64,
+    voter: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replaces: Option<u64>,
+    up: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lag: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct ShardView {
+    #[serde(flatten)]
+    row: ShardRow,
+    slots: String,
+    running: Vec<String>,
+    done: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Outcome {
+    shard: u32,
+    /// `moving`, `moved`, `led`; in a dry run `possible`.
+    state: &'static str,
+    dry_run: bool,
+    #[serde(skip)]
+    words: String,
+}
+
+pub(super) async fn run(command: Command, output: OutputArgs) -> anyhow::Result<bool> {
+    let outcome = match command {
+        Command::List { node } => {
+            let rows = shard_rows(&Survey::take(&node.connect().await?).await?);
+            output.print(&rows, |rows| shards_table(rows).trim_fmt())?;
+            return Ok(true);
+        }
+        Command::Show { shard, node } => {
+            let view = show(&node.connect().await?, shard).await?;
+            output.print(&view, human)?;
+            return Ok(true);
+        }
+        Command::Move {
+            shard,
+            from,
+            to,
+            dry_run,
+            wait,
+            node,
+        } => {
+            let call = MoveReplicaRequest {
+                shard,
+                from,
+                to,
+                dry_run,
+            };
+            move_replica(&node.connect().await?, call, wait).await?
+        }
+        Command::Transfer {
+            shard,
+            to,
+            dry_run,
+            node,
+        } => transfer(&node.connect().await?, shard, to, dry_run).await?,
+    };
+    output.print(&outcome, |outcome| outcome.words.clone())?;
+    Ok(true)
+}
+
+async fn move_replica(
+    client: &Client,
+    call: MoveReplicaRequest,
+    wait: WaitArgs,
+) -> anyhow::Result<Outcome> {
+    let MoveReplicaRequest {
+        shard,
+        from,
+        to,
+        dry_run,
+    } = call;
+    let outcome = |state, words| Outcome {
+        shard,
+        state,
+        dry_run,
+        words,
+    };
+    let begun = client.move_replica(call).await?;
+    if dry_run {
+        let words = format!("shard {shard}: node {to} can take node {from}'s place");
+        return Ok(outcome("possible", words));
+    }
+    if !wait.wait {
+        let words = format!(
+            "shard {shard}: node {to} gets a replica, and then votes in place of node {from}\n  \
+             `mailboxctl shard show {shard}` shows how far it is"
+        );
+        return Ok(outcome("moving", words));
+    }
+    // The map that answers may be older than the move.
+    let left = |map: &ClusterMap| match map.epoch < begun.epoch {
+        true => Some(format!("shard {shard}: the move becomes known")),
+        false => left_of(map, call),
+    };
+    let map = wait_for(client, wait.timeout, left).await?;
+    let row = find(&map, shard)?;
+    if !row
+        .replicas
+        .iter()
+        .any(|held| held.node == to && held.voter)
+    {
+        bail!(
+            "shard {shard}: the move was given up: node {to} holds no replica\n  the placement found a better use \
+             of it meanwhile; `mailboxctl shard show {shard}` shows what it did"
+        );
+    }
+    let words = format!("shard {shard}: node {to} votes in place of node {from}");
+    Ok(outcome("moved", words))
+}
+
+fn left_of(map: &ClusterMap, call: MoveReplicaRequest) -> Option<String> {
+    let row = find(map, call.shard).ok()?;
+    let learns = row
+        .replicas
+        .iter()
+        .any(|held| held.node == call.to && !held.voter);
+    learns.then(|| {
+        format!(
+            "shard {}: node {} receives its replica",
+            call.shard, call.to
+        )
+    })
+}
+
+async fn transfer(client: &Client, shard: u32, to: u64, dry_run: bool) -> anyhow::Result<Outcome> {
+    let seen = Survey::take(client).await?;
+    let row = find(&seen.map, shard)?;
+    let voters = survey::voters(row);
+    if !voters.contains(&to) {
+        let voters: Vec<String> = voters.iter().map(ToString::to_string).collect();
+        bail!(
+            "node {to} does not vote in shard {shard}: its voters are {}\n  `mailboxctl shard move` makes it one",
+            voters.join(", ")
+        );
+    }
+    if !seen.is_up(to) {
+        bail!("node {to} does not answer: start it, or choose another voter");
+    }
+    let leader = seen.leader_of(shard).map(|(leader, _)| leader);
+    let words = match leader {
+        Some(leader) if leader == to => format!("node {to} leads shard {shard} already"),
+        _ if dry_run => format!("node {to} can lead shard {shard}"),
+        _ => {
+            client.transfer_leader(shard, to).await?;
+            format!("node {to} leads shard {shard}")
+        }
+    };
+    Ok(Outcome {
+        shard,
+        state: if dry_run { "possible" } else { "led" },
+        dry_run,
+        words,
+    })
+}
+
+fn find(map: &ClusterMap, shard: u32) -> anyhow::Result<&MapShard> {
+    match map.shards.iter().find(|row| row.shard == shard) {
+        Some(row) => Ok(row),
+        None => bail!(
+            "there is no shard {shard}: the cluster has 0 to {}",
+            map.shards.len().saturating_sub(1)
+        ),
+    }
+}
+
+async fn show(client: &Client, shard: u32) -> anyhow::Result<ShardView> {
+    let seen = Survey::take(client).await?;
+    let found = find(&seen.map, shard)?;
+    let steps = survey::steps(client).await.unwrap_or_default();
+    let of_shard = steps.running.iter().filter(|step| step.shard == shard);
+    let done = steps.done.iter().filter(|step| step.shard == shard);
+    let ended = |step: &mailbox_client::v1::PlacementStep| match step.fault.as_str() {
+        "" => step_text(step),
+        fault => format!("{} - not done: {fault}", step_text(step)),
+    };
+    let spans = found.slots.iter();
+    let spans: Vec<String> = spans
+        .map(|span| format!("{}-{}", span.first, span.last))
+        .collect();
+    Ok(ShardView {
+        row: shard_row(&seen, found),
+        slots: spans.join(", "),
+        running: of_shard.map(step_text).collect(),
+        done: done.map(ended).collect(),
+    })
+}
+
+fn human(view: &ShardView) -> String {
+    let row = &view.row;
+    let leader = row
+        .leader
+        .map_or_else(|| "nobody".to_owned(), |node| format!("node {node}"));
+    let slots = if view.slots.is_empty() {
+        "none (the meta shard)"
+    } else {
+        &view.slots
+    };
+    let mut text = format!(
+        "shard {}: led by {leader} in term {}, row epoch {}, slots {slots}\n",
+        row.shard, row.term, row.epoch
+    );
+    let mut table = plain_table(["node", "role", "up", "behind"]);
+    for replica in &row.replicas {
+        let role = match (replica.voter, replica.replaces) {
+            (true, _) => "voter".to_owned(),
+            (false, None) => "learner".to_owned(),
+            (false, Some(node)) => format!("learner, for node {node}"),
+        };
+        table.add_row([
+            replica.node.to_string(),
+            role,
+            if replica.up { "yes" } else { "NO" }.to_owned(),
+            replica
+                .lag
+                .map_or_else(|| "?".to_owned(), |lag| format!("{} entries", grouped(lag))),
+        ]);
+    }
+    text.push_str(&table.trim_fmt());
+    for (title, steps) in [("under way", &view.running), ("done last", &view.done)] {
+        if !steps.is_empty() {
+            text.push_str(&format!("\n{title}:\n  {}", steps.join("\n  ")));
+        }
+    }
+    text
+}
+
+pub(super) fn shard_rows(seen: &Survey) -> Vec<ShardRow> {
+    let shards = seen.map.shards.iter();
+    shards.map(|shard| shard_row(seen, shard)).collect()
+}
+
+fn shard_row(seen: &Survey, shard: &MapShard) -> ShardRow {
+    let leader = seen.leader_of(shard.shard);
+    let replica = |held: &mailbox_client::v1::MapReplica| ReplicaRow {
+        node: held.node,
+        voter: held.voter,
+        replaces: (held.replaces != 0).then_some(held.replaces),
+        up: seen.is_up(held.node),
+        lag: seen.lag(shard.shard, held.node),
+    };
+    ShardRow {
+        shard: shard.shard,
+        epoch: shard.epoch,
+        leader: leader.map(|(node, _)| node),
+        term: leader.map_or(0, |(_, status)| status.term),
+        changing: leader.is_some_and(|(_, status)| status.changing),
+        replicas: shard.replicas.iter().map(replica).collect(),
+    }
+}
+
+pub(super) fn shards_table(rows: &[ShardRow]) -> Table {
+    let mut table = plain_table(["shard", "leader", "voters", "learners", "behind"]);
+    for row in rows {
+        let nodes = |voters: bool| {
+            let replicas = row.replicas.iter().filter(|held| held.voter == voters);
+            let nodes = replicas.map(|held| {
+                let down = if held.up { "" } else { "(down)" };
+                let place = held
+                    .replaces
+                    .map_or_else(String::new, |n| format!(" for {n}"));
+                format!("{}{down}{place}", held.node)
+            });
+            let nodes: Vec<String> = nodes.collect();
+            if nodes.is_empty() {
+                "-".to_owned()
+            } else {
+                nodes.join(" ")
+            }
+        };
+        let behind = row.replicas.iter().filter_map(|held| held.lag).max();
+        table.add_row([
+            row.shard.to_string(),
+            row.leader
+                .map_or_else(|| "NONE".to_owned(), |node| node.to_string()),
+            nodes(true),
+            nodes(false),
+            behind.map_or_else(|| "?".to_owned(), grouped),
+        ]);
+    }
+    table
+}
