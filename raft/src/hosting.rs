@@ -12,19 +12,21 @@ use std::sync::Arc;
 use mailbox_engine::ShardId;
 
 use crate::base_thread::BaseThread;
+use crate::children::begin_log;
 use crate::error::Error;
-use crate::log::{SharedLog, Stage};
+use crate::log::{ShardLog, SharedLog, Stage};
 use crate::node::{HANDOVER_WAIT, Node};
 use crate::replica::Replica;
 use crate::shard::Shard;
 
 impl Node {
     /// Makes an empty replica of a shard, with the slots that the shard had at bootstrap, and starts it: entries
-    /// or a snapshot bring it what it lacks once the shard's leader has it as a learner. It never begins a
+    /// or a snapshot bring it what it lacks once the shard's leader has it as a learner. One that a split has made
+    /// later had none at bootstrap. It never begins a
     /// membership by itself. Durable; if the replica is here already it is given as it is.
     ///
     /// # Errors
-    /// [`Error`]: no such shard, a fault of the storage, or the node is stopping.
+    /// [`Error`]: a fault of the storage, or the node is stopping.
     pub async fn host(self: &Arc<Self>, shard: ShardId) -> Result<Shard, Error> {
         let node = self.clone();
         // What has begun goes on when its caller goes away.
@@ -55,13 +57,9 @@ impl Node {
         if let Some(there) = self.shards.get(id) {
             return Ok(there);
         }
-        let Some(slots) = self.shared.options.first_slots(id) else {
-            let shard_count = self.shared.options.shard_count;
-            return Err(Error::UnknownShard {
-                shard: id,
-                shard_count,
-            });
-        };
+        // A shard that a split has made began with rows, which a snapshot brings, and the slots with them.
+        let slots = self.shared.options.first_slots(id);
+        let slots = slots.map_or_else(Vec::new, Iterator::collect);
         let base = &self.shared.base;
         let log = self.log.shard_log(id).map_err(log_error)?;
         let log = match log.life().map(|life| life.stage) {
@@ -74,6 +72,17 @@ impl Node {
         };
         log.enter(Stage::Hosted).await.map_err(log_error)?;
         let engine = base.create(id, slots).await?;
+        self.run_replica(engine, log).await
+    }
+
+    /// Starts a replica whose rows are here.
+    async fn run_replica(
+        &self,
+        engine: Arc<mailbox_engine::Shard>,
+        log: ShardLog,
+    ) -> Result<Shard, Error> {
+        let (id, base) = (engine.id(), &self.shared.base);
+        begin_log(&engine, &log, self.shared.options.node).await?;
         let replica = match Replica::start(&self.shared, engine, log).await {
             Ok(replica) => replica,
             Err(error) => {
@@ -86,6 +95,29 @@ impl Node {
         self.shards.insert(shard.clone());
         tracing::info!(shard = id.0, "hosted");
         Ok(shard)
+    }
+
+    /// Starts the replicas that splits have made and nobody has started.
+    pub(crate) async fn host_children(&self) -> Result<(), Error> {
+        let hosting = self.hosting.lock().await;
+        if hosting.stopping {
+            return Err(Error::Stopping);
+        }
+        let Some(store) = self.store.lock().clone() else {
+            return Err(Error::Stopping);
+        };
+        for id in store.shards() {
+            let engine = store.shard(id).filter(|_| self.shards.get(id).is_none());
+            let Some(engine) = engine else {
+                continue;
+            };
+            let log = self.log.shard_log(id).map_err(log_error)?;
+            // One that the log knows has been started before, and did not come up.
+            if log.life().is_none() {
+                self.run_replica(engine, log).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn unhost_now(&self, id: ShardId, force: bool) -> Result<(), Error> {

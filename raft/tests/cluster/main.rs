@@ -9,3 +9,4 @@ mod nodes;
 mod proposals;
 mod restarts;
 mod shards;
+mod splits;

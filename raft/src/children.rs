@@ -1,0 +1,228 @@
+//! Replicas that a split makes where their parents are.
+//!
+//! | step on each node | a crash behind it leaves |
+//! |---|---|
+//! | the parent applies the split | the parent, whose log has the split still to apply |
+//! | one flush of the parent brings the child's rows | a child without a log, which the next start begins |
+//! | the child's log begins behind the split, synced, with a vote in its term | a child that runs at the next start |
+//! | the child starts, and may vote | |
+//!
+//! Nobody begins the child's membership: it is the parent's as of the split, in the rows. A node takes the child
+//! only if that names it and it has never held the child before, be it that it replays an old log of the parent:
+//! what it voted and acknowledged in a former life must not be forgotten. Else the child comes like any replica
+//! that is put on a node: empty, by [`Node::host`], and filled by a snapshot. Such a one may vote before it is
+//! filled. It has acknowledged nothing, and whoever stands for election has everything up to the split.
+
+use std::sync::{Arc, Weak};
+
+use mailbox_engine::{FrozenFlush, LogId};
+use tokio::sync::watch;
+
+use crate::base_thread::{error_chain, report};
+use crate::error::Error;
+use crate::log::{ShardLog, SharedLog};
+use crate::node::Node;
+use crate::types::{decode_stored_membership, log_id};
+
+/// What the thread that flushes has to know about children.
+pub(crate) struct Children {
+    node: u64,
+    log: SharedLog,
+    /// Moves when a flush has made some.
+    made: watch::Sender<u64>,
+}
+
+impl Children {
+    pub(crate) fn new(node: u64, log: SharedLog) -> Arc<Children> {
+        let made = watch::Sender::new(0);
+        Arc::new(Children { node, log, made })
+    }
+
+    /// Refuses the children of a flush that are none of this node's. True if there are others. Blocks.
+    pub(crate) fn judge(&self, frozen: &FrozenFlush) -> Result<bool, Error> {
+        let mut any = false;
+        for (child, applied) in frozen.children() {
+            let membership = decode_stored_membership(&applied.membership)
+                .map_err(|error| Error::Log(error.to_string()))?;
+            let mut members = membership.membership().nodes();
+            let is_member = members.any(|(node, _)| *node == self.node);
+            let known = self.log.knows(child);
+            let wanted = is_member && !known.map_err(|error| Error::Log(error.to_string()))?;
+            if wanted {
+                any = true;
+            } else {
+                tracing::info!(shard = child.0, is_member, "a split's shard is not taken");
+                frozen.refuse_child(child);
+            }
+        }
+        Ok(any)
+    }
+
+    /// A flush has made some.
+    pub(crate) fn tell(&self) {
+        self.made.send_modify(|made| *made += 1);
+    }
+
+    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
+        self.made.subscribe()
+    }
+}
+
+/// Begins a log behind what its replica was made of, if that was a split or a snapshot and the log is empty.
+pub(crate) async fn begin_log(
+    engine: &mailbox_engine::Shard,
+    log: &ShardLog,
+    node: u64,
+) -> Result<(), Error> {
+    let applied = engine.applied();
+    let Some(LogId { term, index, .. }) = applied.log_id else {
+        return Ok(());
+    };
+    if log.last().is_some() || applied.last_install != applied.log_id {
+        return Ok(());
+    }
+    let seeded = log.seed(log_id(term, index), node).await;
+    seeded.map_err(|error| Error::Log(error.to_string()))
+}
+
+/// Starts children as flushes make them.
+pub(crate) async fn run(node: Weak<Node>, mut made: watch::Receiver<u64>) {
+    while made.changed().await.is_ok() {
+        let Some(node) = node.upgrade() else {
+            return;
+        };
+        match node.host_children().await {
+            Ok(()) | Err(Error::Stopping) => {}
+            Err(error) => report(&node.shared.fault, &error_chain(&error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use mailbox_engine::{
+        ApplyEntry, ApplyPayload, Command, EntryBuilder, ShardId, SlotId, SplitShard,
+    };
+    use openraft::EntryPayload;
+    use openraft::storage::RaftLogStorageExt as _;
+
+    use super::*;
+    use crate::log::Stage;
+    use crate::open::tests::{SHARD, open_log, open_store, options, stop, used};
+    use crate::state_machine::engine_log_id;
+    use crate::types::{Cmd, Entry};
+
+    const CHILD: ShardId = ShardId(7);
+
+    /// A stopped node whose parent has a split as the next entry of its log, in a term that is not the first.
+    async fn with_split(dir: &Path) -> ApplyEntry {
+        for _ in 0..3 {
+            used(dir).await;
+        }
+        let log = open_log(dir);
+        let mut shard = log.shard_log(SHARD).unwrap();
+        let last = shard.last().unwrap();
+        assert!(last.leader_id.term > 1);
+        let mut builder = EntryBuilder::new(1);
+        builder.push(&Command::SplitShard(SplitShard {
+            to: CHILD,
+            epoch: 1,
+            slots: [SlotId(2), SlotId(3)].into(),
+        }));
+        let bytes = builder.finish();
+        let id = log_id(last.leader_id.term, last.index + 1);
+        let payload = EntryPayload::Normal(Cmd(bytes.clone()));
+        let entry = Entry {
+            log_id: id,
+            payload,
+        };
+        shard.blocking_append([entry]).await.unwrap();
+        ApplyEntry {
+            log_id: engine_log_id(&id),
+            payload: ApplyPayload::Commands(bytes),
+        }
+    }
+
+    /// Waits until the child leads itself, and writes to it. Gives its term.
+    async fn serves(node: &Node, seed: LogId) -> u64 {
+        let mut changes = node.watch_shards();
+        let child = loop {
+            match node.shard(CHILD) {
+                Some(child) => break child,
+                None => changes.changed().await.unwrap(),
+            }
+        };
+        let mut leadership = child.watch_leadership();
+        let ready = leadership.wait_for(|leadership| leadership.is_ready());
+        ready.await.unwrap();
+        child.propose(vec![Command::Cut]).await.unwrap();
+        let status = child.status();
+        assert!(status.last_index > seed.index);
+        assert!(status.purged_index >= seed.index);
+        assert!(status.term > seed.term, "{} in {}", seed.term, status.term);
+        assert_eq!(child.engine().slots(), [SlotId(2), SlotId(3)]);
+        status.term
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_child_begins_behind_the_split_in_a_term_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let seed = with_split(dir.path()).await.log_id;
+        let mut before = 0;
+        for _ in 0..2 {
+            let node = Node::start(options(dir.path())).await.unwrap();
+            let term = serves(&node, seed).await;
+            assert!(term > before);
+            before = term;
+            let shard = node.shard(SHARD).unwrap();
+            stop(node, shard).await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_child_whose_log_was_not_begun_is_begun_at_the_next_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let entry = with_split(dir.path()).await;
+        {
+            let store = open_store(dir.path());
+            let parent = store.shard(SHARD).unwrap();
+            parent.apply(std::slice::from_ref(&entry)).unwrap();
+            let frozen = parent.freeze().unwrap();
+            let built = store.build(vec![(parent, frozen)]).unwrap();
+            assert!(store.ingest(built).unwrap());
+            assert!(store.shard(CHILD).is_some());
+            assert!(!open_log(dir.path()).knows(CHILD).unwrap());
+        }
+        let node = Node::start(options(dir.path())).await.unwrap();
+        serves(&node, entry.log_id).await;
+        let shard = node.shard(SHARD).unwrap();
+        stop(node, shard).await;
+        assert!(open_log(dir.path()).knows(CHILD).unwrap());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_shard_that_this_node_has_held_before_is_not_begun_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let seed = with_split(dir.path()).await.log_id;
+        {
+            let log = open_log(dir.path());
+            let shard = log.shard_log(CHILD).unwrap();
+            shard.enter(Stage::Hosted).await.unwrap();
+            log.wipe(CHILD).await.unwrap();
+        }
+        let node = Node::start(options(dir.path())).await.unwrap();
+        let shard = node.shard(SHARD).unwrap();
+        let mut leadership = shard.watch_leadership();
+        let ready = leadership.wait_for(|leadership| leadership.is_ready());
+        ready.await.unwrap();
+        assert_eq!(shard.engine().slots(), [SlotId(0), SlotId(1)]);
+        drop(leadership);
+        stop(node, shard).await;
+        let store = open_store(dir.path());
+        let parent = store.shard(SHARD).unwrap();
+        assert!(parent.flushed().is_some_and(|flushed| flushed >= seed));
+        assert!(!store.shards().contains(&CHILD));
+    }
+}
