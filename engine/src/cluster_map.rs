@@ -319,6 +319,7 @@ pub(crate) fn check_row(key: &StateKey, value: &[u8]) -> Result<(), Malformed> {
         StateKey::MetaNode { .. } => MapNode::decode(value).map(|_| ()),
         StateKey::MetaShard { .. } => MapShard::decode(value).map(|_| ()),
         StateKey::MetaLog { .. } => table::decode_u64(value).map(|_| ()),
+        StateKey::MetaMove { .. } => crate::slot_moves::SlotMove::decode(value).map(|_| ()),
         _ => Ok(()),
     }
 }
@@ -399,7 +400,7 @@ impl Shard {
                     let row = MapShard::decode(&value).map_err(corrupt)?;
                     map.shards.insert(shard, row);
                 }
-                // How far a node's log has got is nobody's business but its own.
+                // How far a log has got is its node's business, and of moves only the end is others'.
                 _ => {}
             }
         }

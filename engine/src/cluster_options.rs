@@ -13,8 +13,11 @@
 //!
 //! An option that is younger than a cluster is absent from its options, which is their older
 //! format, and limits nothing: what was accepted without it is accepted again when the log is
-//! read again. The next leader that knows the option proposes it, and all replicas judge by it
-//! from the same entry on.
+//! read again. The next leader that is configured with the option proposes it, and all replicas
+//! judge by it from the same entry on. A node whose build does not know the option cannot read that
+//! entry, and stops. So an option of which the operator says nothing gets its default in a new
+//! cluster only ([`ClusterOptions::for_a_new_cluster`]), and an older cluster gets it when the
+//! operator names it, which is when all nodes run a build that knows it.
 
 use crate::decode::{Malformed, Reader};
 use crate::key::HOUR_MS;
@@ -173,6 +176,11 @@ impl ClusterOptions {
             dead_letters_max: self.dead_letters_max.or(other.dead_letters_max),
             ..*self
         }
+    }
+
+    /// These options, and where one is absent its default.
+    pub fn for_a_new_cluster(&self) -> ClusterOptions {
+        self.completed_by(&ClusterOptions::default())
     }
 
     /// Refuses values outside their bounds.

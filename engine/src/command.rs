@@ -2,6 +2,7 @@
 
 pub(crate) mod encoding;
 mod group;
+mod lane;
 mod letters;
 mod marks;
 mod meta;
@@ -17,11 +18,13 @@ use crate::dead_letter::LetterStanding;
 use crate::handle::HandleFault;
 use crate::hlc::Hlc;
 use crate::id::{DeviceId, GroupId, MessageId, Seq, ShardId, SlotId, TimelineId, UserId};
-use crate::item::{Items, LaneId};
+use crate::item::LaneId;
 use crate::row::{Flags, MessageType};
 use crate::slot_move::SlotStanding;
+use crate::slot_moves::MoveStage;
 
 pub use group::{CreateGroup, JoinGroup, LeaveGroup};
+pub use lane::{AckLanes, Deliver};
 pub use letters::{DropDeadLetter, RequeueDeadLetter};
 pub use marks::{AckCursor, Conversation, MarkRead};
 pub use meta::{LogReport, MetaCommand, PutNode};
@@ -148,26 +151,6 @@ pub struct RegisterUser {
     pub request_id: Uuid,
     /// Without `@`; judged in apply, see `handle.rs`.
     pub handle: String,
-}
-
-/// Items of one lane with dense lane seqs. Has no id: the lane's mark tells what is new.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Deliver {
-    /// Which lane. Answered by the shard of its destination.
-    pub lane: LaneId,
-    /// Lane seq of the first item.
-    pub first_seq: u64,
-    /// The items, encoded where they were sent from.
-    pub items: Items,
-}
-
-/// Raises the acked points of lanes whose sources are in this shard. All or none: one lane that
-/// is refused refuses the call; but those whose source has moved to another shard are left out, unless
-/// there are no others.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AckLanes {
-    /// Lanes, each with a mark that its destination has reported. A lower one changes nothing.
-    pub acks: Vec<(LaneId, u64)>,
 }
 
 /// Sets what all replicas judge by, from the next command on.
@@ -545,8 +528,28 @@ pub enum Refusal {
         /// The shard's.
         found: u64,
     },
+    /// Another move of the slot is under way, or this one has got too far for what was asked.
+    #[error("slot {slot} is on its way to shard {to} under epoch {epoch}: {stage}")]
+    SlotMoves {
+        /// The slot.
+        slot: SlotId,
+        /// The move's.
+        epoch: u64,
+        /// Where to.
+        to: ShardId,
+        /// How far it has got.
+        stage: MoveStage,
+    },
+    /// No such move is under way.
+    #[error("slot {slot} is on no move under epoch {epoch}")]
+    NoSuchMove {
+        /// The slot.
+        slot: SlotId,
+        /// As asked.
+        epoch: u64,
+    },
     /// No such dead letter, or not any more.
-    #[error("slot {slot} has dead letters above {trim_point} up to {head}, not {seq}")]
+    #[error("{}", letters::unknown(*slot, *seq, *trim_point, *head))]
     UnknownDeadLetter {
         /// As asked.
         slot: SlotId,

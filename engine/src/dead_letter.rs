@@ -26,17 +26,23 @@
 use bytes::Bytes;
 use crc32fast::Hasher;
 
+use crate::base::ReadView;
 use crate::decode::{Malformed, Reader};
 use crate::error::Error;
 use crate::id::{MessageId, Seq, SlotId, UserId};
 use crate::key::StateKey;
+use crate::range::Ranges;
 use crate::row::{RefusalCode, Row};
 use crate::shard::Shard;
+use crate::view;
 
 const WAITING: u8 = 0;
 const REQUEUED: u8 = 1;
 const DROPPED: u8 = 2;
 const CRC_LEN: usize = 4;
+
+/// More letters than a slot can ever have had. Its multiple by the number of slots still is a number.
+const WRITTEN_MAX: u64 = 1 << 48;
 
 /// What became of a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,17 +143,52 @@ impl DeadLetterTotals {
         reader.end()?;
         let ended = [totals.unseen, totals.requeued, totals.dropped];
         let ended = ended.into_iter().try_fold(0, u64::checked_add);
-        if ended.is_some_and(|ended| ended <= totals.written) {
+        if totals.written <= WRITTEN_MAX && ended.is_some_and(|ended| ended <= totals.written) {
             return Ok(totals);
         }
         Err(reader.unknown(totals.written))
     }
 
-    fn add(&mut self, other: DeadLetterTotals) {
+    /// Takes in another slot's.
+    pub(crate) fn add(&mut self, other: DeadLetterTotals) {
         self.written += other.written;
         self.unseen += other.unseen;
         self.requeued += other.requeued;
         self.dropped += other.dropped;
+    }
+
+    /// Takes out again what was added before.
+    pub(crate) fn subtract(&mut self, other: DeadLetterTotals) {
+        self.written -= other.written;
+        self.unseen -= other.unseen;
+        self.requeued -= other.requeued;
+        self.dropped -= other.dropped;
+    }
+}
+
+/// What the files hold for all slots together: what a shard begins with in memory.
+pub(crate) fn read_totals(
+    files: &dyn ReadView,
+    ranges: &Ranges,
+) -> Result<DeadLetterTotals, Error> {
+    let mut sum = DeadLetterTotals::default();
+    for (slot, range) in ranges.by_slot() {
+        let key = StateKey::DeadLetterTotals { slot };
+        let value = view::get_state(files, range, &key.encode())?;
+        sum.add(totals_value(&key, value)?);
+    }
+    Ok(sum)
+}
+
+/// A slot without a row has had none.
+pub(crate) fn totals_value(
+    key: &StateKey,
+    value: Option<Bytes>,
+) -> Result<DeadLetterTotals, Error> {
+    match value {
+        Some(value) => DeadLetterTotals::decode(&value)
+            .map_err(|malformed| Error::corrupt_row(key.encode().as_slice(), malformed)),
+        None => Ok(DeadLetterTotals::default()),
     }
 }
 
@@ -309,33 +350,14 @@ impl Shard {
         })
     }
 
-    /// The dead letters of one slot, or of all slots that this shard serves, counted.
+    /// The dead letters of one slot, counted. What all slots of the shard have together is in memory:
+    /// [`crate::ShardMetrics::dead_letters`].
     ///
     /// # Errors
     /// As [`Shard::dead_letters`].
-    pub fn dead_letter_totals(&self, slot: Option<SlotId>) -> Result<DeadLetterTotals, Error> {
-        if let Some(slot) = slot {
-            return self.totals_of(slot);
-        }
-        let mut sum = DeadLetterTotals::default();
-        for slot in self.slots() {
-            match self.totals_of(slot) {
-                Ok(totals) => sum.add(totals),
-                // It has left since.
-                Err(Error::WrongOwner { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(sum)
-    }
-
-    fn totals_of(&self, slot: SlotId) -> Result<DeadLetterTotals, Error> {
+    pub fn dead_letter_totals(&self, slot: SlotId) -> Result<DeadLetterTotals, Error> {
         let key = StateKey::DeadLetterTotals { slot };
-        match self.get(&key)? {
-            Some(value) => DeadLetterTotals::decode(&value)
-                .map_err(|malformed| Error::corrupt_row(key.encode().as_slice(), malformed)),
-            None => Ok(DeadLetterTotals::default()),
-        }
+        totals_value(&key, self.get(&key)?)
     }
 }
 
@@ -344,6 +366,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
 
     fn standing() -> impl Strategy<Value = LetterStanding> {
         let requeued = any::<(u64, u64, u64)>().prop_map(|(at_ms, seq, id)| {
@@ -378,6 +404,8 @@ mod tests {
             prop_assert_eq!(Letter::decode(slot, seq, &bytes), Ok(letter));
             let other = Seq(seq.0.wrapping_add(1));
             prop_assert!(Letter::decode(slot, other, &bytes).is_err());
+            let other = SlotId(slot.0 ^ 1);
+            prop_assert!(Letter::decode(other, seq, &bytes).is_err());
         }
 
         #[test]
@@ -400,22 +428,43 @@ mod tests {
 
     #[test]
     fn the_encoding_never_changes() {
-        let letter = Letter {
-            recipient: UserId(0x0102),
-            home_seq: Seq(3),
-            code: RefusalCode::UnknownUser,
-            refused_at_ms: 4,
-            standing: LetterStanding::Requeued {
-                at_ms: 5,
-                seq: Seq(6),
-                message_id: MessageId(7),
-            },
+        let (at_ms, seq, message_id) = (5, Seq(6), MessageId(7));
+        let requeued = LetterStanding::Requeued {
+            at_ms,
+            seq,
+            message_id,
         };
-        let bytes = letter.encode(SlotId(8), Seq(9));
-        let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        let fields = "0000000000000102 0000000000000003 0f 0000000000000004 01 0000000000000005 \
-                      0000000000000006 0000000000000007";
-        assert_eq!(text[..text.len() - 8], fields.replace(' ', ""));
+        for (standing, of_it, crc) in [
+            (LetterStanding::Waiting, "00", "11ab1b24"),
+            (
+                requeued,
+                "01 0000000000000005 0000000000000006 0000000000000007",
+                "6c130fc7",
+            ),
+            (
+                LetterStanding::Dropped { at_ms },
+                "02 0000000000000005",
+                "0d00f8e7",
+            ),
+        ] {
+            let letter = Letter {
+                recipient: UserId(0x0102),
+                home_seq: Seq(3),
+                code: RefusalCode::UnknownUser,
+                refused_at_ms: 4,
+                standing,
+            };
+            let fields = "0000000000000102 0000000000000003 0f 0000000000000004";
+            let text = format!("{fields} {of_it} {crc}");
+            assert_eq!(
+                hex(&letter.encode(SlotId(8), Seq(9))),
+                text.replace(' ', "")
+            );
+        }
+    }
+
+    #[test]
+    fn the_encoding_of_totals_never_changes() {
         let totals = DeadLetterTotals {
             written: 9,
             unseen: 1,
@@ -423,6 +472,26 @@ mod tests {
             dropped: 3,
         };
         assert_eq!(totals.waiting(), 3);
+        let text = "0000000000000009 0000000000000001 0000000000000002 0000000000000003";
+        assert_eq!(hex(&totals.encode()), text.replace(' ', ""));
         assert_eq!(DeadLetterTotals::decode(&totals.encode()), Ok(totals));
+    }
+
+    #[test]
+    fn totals_that_no_slot_can_have_are_refused() {
+        let decoded = |written, dropped| {
+            let totals = DeadLetterTotals {
+                written,
+                dropped,
+                ..DeadLetterTotals::default()
+            };
+            DeadLetterTotals::decode(&totals.encode())
+        };
+        assert!(decoded(WRITTEN_MAX, WRITTEN_MAX).is_ok());
+        assert!(decoded(WRITTEN_MAX + 1, 0).is_err());
+        assert!(decoded(2, 3).is_err());
+        assert!(decoded(2, u64::MAX).is_err());
+        // As many slots as there can be, each with as many as there can be.
+        assert!(WRITTEN_MAX.checked_mul(u16::MAX.into()).is_some());
     }
 }

@@ -7,6 +7,7 @@
 use fail::fail_point;
 
 use crate::base::FileLife;
+use crate::dead_letter::DeadLetterTotals;
 use crate::error::Error;
 use crate::id::{RangeId, ShardId};
 use crate::key::NodeKey;
@@ -69,6 +70,7 @@ impl Shard {
         state.cut = None;
         state.cut_hash = None;
         state.lanes = Lanes::default();
+        state.letters = DeadLetterTotals::default();
         let dropped = std::mem::take(&mut state.dropped);
         let live = state.ranges.by_range().map(|(range, _)| range);
         let ranges = live

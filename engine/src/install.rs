@@ -13,6 +13,7 @@ use fail::fail_point;
 
 use crate::base::{FileLife, StagedFile};
 use crate::cluster_map;
+use crate::dead_letter;
 use crate::decode::Malformed;
 use crate::error::Error;
 use crate::id::{RangeId, SlotId};
@@ -163,6 +164,7 @@ impl Shard {
         state.known = KnownKeys::read(state.files.as_ref(), &new, applied.time_ms)?;
         let slot_count = state.options.slot_count;
         state.lanes = read_lanes(state.files.as_ref(), &new, slot_count)?;
+        state.letters = dead_letter::read_totals(state.files.as_ref(), &new)?;
         state.ranges = Arc::new(new);
         state.flushed_ranges = state.ranges.clone();
         state.map_changes.clear();
@@ -191,7 +193,7 @@ pub(crate) fn corrupt(path: &Path, malformed: Malformed) -> Error {
 }
 
 /// A row must be what a replica could have made: its key decodes, lies in its slot, and a message
-/// fits its checksum.
+/// or a dead letter fits its checksum.
 pub(crate) fn check_row(path: &Path, slot_count: u16, row: &SnapshotRow<'_>) -> Result<(), Error> {
     let fault = |malformed| corrupt(path, malformed);
     let (what, number) = ("slot of a snapshot row", u64::from(row.slot.0));
@@ -209,6 +211,7 @@ pub(crate) fn check_row(path: &Path, slot_count: u16, row: &SnapshotRow<'_>) -> 
             }
             cluster_map::check_row(&key, &value).map_err(fault)?;
             lanes::check_row(&key, &value).map_err(fault)?;
+            dead_letter::check_row(&key, &value).map_err(fault)?;
         }
         Place::Dedup(hour, suffix) => {
             let key = DedupKey::decode(suffix).map_err(fault)?;

@@ -196,6 +196,13 @@ pub enum StateKey {
         /// The node.
         node: u64,
     },
+    /// A slot's move that is under way. Written when it begins, overwritten at each decision, removed at its end.
+    ///
+    /// Key: `17 | 4 | slot u16`. Value: see `slot_moves.rs`.
+    MetaMove {
+        /// The slot that moves; no slot of the meta shard.
+        slot: SlotId,
+    },
     /// What stands beside a dead letter's message row: whom it was for, why they did not get it, and what
     /// became of it. Scope: the slot that owns the letter. Written with the message row, overwritten once
     /// when the letter is requeued or dropped; trim removes both.
@@ -241,6 +248,7 @@ const META_MAP: u8 = 0;
 const META_NODE: u8 = 1;
 const META_SHARD: u8 = 2;
 const META_LOG: u8 = 3;
+const META_MOVE: u8 = 4;
 
 impl StateKey {
     /// What all trim points of a range begin with.
@@ -272,7 +280,8 @@ impl StateKey {
             StateKey::MetaMap
             | StateKey::MetaNode { .. }
             | StateKey::MetaShard { .. }
-            | StateKey::MetaLog { .. } => SlotId::META,
+            | StateKey::MetaLog { .. }
+            | StateKey::MetaMove { .. } => SlotId::META,
         }
     }
 
@@ -320,6 +329,7 @@ impl StateKey {
                 KeyBytes::tag(TAG_META).bytes(&[META_SHARD]).u32(shard.0)
             }
             StateKey::MetaLog { node } => KeyBytes::tag(TAG_META).bytes(&[META_LOG]).u64(*node),
+            StateKey::MetaMove { slot } => KeyBytes::tag(TAG_META).bytes(&[META_MOVE]).u16(slot.0),
             StateKey::DeadLetter { slot, seq } => {
                 KeyBytes::tag(TAG_DEAD_LETTER).u16(slot.0).u64(seq.0)
             }
@@ -429,6 +439,11 @@ impl StateKey {
         KeyBytes::tag(TAG_META).bytes(&[META_SHARD])
     }
 
+    /// What the keys of all moves of slots begin with.
+    pub fn meta_moves_prefix() -> KeyBytes {
+        KeyBytes::tag(TAG_META).bytes(&[META_MOVE])
+    }
+
     /// What all members of a group begin with.
     pub fn members_prefix(group: GroupId) -> KeyBytes {
         KeyBytes::tag(TAG_MEMBER).u64(group.0)
@@ -467,6 +482,9 @@ fn read_meta(reader: &mut Reader<'_>) -> Result<StateKey, Malformed> {
         }),
         META_LOG => Ok(StateKey::MetaLog {
             node: reader.u64()?,
+        }),
+        META_MOVE => Ok(StateKey::MetaMove {
+            slot: SlotId(reader.u16()?),
         }),
         kind => Err(reader.unknown(kind)),
     }

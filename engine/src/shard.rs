@@ -10,9 +10,10 @@ use crate::applied::{AppliedState, LogId};
 use crate::apply::apply_entry;
 use crate::cluster_options::ClusterOptions;
 use crate::command::Reply;
+use crate::dead_letter::DeadLetterTotals;
 use crate::entry::Entry;
 use crate::error::Error;
-use crate::id::{RangeId, Seq, ShardId, SlotId, TimelineId};
+use crate::id::{MessageId, RangeId, Seq, ShardId, SlotId, TimelineId};
 use crate::import::ReadyImports;
 use crate::item::{LaneId, OutboxItem};
 use crate::key::{KeyBytes, StateKey};
@@ -85,6 +86,8 @@ pub struct ShardMetrics {
     pub outbox_items: u64,
     /// Bytes of these items.
     pub outbox_bytes: u64,
+    /// Dead letters of all slots.
+    pub dead_letters: DeadLetterTotals,
 }
 
 #[derive(Default)]
@@ -145,6 +148,11 @@ impl Shard {
     /// How far the state goes that readers see.
     pub fn applied(&self) -> AppliedState {
         self.state.read().applied.clone()
+    }
+
+    /// The greatest message id newly assigned in this shard, or in one that a slot came from.
+    pub fn last_message_id(&self) -> MessageId {
+        self.state.read().applied.last_message_id
     }
 
     /// What all replicas judge by; `None` until an entry or a snapshot has brought it.
@@ -430,7 +438,7 @@ impl Shard {
 
     /// Figures.
     pub fn metrics(&self) -> ShardMetrics {
-        let (memtable_bytes, frozen_bytes, frozen, outbox_items, outbox_bytes) = {
+        let (memtable_bytes, frozen_bytes, frozen, outbox_items, outbox_bytes, dead_letters) = {
             let state = self.state.read();
             let frozen_bytes = state
                 .frozen
@@ -445,6 +453,7 @@ impl Shard {
                 state.frozen.len(),
                 items,
                 bytes,
+                state.letters,
             )
         };
         ShardMetrics {
@@ -459,6 +468,7 @@ impl Shard {
             tail_cache_bytes: u64::try_from(self.tails.lock().bytes()).expect("a usize fits"),
             outbox_items: u64::try_from(outbox_items).expect("a usize fits"),
             outbox_bytes,
+            dead_letters,
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::applied::{AppliedState, LogId};
 use crate::base::ReadView;
 use crate::cluster_options::ClusterOptions;
 use crate::command::Refusal;
+use crate::dead_letter::DeadLetterTotals;
 use crate::dedup::Floors;
 use crate::error::Error;
 use crate::hash::StateHash;
@@ -59,6 +60,8 @@ pub(crate) struct ShardState {
     pub(crate) floors: Floors,
     /// The lanes of the slots as of the last entry, in the memtables or not.
     pub(crate) lanes: Lanes,
+    /// The dead letters of the slots that are here, counted together, as of the last entry.
+    pub(crate) letters: DeadLetterTotals,
     /// Which dedup hours the read views hide.
     pub(crate) hidden_hours: HiddenHours,
     /// The applied row in the files.
@@ -221,6 +224,11 @@ impl<'a> Context<'a> {
     /// The lanes of this shard's slots.
     pub(crate) fn lanes(&mut self) -> &mut Lanes {
         &mut self.state.lanes
+    }
+
+    /// What the dead letters of all slots count together: for whoever changes the totals of one.
+    pub(crate) fn letters(&mut self) -> &mut DeadLetterTotals {
+        &mut self.state.letters
     }
 
     /// An item on this lane takes effect in this apply: the destination is here, and nothing

@@ -11,6 +11,7 @@ use crate::applied::AppliedState;
 use crate::base::memory::{MemoryBase, MemoryDisk};
 use crate::base::rocks::RocksBase;
 use crate::base::{Base, FileLife, FileWriter, ReadView};
+use crate::dead_letter::read_totals;
 use crate::decode::{Malformed, Reader};
 use crate::dedup::Floors;
 use crate::error::Error;
@@ -271,10 +272,12 @@ pub(crate) fn new_shard(
         KnownKeys::everything()
     });
     let lanes = read_lanes(files.as_ref(), &ranges, core.options.slot_count);
-    let fault = lanes.as_ref().err().map(|fault| {
-        // Without its outboxes this replica would lose what others wait for; the rest of the
-        // store opens.
-        tracing::error!(%shard, error = %fault, "the lanes cannot be read");
+    let letters = read_totals(files.as_ref(), &ranges);
+    let unread = lanes.as_ref().err().or(letters.as_ref().err());
+    let fault = unread.map(|fault| {
+        // Without its outboxes this replica would lose what others wait for, and no slot may count
+        // its dead letters from a wrong number; the rest of the store opens.
+        tracing::error!(%shard, error = %fault, "lanes or totals of dead letters cannot be read");
         fault.to_string()
     });
     let mut hidden_hours = HiddenHours::default();
@@ -295,6 +298,7 @@ pub(crate) fn new_shard(
         hidden_hours,
         floors: Floors::default(),
         lanes: lanes.unwrap_or_default(),
+        letters: letters.unwrap_or_default(),
         flushed: applied.clone(),
         applied,
         cut: None,

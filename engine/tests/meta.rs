@@ -9,11 +9,16 @@ use std::sync::Arc;
 
 use mailbox_engine::{
     ApplyEntry, ApplyPayload, ClusterMap, ClusterOptions, Command, EngineOptions, EntryBuilder,
-    IngestCrash, LogId, LogReport, MapNode, MapReplica, MapShard, MemoryDisk, MetaCommand, PutNode,
-    Refusal, ReplicaRole, Reply, SetClusterOptions, Shard, ShardId, SlotId, Standing, StateHash,
-    Store,
+    IngestCrash, LogId, LogReport, MapNode, MapReplica, MapShard, MemoryDisk, MetaCommand,
+    MoveStage, PutNode, Refusal, ReplicaRole, Reply, SetClusterOptions, Shard, ShardId, SlotId,
+    SlotMove, Standing, StateHash, Store,
 };
 use proptest::prelude::*;
+
+#[path = "meta/moves.rs"]
+mod moves;
+
+use moves::{begin_move, moving, step_move};
 
 const SLOT_COUNT: u16 = 8;
 const TIME_MS: u64 = 1_800_000_000_000;
@@ -85,6 +90,16 @@ fn command() -> impl Strategy<Value = MetaCommand> {
         5 => (0..4_u32, 0..5_u64, replicas()).prop_map(|(shard, expect_epoch, replicas)| {
             MetaCommand::SetReplicas { shard: ShardId(shard), expect_epoch, replicas }
         }),
+        4 => (0..9_u16, 0..4_u32).prop_map(|(slot, to)| MetaCommand::BeginMove {
+            slot: SlotId(slot),
+            to: ShardId(to),
+        }),
+        8 => (0..9_u16, 2..9_u64, 1..=4_u8).prop_map(|(slot, epoch, stage)| {
+            let stage = MoveStage::from_u8(stage).unwrap();
+            MetaCommand::StepMove { slot: SlotId(slot), epoch, stage }
+        }),
+        4 => (0..9_u16, 2..9_u64)
+            .prop_map(|(slot, epoch)| MetaCommand::EndMove { slot: SlotId(slot), epoch }),
     ]
 }
 
@@ -147,6 +162,7 @@ fn first(good: bool) -> ClusterMap {
 struct Model {
     map: Option<ClusterMap>,
     logs: BTreeMap<u64, u64>,
+    moves: BTreeMap<SlotId, SlotMove>,
 }
 
 impl Model {
@@ -199,6 +215,26 @@ impl Model {
                 expect_epoch,
                 replicas,
             } => set_replicas(map, *shard, *expect_epoch, replicas)?,
+            // Its epoch is its own.
+            MetaCommand::BeginMove { slot, to } => {
+                if begin_move(map, &mut self.moves, *slot, *to)? {
+                    map.epoch += 1;
+                    return Ok(Reply::Map { epoch: map.epoch });
+                }
+            }
+            MetaCommand::StepMove { slot, epoch, stage } => {
+                step_move(map, &mut self.moves, (*slot, *epoch), *stage)?;
+            }
+            MetaCommand::EndMove { slot, epoch } => {
+                let found = self.moves.get(slot).filter(|found| found.epoch == *epoch);
+                match found.map(|found| found.stage) {
+                    None => {}
+                    Some(MoveStage::Dropping | MoveStage::Aborting) => {
+                        self.moves.remove(slot);
+                    }
+                    Some(_) => return Err(moving(*slot, found.unwrap())),
+                }
+            }
         }
         if *map != before {
             map.epoch += 1;
@@ -404,6 +440,12 @@ fn run(steps: &[Step]) -> (Replica, Model) {
         assert_eq!(shard.cluster_map().unwrap(), model.map);
         let epoch = model.map.as_ref().map_or(0, |map| map.epoch);
         assert_eq!(shard.map_epoch().unwrap(), epoch);
+        let moves: Vec<_> = model
+            .moves
+            .iter()
+            .map(|(slot, row)| (*slot, *row))
+            .collect();
+        assert_eq!(shard.slot_moves().unwrap(), moves);
     }
     (replica, model)
 }
@@ -468,7 +510,7 @@ fn a_random_run_meets_every_reply() {
         }
     }
     for name in "Map NoMap InvalidMap NodeTaken NodeRemoved StaleDisk UnknownNode NodeInUse \
-                 UnknownShard StaleEpoch"
+                 UnknownShard StaleEpoch SlotMoves NoSuchMove WrongShard"
         .split_whitespace()
     {
         assert!(seen.contains_key(name), "{name} never came: {seen:?}");

@@ -393,7 +393,7 @@ fn the_scripts_reach_every_reply_and_cuts() {
             *seen.entry(name.to_owned()).or_default() += 1;
         }
         *seen.entry("cut hash".to_owned()).or_default() += replica.cuts.len();
-        let totals = replica.shard().dead_letter_totals(None).unwrap();
+        let totals = replica.shard().metrics().dead_letters;
         *seen.entry("unseen".to_owned()).or_default() += usize::try_from(totals.unseen).unwrap();
     }
     let names = "Sent UserRegistered GroupCreated Joined Left ReadMark Cursor Cut IdReused \

@@ -50,6 +50,11 @@ enum Job {
     },
     /// Flush everything that was applied, due or not.
     FlushAll(oneshot::Sender<Result<(), Error>>),
+    /// Flush what one shard has applied by now.
+    Flush {
+        shard: ShardId,
+        done: oneshot::Sender<Result<(), Error>>,
+    },
     Install {
         shard: ShardId,
         meta: Box<SnapshotMeta>,
@@ -130,6 +135,13 @@ impl BaseThread {
     pub(crate) async fn flush_all(&self) -> Result<(), Error> {
         let (done, answer) = oneshot::channel();
         self.push(Job::FlushAll(done));
+        answered(answer).await
+    }
+
+    /// What a shard has applied by now is in files afterwards.
+    pub(crate) async fn flush(&self, shard: ShardId) -> Result<(), Error> {
+        let (done, answer) = oneshot::channel();
+        self.push(Job::Flush { shard, done });
         answered(answer).await
     }
 
@@ -292,6 +304,11 @@ impl Run {
                 self.note(&result);
                 let _ = done.send(result);
             }
+            Job::Flush { shard, done } => {
+                let result = self.flush_shard(shard);
+                self.note(&result);
+                let _ = done.send(result);
+            }
             Job::Install {
                 shard,
                 meta,
@@ -334,12 +351,32 @@ impl Run {
         if any {
             self.store.drop_hidden_hours()?;
         }
+        for entry in &self.shards {
+            let engine = &entry.shard.engine;
+            if self.fault.borrow().is_none() && !engine.staged_imports().is_empty() {
+                engine.drop_stale_imports()?;
+            }
+        }
         Ok(())
     }
 
     fn flush_all(&mut self) -> Result<(), Error> {
         let all = vec![true; self.shards.len()];
         while self.flush(&all)? {}
+        Ok(())
+    }
+
+    fn flush_shard(&mut self, shard: ShardId) -> Result<(), Error> {
+        let is_it = |entry: &Entry| entry.shard.engine.id() == shard;
+        let wanted: Vec<bool> = self.shards.iter().map(is_it).collect();
+        let Some(engine) = self.shards.iter().find(|entry| is_it(entry)) else {
+            // It was removed meanwhile.
+            return Ok(());
+        };
+        let engine = engine.shard.engine.clone();
+        let index = |id: Option<LogId>| id.map_or(0, |id| id.index);
+        let goal = index(engine.applied().log_id);
+        while index(engine.flushed()) < goal && self.flush(&wanted)? {}
         Ok(())
     }
 

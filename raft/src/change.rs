@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::error::{ChangeMembershipError, ClientWriteError, RaftError};
@@ -28,6 +28,9 @@ const TEND_INTERVAL: Duration = Duration::from_secs(1);
 const TRANSFER_LAG_MAX: u64 = 4096;
 /// So far behind it is hardly behind: what is under way at any moment of a busy shard.
 const TRANSFER_LAG_NEAR: u64 = 64;
+/// How long a transfer waits for a follower to come so near. A shard whose proposals never let up may keep more
+/// than that under way, and its node must be able to go all the same.
+const TRANSFER_NEAR_PATIENCE: Duration = Duration::from_secs(1);
 
 type Change = ChangeMembers<NodeId, EmptyNode>;
 type ServerMetrics = RaftServerMetrics<TypeConfig>;
@@ -86,6 +89,15 @@ fn require_from(server: &ServerMetrics, from: Option<u64>) -> Result<(), ChangeE
         Some(expected) if expected != found => Err(ChangeError::Moved { expected, found }),
         Some(_) | None => Ok(()),
     }
+}
+
+/// Whether a follower so far behind may be handed the leadership after so long a wait; an error, its lag, if it
+/// is too far behind to be waited for.
+fn is_near_enough(lag: u64, waited: Duration) -> Result<bool, u64> {
+    if lag > TRANSFER_LAG_MAX {
+        return Err(lag);
+    }
+    Ok(lag <= TRANSFER_LAG_NEAR || waited >= TRANSFER_NEAR_PATIENCE)
 }
 
 fn unavailable(reason: impl std::fmt::Display) -> ChangeError {
@@ -396,14 +408,10 @@ impl Replica {
         }
         // From the moment it is handed over until the other one has all entries, nobody serves: so the lag comes
         // first, and so does the question.
-        loop {
-            let lag = self.lag_of(to);
-            if lag > TRANSFER_LAG_MAX {
-                return Err(unavailable(format!("node {to} is {lag} entries behind")));
-            }
-            if lag <= TRANSFER_LAG_NEAR {
-                break;
-            }
+        let began = Instant::now();
+        while !is_near_enough(self.lag_of(to), began.elapsed())
+            .map_err(|lag| unavailable(format!("node {to} is {lag} entries behind")))?
+        {
             tokio::time::sleep(LOOK).await;
         }
         if let Some(refusal) = self.road.refusal_to_lead(self.id.0, to).await {
@@ -426,7 +434,8 @@ impl Replica {
 
     /// Entries of this leader that `node` is not known to have.
     fn lag_of(&self, node: NodeId) -> u64 {
-        let metrics = self.raft.metrics().borrow_watched().clone();
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
         let matched = metrics.replication.iter().flatten();
         let matched = matched.filter(|(other, _)| **other == node);
         let matched = matched.filter_map(|(_, id)| *id).map(|id| id.index).max();
@@ -510,6 +519,19 @@ mod tests {
         assert_eq!(shard.membership().voters, BTreeSet::from([1]));
         drop(shard);
         node.shutdown().await.unwrap();
+    }
+
+    #[test]
+    fn a_follower_that_never_comes_near_is_handed_the_leadership_in_the_end() {
+        let second = Duration::from_secs(1);
+        assert_eq!(is_near_enough(TRANSFER_LAG_NEAR, Duration::ZERO), Ok(true));
+        assert_eq!(
+            is_near_enough(TRANSFER_LAG_NEAR + 1, Duration::ZERO),
+            Ok(false)
+        );
+        assert_eq!(is_near_enough(TRANSFER_LAG_MAX, second), Ok(true));
+        let far = TRANSFER_LAG_MAX + 1;
+        assert_eq!(is_near_enough(far, second), Err(far));
     }
 
     #[test]

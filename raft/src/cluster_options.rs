@@ -41,6 +41,15 @@ pub(crate) fn compare(configured: &ClusterOptions, shard: &Shard) -> Result<(), 
     })
 }
 
+/// What a leader proposes to a shard that lacks some. An older shard gets only what is configured by name: nodes of
+/// a build that does not know the others may still be in the cluster, and could not read the entry.
+pub(crate) fn to_propose(configured: &ClusterOptions, shard: &Shard) -> ClusterOptions {
+    match shard.cluster_options() {
+        Some(_) => *configured,
+        None => configured.for_a_new_cluster(),
+    }
+}
+
 /// The shard lacks options that are configured here.
 pub(crate) fn is_absent(configured: &ClusterOptions, shard: &Shard) -> bool {
     let replicated = shard.cluster_options();

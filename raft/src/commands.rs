@@ -2,6 +2,8 @@
 
 use mailbox_engine::{Command, MetaCommand};
 
+use crate::proposer::ENTRY_BYTES_MAX;
+
 /// Whether a client's command may put an item into an outbox.
 pub(crate) fn may_ride_a_lane(command: &Command) -> bool {
     match command {
@@ -25,7 +27,8 @@ pub(crate) fn may_ride_a_lane(command: &Command) -> bool {
     }
 }
 
-/// About what a command adds to an entry.
+/// About what a command adds to an entry; of a requeue, what its apply appends. The letter's body is not known here,
+/// but it has once been in a call, and so is no longer than one may be.
 pub(crate) fn len_bytes(command: &Command) -> u64 {
     let variable = match command {
         Command::Send(send) => send.body.len(),
@@ -43,9 +46,41 @@ pub(crate) fn len_bytes(command: &Command) -> u64 {
         | Command::SetClusterOptions(_)
         | Command::Meta(_)
         | Command::MoveSlot(_)
-        | Command::RequeueDeadLetter(_)
         | Command::DropDeadLetter(_)
         | Command::Cut => 0,
+        Command::RequeueDeadLetter(_) => return ENTRY_BYTES_MAX,
     };
     96 + variable as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use mailbox_engine::{DropDeadLetter, MessageId, RequeueDeadLetter, Seq, SlotId};
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::proposer::ENTRY_BYTES_FULL;
+
+    #[test]
+    fn a_requeue_counts_the_body_that_it_appends() {
+        let (request_id, slot, seq) = (Uuid::nil(), SlotId(1), Seq(2));
+        let requeue = Command::RequeueDeadLetter(RequeueDeadLetter {
+            request_id,
+            slot,
+            seq,
+            message_id: MessageId::ZERO,
+        });
+        let bytes = len_bytes(&requeue);
+        assert!(bytes <= ENTRY_BYTES_MAX, "it is admitted");
+        assert!(
+            bytes >= ENTRY_BYTES_FULL,
+            "an entry takes no other after it"
+        );
+        let drop = Command::DropDeadLetter(DropDeadLetter {
+            request_id,
+            slot,
+            seq,
+        });
+        assert!(len_bytes(&drop) < 200, "it appends nothing");
+    }
 }

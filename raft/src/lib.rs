@@ -26,9 +26,11 @@ mod peers;
 mod pending_acks;
 mod proposer;
 mod pulse;
+mod raft_config;
 mod read_barrier;
 mod replica;
 mod shard;
+mod slot_copy;
 mod snapshot;
 mod state_machine;
 mod status;
@@ -48,5 +50,6 @@ pub use options::{Admission, Admit, ClientTls, NodeOptions, Timing, first_slots}
 pub use outbox::{Outbox, Waiting};
 pub use peer_service::PeerService;
 pub use shard::Shard;
+pub use slot_copy::{StageOrder, StageState};
 pub use snapshot::SnapshotBytes;
 pub use status::{AppliedTail, Leadership, PeerStatus, ReplicaStatus, ShardStatus};

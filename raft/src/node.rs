@@ -27,6 +27,7 @@ use crate::peers::Peers;
 use crate::pulse::{self, Pulse};
 use crate::replica::{Replica, Shared};
 use crate::shard::Shard;
+use crate::slot_copy::SlotCopies;
 use crate::snapshot::{SnapshotBytes, SnapshotPace};
 use crate::status::PeerStatus;
 
@@ -36,6 +37,8 @@ const STARTING_AT_ONCE: usize = 64;
 pub(crate) const HANDOVER_WAIT: Duration = Duration::from_secs(2);
 /// How often a node whose clock is wrong tries to hand its leaderships away.
 const CLOCK_LOOK: Duration = Duration::from_secs(1);
+/// How often read views that nobody needs any more are looked for.
+const COPIES_LOOK: Duration = Duration::from_secs(30);
 
 /// One node.
 pub struct Node {
@@ -44,6 +47,7 @@ pub struct Node {
     pub(crate) store: Mutex<Option<Arc<Store>>>,
     incarnation: u64,
     pub(crate) peer_service: PeerService,
+    pub(crate) copies: Arc<SlotCopies>,
     pub(crate) shards: Arc<Hosted>,
     /// Held while a replica comes or goes, and by a shutdown.
     pub(crate) hosting: tokio::sync::Mutex<Hosting>,
@@ -125,6 +129,7 @@ impl Node {
             pace: SnapshotPace::new(staging, options.snapshot_bytes_per_s),
             disk: DiskRoom::new(options.dir.clone(), options.disk_free_min_bytes)?,
             fault,
+            copies: SlotCopies::new(),
             misfit: watch::Sender::new(None),
             options,
         };
@@ -134,13 +139,16 @@ impl Node {
             shared.pace.clone(),
             shared.pulse.clone(),
             shared.clock.clone(),
+            shared.copies.clone(),
         );
+        let copies = shared.copies.clone();
         let node = Arc::new(Node {
             shared,
             log: opened.log,
             store: Mutex::new(Some(opened.store)),
             incarnation: opened.incarnation,
             peer_service,
+            copies,
             shards: Hosted::new(),
             hosting: tokio::sync::Mutex::default(),
             tasks: Mutex::default(),
@@ -197,6 +205,7 @@ impl Node {
             tokio::spawn(disk.clone().run()),
             tokio::spawn(watch_log(self.log.fault(), fault.clone())),
             tokio::spawn(watch_clock(clock.clone(), self.shards.clone())),
+            tokio::spawn(forget_old_copies(self.copies.clone())),
         ];
         self.tasks.lock().extend(tasks);
     }
@@ -304,6 +313,19 @@ impl Node {
         self.shared.base.checkpoint(dir).await
     }
 
+    /// Hands all leaderships away, and takes none any more. The node serves on: who asks it is told who leads now.
+    /// Takes 5 seconds at most.
+    pub async fn leave(&self) {
+        self.peer_service.leave();
+        let shards = self.shards.all();
+        // All at once: it takes as long as the slowest shard, not as all of them.
+        let given = shards.iter().map(|shard| {
+            let replica = shard.replica();
+            replica.give_leadership_away(HANDOVER_WAIT)
+        });
+        join_all(given).await;
+    }
+
     /// Hands leaderships away, flushes and closes. Takes 8 seconds at most, unless the disk is slower.
     /// Proposals fail from its start. The files are closed when all handles on the shards are dropped.
     ///
@@ -312,11 +334,9 @@ impl Node {
     pub async fn shutdown(&self) -> Result<(), Error> {
         let mut hosting = self.hosting.lock().await;
         hosting.stopping = true;
-        self.peer_service.leave();
+        self.leave().await;
         let shards = self.shards.take_all();
         let replicas = || shards.values().map(Shard::replica);
-        // All at once: a shutdown takes as long as its slowest shard, not as all of them.
-        join_all(replicas().map(|replica| replica.give_leadership_away(HANDOVER_WAIT))).await;
         for task in std::mem::take(&mut *self.tasks.lock()) {
             task.abort();
         }
@@ -363,6 +383,13 @@ async fn watch_log(mut log: watch::Receiver<Option<String>>, fault: watch::Sende
         && let Some(reason) = first.as_ref()
     {
         report(&fault, reason);
+    }
+}
+
+async fn forget_old_copies(copies: Arc<SlotCopies>) {
+    loop {
+        tokio::time::sleep(COPIES_LOOK).await;
+        copies.forget_old();
     }
 }
 

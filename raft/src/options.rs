@@ -84,7 +84,8 @@ pub struct NodeOptions {
     /// Limits and budgets of the store of rows; those of a shard hold for each.
     pub engine: mailbox_engine::EngineOptions,
     /// What this node proposes as a new cluster's options when it is the first to lead. A cluster that has
-    /// others does not let it in: see `cluster_options.rs`.
+    /// others does not let it in: see `cluster_options.rs`. One that is `None` here gets its default in a new
+    /// cluster, and is left absent in an older one.
     pub cluster_options: mailbox_engine::ClusterOptions,
     /// Memory, files and batches of the log.
     pub log: crate::log::LogOptions,

@@ -27,13 +27,16 @@ use crate::election;
 use crate::peer_link::{Credentials, PEER_MESSAGE_BYTES_MAX, PEER_PROTOCOL};
 use crate::peers::Peers;
 use crate::pulse::Pulse;
-use crate::replica::{Raft, Replica};
+use crate::replica::{Raft, Replica, apply_lag};
+use crate::slot_copy::{self, Holder, SlotCopies};
 use crate::snapshot::{self, Snapshot, SnapshotData, SnapshotPace, raft_meta};
 use crate::types::TypeConfig;
 use crate::wire;
 
 /// Control calls of one peer that are worked on at once; more wait in the stream.
 const CALLS_AT_ONCE: usize = 512;
+/// Entries that a replica may have to apply yet and still take over a leadership: some milliseconds' work.
+const LEAD_LAG_MAX: u64 = 256;
 /// How long a new stream may take to say who it is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -50,6 +53,7 @@ struct Core {
     pace: Arc<SnapshotPace>,
     pulse: Arc<Pulse>,
     clock: Arc<Clock>,
+    copies: Arc<SlotCopies>,
     /// The node is about to stop.
     leaving: AtomicBool,
 }
@@ -59,6 +63,7 @@ struct Core {
 struct Served {
     raft: Raft,
     ballot: Arc<Ballot>,
+    holder: Holder,
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -70,6 +75,7 @@ impl PeerService {
         pace: Arc<SnapshotPace>,
         pulse: Arc<Pulse>,
         clock: Arc<Clock>,
+        copies: Arc<SlotCopies>,
     ) -> PeerService {
         PeerService {
             core: Arc::new(Core {
@@ -79,6 +85,7 @@ impl PeerService {
                 pace,
                 pulse,
                 clock,
+                copies,
                 leaving: AtomicBool::new(false),
             }),
         }
@@ -95,12 +102,20 @@ impl PeerService {
         let served = Served {
             raft: replica.raft.clone(),
             ballot: replica.ballot.clone(),
+            holder: replica.holder(),
         };
         self.core.replicas.write().insert(replica.id.0, served);
     }
 
     pub(crate) fn remove(&self, shard: ShardId) {
         self.core.replicas.write().remove(&shard.0);
+        self.core.copies.forget(Some(shard));
+    }
+
+    /// A replica of this node, for whoever needs its rows.
+    pub(crate) fn holder(&self, shard: ShardId) -> Option<Holder> {
+        let served = self.core.replicas.read().get(&shard.0).cloned();
+        served.map(|served| served.holder)
     }
 
     /// From now on nobody is to hand a leadership over to this node.
@@ -115,6 +130,28 @@ impl PeerService {
 
     pub(crate) fn remove_all(&self) {
         self.core.replicas.write().clear();
+        self.core.copies.forget(None);
+    }
+}
+
+impl Served {
+    fn elector(self, shard: u32) -> Result<Raft, Status> {
+        if !self.ballot.is_open() {
+            return Err(Status::unavailable(format!(
+                "the replica of shard {shard} has not caught up with what this node held of it before"
+            )));
+        }
+        Ok(self.raft)
+    }
+
+    /// Why this replica would not lead now. One that has much to apply would hold the leadership and serve nobody.
+    fn refusal_to_lead(self, shard: u32) -> Option<String> {
+        let lag = apply_lag(&self.raft, &self.holder.engine);
+        if lag > LEAD_LAG_MAX {
+            return Some(format!("it has {lag} entries to apply first"));
+        }
+        let refusal = self.elector(shard).err();
+        refusal.map(|status| status.message().to_owned())
     }
 }
 
@@ -130,13 +167,8 @@ impl Core {
 
     /// The replica, if it may take part in elections.
     fn elector(&self, shard: u32) -> Result<Raft, Status> {
-        let Served { raft, ballot } = self.served(shard)?;
-        if !ballot.is_open() {
-            return Err(Status::unavailable(format!(
-                "the replica of shard {shard} has not caught up with what this node held of it before"
-            )));
-        }
-        Ok(raft)
+        let served = self.served(shard)?;
+        served.elector(shard)
     }
 
     /// Why this node would not lead a shard now; nothing if it would.
@@ -144,9 +176,11 @@ impl Core {
         if self.leaving.load(Ordering::Acquire) {
             return Some("it is about to stop".to_owned());
         }
-        let part = self.elector(shard).err();
-        let part = part.map(|status| status.message().to_owned());
-        part.or_else(|| self.clock.fault().map(|fault| fault.to_string()))
+        let refusal = match self.served(shard) {
+            Ok(served) => served.refusal_to_lead(shard),
+            Err(status) => Some(status.message().to_owned()),
+        };
+        refusal.or_else(|| self.clock.fault().map(|fault| fault.to_string()))
     }
 
     /// Whether a stream's other end is still one of the nodes.
@@ -329,6 +363,7 @@ impl Peer for PeerService {
     type ControlStream = Answers<peer::ControlResponse>;
     type AppendStream = Answers<peer::AppendResponse>;
     type SnapshotStream = Answers<peer::SnapshotResponse>;
+    type SlotRowsStream = Answers<peer::SnapshotRequest>;
 
     async fn control(
         &self,
@@ -419,6 +454,34 @@ impl Peer for PeerService {
             };
             // A sender that has gone starts again.
             let _ = answers.send(last).await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+    }
+
+    async fn slot_rows(
+        &self,
+        request: Request<peer::SlotRowsRequest>,
+    ) -> Result<Response<Self::SlotRowsStream>, Status> {
+        self.core.check_caller(&request)?;
+        let mut ask = request.into_inner();
+        let hello = self.core.check_hello(ask.hello.take())?;
+        let ask = slot_copy::Ask::decode(hello.shard, &ask).map_err(Status::invalid_argument)?;
+        let holder = self.core.served(hello.shard)?.holder;
+        let (steps, outgoing) = mpsc::channel(2);
+        let core = self.core.clone();
+        tokio::spawn(async move {
+            let (copies, pace) = (&core.copies, &core.pace);
+            let sent = slot_copy::send(&holder, copies, pace, ask, steps.clone()).await;
+            if let Err(reason) = sent {
+                tracing::debug!(
+                    shard = hello.shard,
+                    slot = ask.slot.0,
+                    reason,
+                    "rows not sent"
+                );
+                // A caller that has gone asks again.
+                let _ = steps.send(Err(Status::aborted(reason))).await;
+            }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
     }

@@ -33,7 +33,7 @@ pub(crate) const ENTRY_BYTES_MAX: u64 = 1 << 20;
 /// The same of a call of lanes: an item is a few bytes longer than the call that made it, and must not be stuck.
 pub(crate) const LANES_BYTES_MAX: u64 = 2 << 20;
 /// An entry takes no further call once it has so many bytes or commands. What waits meanwhile makes the next.
-const ENTRY_BYTES_FULL: u64 = 256 << 10;
+pub(crate) const ENTRY_BYTES_FULL: u64 = 256 << 10;
 const ENTRY_COMMANDS_FULL: usize = 4096;
 /// Entries proposed and not yet applied. Few: what cannot be proposed yet waits together, in one entry.
 const ENTRIES_IN_FLIGHT_MAX: usize = 8;
@@ -64,7 +64,7 @@ pub(crate) struct Guards {
     pub(crate) skew_max_ms: u64,
     /// Bytes of calls that may be proposed and not yet applied.
     pub(crate) queue_bytes_max: u64,
-    /// What a new cluster gets.
+    /// What a shard without options gets, and an older one of what it lacks.
     pub(crate) cluster_options: ClusterOptions,
     /// Bytes of unacked items above which calls that may add to them are refused.
     pub(crate) outbox_bytes_max: u64,
@@ -157,10 +157,10 @@ impl Proposer {
                 limit,
             });
         }
-        // A full disk is mended by moving replicas: what changes the map is not refused for it.
+        // A full disk is mended by moving replicas and slots: what does that is not refused for it.
         let spared = commands
             .iter()
-            .all(|command| matches!(command, Command::Meta(_)));
+            .all(|command| matches!(command, Command::Meta(_) | Command::MoveSlot(_)));
         self.queue(commands, bytes, spared).await
     }
 
@@ -436,8 +436,9 @@ impl Run {
     ) -> bool {
         self.options_proposed_in = Some(term);
         let mut builder = EntryBuilder::new(clock_ms);
+        let configured = &self.proposer.guards.cluster_options;
         builder.push(&Command::SetClusterOptions(SetClusterOptions {
-            options: self.proposer.guards.cluster_options,
+            options: cluster_options::to_propose(configured, &self.engine),
             if_absent: true,
         }));
         let flight = self.flight(permit);
@@ -481,6 +482,8 @@ impl Run {
         }
         let mut flight = self.flight(permit);
         let (_, ids) = self.ids.as_mut().expect("set above");
+        // A slot that has moved in may have brought later ones.
+        ids.raise(self.engine.last_message_id());
         let mut builder = EntryBuilder::new(clock_ms);
         let mut callers = Vec::with_capacity(calls.len());
         for mut call in calls {

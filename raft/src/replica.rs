@@ -1,8 +1,8 @@
 //! One shard's replica on this node: openraft, and the tasks around it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use mailbox_api::peer;
 use mailbox_api::peer::control_request::Request as Ask;
@@ -11,7 +11,7 @@ use mailbox_engine::ShardId;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::error::Fatal;
 use openraft::storage::{RaftLogStorage as _, RaftLogStorageExt as _};
-use openraft::{Config, EntryPayload, ServerState, SnapshotPolicy};
+use openraft::{EntryPayload, ServerState};
 use parking_lot::Mutex;
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
@@ -30,7 +30,9 @@ use crate::outbox::OutboxFeed;
 use crate::peers::Peers;
 use crate::proposer::{Guards, Proposer};
 use crate::pulse::{Pulse, View};
+use crate::raft_config::raft_config;
 use crate::read_barrier::ReadBarrier;
+use crate::slot_copy::{Holder, SlotCopies};
 use crate::snapshot::SnapshotPace;
 use crate::state_machine::{Applier, StateMachine};
 use crate::status::{AppliedTail, Leadership, ReplicaStatus, ShardStatus};
@@ -40,20 +42,18 @@ pub(crate) type Raft = openraft::Raft<TypeConfig, StateMachine>;
 
 /// Batches of rows that a slow receiver may be behind before it has to read them from the store.
 const TAILS_KEPT: usize = 256;
-/// openraft's own lease: within it a leader may write, after it only once a heartbeat was answered. Who leads is
-/// decided by the node's pulse long before; a leader that is quiet speaks a few times in it.
-const OPENRAFT_LEASE_MS: u64 = 60_000;
 /// How often a leader looks how far a follower is that it fills.
 const FILLING_LOOK: Duration = Duration::from_millis(100);
 /// How long a node may take to say whether it would lead.
 const MAY_LEAD_TIMEOUT: Duration = Duration::from_millis(300);
+/// How long a leader that goes looks for a follower that would lead, and how often.
+const WILLING_WAIT: Duration = Duration::from_secs(1);
+const WILLING_LOOK: Duration = Duration::from_millis(50);
 /// Before openraft has said who leads, and after it has stopped.
 const NOBODY: Leadership = Leadership::Follower {
     leader: None,
     term: 0,
 };
-/// Entries purged at once, at least.
-const PURGE_BATCH: u64 = 256;
 
 /// The way to a shard's leader.
 #[derive(Clone)]
@@ -115,6 +115,7 @@ pub(crate) struct Shared {
     pub(crate) clock: Arc<Clock>,
     pub(crate) disk: Arc<DiskRoom>,
     pub(crate) fault: watch::Sender<Option<String>>,
+    pub(crate) copies: Arc<SlotCopies>,
     /// Why this node does not belong to its cluster as it is configured.
     pub(crate) misfit: watch::Sender<Option<String>>,
 }
@@ -141,38 +142,6 @@ pub(crate) struct Replica {
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
-fn config(options: &NodeOptions) -> Result<Arc<Config>, Error> {
-    let timing = &options.timing;
-    let config = Config {
-        cluster_name: options.cluster_id.clone(),
-        // Nothing happens by openraft's clock: see `pulse`. So what it calls an interval bounds how long a
-        // heartbeat may take, and the shorter election timeout how long a vote may.
-        enable_tick: false,
-        heartbeat_interval: (timing.election_max_ms / 3).max(1),
-        election_timeout_min: timing.election_max_ms,
-        election_timeout_max: OPENRAFT_LEASE_MS.max(timing.election_max_ms * 2),
-        // A node that comes back must not lead on what it remembers: its commit mark is written lazily.
-        enable_leader_restore: Some(false),
-        // Our flushes are the snapshots; each one is announced as it happens.
-        snapshot_policy: SnapshotPolicy::Never,
-        max_in_snapshot_log_to_keep: options.log_entries_kept,
-        purge_batch_size: PURGE_BATCH,
-        max_payload_entries: 1024,
-        // Only a follower behind the purge needs a snapshot.
-        replication_lag_threshold: u64::MAX,
-        install_snapshot_timeout: 600_000,
-        backoff: "50ms 100ms 200ms ...2s".to_owned(),
-        ..Config::default()
-    };
-    config
-        .validate()
-        .map(Arc::new)
-        .map_err(|error| Error::Option {
-            option: "timing",
-            reason: error.to_string(),
-        })
-}
-
 fn guards(shared: &Shared, road: &Road, outbox: &Arc<OutboxFeed>) -> Guards {
     let options = &shared.options;
     Guards {
@@ -195,14 +164,25 @@ async fn start_raft(
     filling: &Arc<Filling>,
 ) -> Result<Raft, Error> {
     let options = &shared.options;
-    let config = config(options)?;
-    let network = Network {
+    let config = raft_config(options)?;
+    let network = || Network {
         shard: shard.0,
         peers: shared.peers.clone(),
         pace: shared.pace.clone(),
         filling: filling.clone(),
     };
-    let raft = Raft::new(options.node, config, network, log, machine).await;
+    let applier = machine.0.clone();
+    applier.applies_at_start(log.committed_index());
+    let (other_log, other_machine) = (log.clone(), machine.clone());
+    let mut raft = Raft::new(options.node, config.clone(), network(), log, machine).await;
+    if raft.is_err() && applier.waited_at_start() {
+        // What is noted as committed is applied before anything of the replica runs. One of these entries waits
+        // for what has to come from elsewhere, so it is applied when the leader tells of it again.
+        let applied = applier.engine.applied().log_id;
+        other_log.note_committed(applied.map(|id| log_id(id.term, id.index)));
+        applier.applies_at_start(0);
+        raft = Raft::new(options.node, config, network(), other_log, other_machine).await;
+    }
     raft.map_err(|error| Error::Stopped {
         shard,
         reason: error.to_string(),
@@ -244,6 +224,11 @@ fn applier(shared: &Shared, engine: &Arc<mailbox_engine::Shard>, log: &ShardLog)
         tails: broadcast::Sender::new(TAILS_KEPT),
         outbox,
         fault: shared.fault.clone(),
+        start_upto: AtomicU64::new(0),
+        waited_at_start: AtomicBool::new(false),
+        peers: shared.peers.clone(),
+        pace: shared.pace.clone(),
+        waits: AtomicBool::new(false),
         stopped: AtomicBool::new(false),
     })
 }
@@ -323,6 +308,19 @@ impl Replica {
         Ok(replica)
     }
 
+    /// This replica, for whoever needs its rows.
+    pub(crate) fn holder(&self) -> Holder {
+        Holder {
+            engine: self.engine.clone(),
+            base: self.applier.base.clone(),
+        }
+    }
+
+    /// Apply waits for the rows of a slot that moves in.
+    pub(crate) fn apply_waits(&self) -> bool {
+        self.applier.waits.load(Ordering::Relaxed)
+    }
+
     /// Asks this leader to hand its leadership to `to`. Whether `to` takes it or not, this node gives it up.
     pub(crate) async fn hand_over(&self, to: u64) -> Result<(), Fatal<TypeConfig>> {
         self.pulse.resign(self.id.0);
@@ -351,18 +349,30 @@ impl Replica {
         heirs.into_iter().map(|(.., node)| node).collect()
     }
 
-    /// Hands leadership to the voter that is furthest, and waits a moment for it.
+    /// A voter that would lead, the furthest if several would. Where all refuse it waits a moment, since most
+    /// refusals pass (a node that has just started applies what its log holds), and then takes the furthest.
+    async fn willing_heir(&self) -> Option<u64> {
+        let deadline = Instant::now() + WILLING_WAIT;
+        loop {
+            let heirs = self.heirs();
+            let furthest = *heirs.first()?;
+            for heir in heirs {
+                if self.road.refusal_to_lead(self.id.0, heir).await.is_none() {
+                    return Some(heir);
+                }
+            }
+            if Instant::now() >= deadline {
+                return Some(furthest);
+            }
+            tokio::time::sleep(WILLING_LOOK).await;
+        }
+    }
+
+    /// Hands leadership to another voter, and waits a moment for it.
     pub(crate) async fn give_leadership_away(&self, wait: Duration) {
-        let heirs = self.heirs();
-        let Some(mut target) = heirs.first().copied() else {
+        let Some(target) = self.willing_heir().await else {
             return;
         };
-        for heir in heirs {
-            if self.road.refusal_to_lead(self.id.0, heir).await.is_none() {
-                target = heir;
-                break;
-            }
-        }
         if let Err(error) = self.hand_over(target).await {
             tracing::warn!(shard = self.id.0, %error, "leadership stays");
             return;
@@ -389,6 +399,12 @@ impl Replica {
         }
         self.pulse.forget(self.id.0);
         self.leadership.send_replace(NOBODY);
+    }
+
+    /// Entries that the replica's log holds and its readers do not see yet: many after a start, and where apply is
+    /// held up.
+    pub(crate) fn apply_lag(&self) -> u64 {
+        apply_lag(&self.raft, &self.engine)
     }
 
     pub(crate) fn status(&self) -> ShardStatus {
@@ -423,6 +439,13 @@ impl Replica {
             replicas: replicas.collect(),
         }
     }
+}
+
+/// [`Replica::apply_lag`]
+pub(crate) fn apply_lag(raft: &Raft, engine: &mailbox_engine::Shard) -> u64 {
+    let last = raft.metrics().borrow_watched().last_log_index;
+    let applied = engine.applied().log_id.map_or(0, |id| id.index);
+    last.unwrap_or(0).saturating_sub(applied)
 }
 
 /// Tells openraft of every flush, so that it purges what is in files; but not what a follower that is being filled
@@ -490,9 +513,24 @@ impl LeadershipWatcher {
     fn publish(&self, now: Leadership) {
         self.leadership.send_if_modified(|before| {
             let changed = *before != now;
+            if before.is_ready() != now.is_ready() {
+                self.tell(&now);
+            }
             *before = now;
             changed
         });
+    }
+
+    /// A line for each time that this node begins or ceases to lead: what an operator looks for after a stall.
+    fn tell(&self, now: &Leadership) {
+        let shard = self.shard;
+        match now {
+            Leadership::Leader { term, .. } => tracing::info!(shard, term, "leads"),
+            Leadership::Follower { leader, term } => {
+                let leader = leader.as_ref().map(|leader| leader.node);
+                tracing::info!(shard, term, leader, "leads no more");
+            }
+        }
     }
 
     fn look(&mut self) -> Leadership {

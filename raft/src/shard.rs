@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mailbox_engine::{Command, LaneId, Reply, ShardId, StateHash};
+use mailbox_engine::{Command, LaneId, Reply, ShardId, SlotId, SlotStanding, StateHash};
 use tokio::sync::{Notify, broadcast, watch};
 
 use crate::base_thread::{BaseThread, error_chain};
-use crate::error::ProposeError;
+use crate::error::{Error, ProposeError};
 use crate::membership::{ChangeError, Membership, MembershipChange};
 use crate::outbox::Outbox;
 use crate::replica::Replica;
@@ -16,6 +16,9 @@ use crate::status::{AppliedTail, Leadership, ShardStatus};
 
 /// How long a state hash may wait for its cut to be applied and flushed here.
 const CUT_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long one call waits for the log to let an import's commit go, and how often it looks.
+const SETTLE_WAIT: Duration = Duration::from_secs(3);
+const SETTLE_LOOK: Duration = Duration::from_millis(50);
 
 /// This node's replica of a shard. Clones are the same replica.
 #[derive(Clone)]
@@ -136,6 +139,50 @@ impl Shard {
             Some(Reply::Cut { index }) => Ok(*index),
             other => Err(unavailable(format!("the cut was answered with {other:?}"))),
         }
+    }
+
+    /// Apply waits for the rows of a slot that moves in.
+    pub fn apply_waits(&self) -> bool {
+        self.replica.apply_waits()
+    }
+
+    /// Makes sure that the commit of an import that is applied here is replayed by nobody: it is in files, and no
+    /// longer in this replica's log. What the commit needs may go once this is true of every replica. False: not
+    /// yet; ask again.
+    ///
+    /// # Errors
+    /// A fault of the storage, or the replica has stopped.
+    pub async fn settle_import(&self, slot: SlotId, epoch: u64) -> Result<bool, Error> {
+        let applied = self.replica.engine.applied();
+        let over = match applied.slots.get(slot) {
+            None => false,
+            Some((found, SlotStanding::Importing { .. })) => found > epoch,
+            Some((found, _)) => found >= epoch,
+        };
+        if !over {
+            return Ok(false);
+        }
+        let index = applied.log_id.map_or(0, |id| id.index);
+        self.base.flush(self.id()).await?;
+        let deadline = tokio::time::Instant::now() + SETTLE_WAIT;
+        let stopped = |error: &dyn std::fmt::Display| Error::Stopped {
+            shard: self.id(),
+            reason: error.to_string(),
+        };
+        while self.status().purged_index < index {
+            if tokio::time::Instant::now() > deadline {
+                return Ok(false);
+            }
+            let purged = self.replica.raft.trigger().purge_log(index).await;
+            purged.map_err(|error| stopped(&error))?;
+            tokio::time::sleep(SETTLE_LOOK).await;
+        }
+        Ok(true)
+    }
+
+    /// Entries that this replica's log holds and its readers do not see yet.
+    pub fn apply_lag(&self) -> u64 {
+        self.replica.apply_lag()
     }
 
     /// State of this replica.

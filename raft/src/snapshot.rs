@@ -90,7 +90,7 @@ impl SnapshotPace {
         }
     }
 
-    fn new_dir(&self, what: &str) -> Result<StagingDir, String> {
+    pub(crate) fn new_dir(&self, what: &str) -> Result<StagingDir, String> {
         let number = self.dirs.fetch_add(1, Ordering::Relaxed);
         let path = self.staging.join(format!("{what}-{number}"));
         std::fs::create_dir_all(&path).map_err(|error| format!("{}: {error}", path.display()))?;
@@ -114,8 +114,14 @@ pub struct SnapshotBytes {
 }
 
 /// A directory in staging, removed with its files when dropped. What a crash leaves is removed at open.
-struct StagingDir {
+pub(crate) struct StagingDir {
     path: PathBuf,
+}
+
+impl StagingDir {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
 }
 
 impl Drop for StagingDir {
@@ -164,7 +170,7 @@ pub(crate) async fn send(
     transfer(link, begin, &files, pace).await
 }
 
-fn describe(file: &SnapshotFile) -> peer::SnapshotFile {
+pub(crate) fn describe(file: &SnapshotFile) -> peer::SnapshotFile {
     let name = file.path.file_name().unwrap_or_default();
     peer::SnapshotFile {
         name: name.to_string_lossy().into_owned(),
@@ -181,7 +187,8 @@ async fn transfer(
 ) -> Result<Vote, String> {
     // Two chunks in memory; more would only wait.
     let (steps, outgoing) = mpsc::channel(2);
-    push(&steps, Step::Begin(begin)).await?;
+    let steps = Steps::new(steps, |step| step);
+    steps.push(Step::Begin(begin)).await?;
     let mut client = link.snapshot_client();
     let opened = client.snapshot(link.sign(ReceiverStream::new(outgoing)));
     let mut answers = within(STALL_TIMEOUT, opened).await?.into_inner();
@@ -192,6 +199,56 @@ async fn transfer(
         Some(AnswerStep::Resume(_)) => {}
         other => return Err(format!("unexpected answer {other:?}")),
     }
+    send_chunks(files, pace, true, &steps).await?;
+    match within(INSTALL_TIMEOUT, answers.message())
+        .await?
+        .and_then(|answer| answer.step)
+    {
+        Some(AnswerStep::Installed(vote)) => {
+            wire::vote_in(Some(vote)).map_err(|error| error.to_string())
+        }
+        other => Err(format!("unexpected answer {other:?}")),
+    }
+}
+
+/// Where the steps of a transfer go: into a call, or into the answer to one.
+pub(crate) struct Steps<T> {
+    steps: mpsc::Sender<T>,
+    wrap: fn(peer::SnapshotRequest) -> T,
+}
+
+impl<T: Send> Steps<T> {
+    pub(crate) fn new(steps: mpsc::Sender<T>, wrap: fn(peer::SnapshotRequest) -> T) -> Steps<T> {
+        Steps { steps, wrap }
+    }
+
+    async fn push(&self, step: Step) -> Result<(), String> {
+        let request = (self.wrap)(peer::SnapshotRequest { step: Some(step) });
+        match self.steps.send_timeout(request, STALL_TIMEOUT).await {
+            Ok(()) => Ok(()),
+            Err(_) => Err("the stream ended or stands still".to_owned()),
+        }
+    }
+}
+
+/// Sends files with their description, and that these were all.
+pub(crate) async fn send_files<T: Send>(
+    begin: peer::SnapshotBegin,
+    files: &[SnapshotFile],
+    pace: &SnapshotPace,
+    throttled: bool,
+    steps: &Steps<T>,
+) -> Result<(), String> {
+    steps.push(Step::Begin(begin)).await?;
+    send_chunks(files, pace, throttled, steps).await
+}
+
+async fn send_chunks<T: Send>(
+    files: &[SnapshotFile],
+    pace: &SnapshotPace,
+    throttled: bool,
+    steps: &Steps<T>,
+) -> Result<(), String> {
     let (started, mut sent) = (Instant::now(), 0_u64);
     for (number, file) in (0_u32..).zip(files) {
         let mut open = open(&file.path).await?;
@@ -205,23 +262,16 @@ async fn transfer(
                 crc: crc32fast::hash(&content),
                 content: content.into(),
             };
-            tokio::time::sleep_until(pace.due(started, sent)).await;
-            push(&steps, Step::Chunk(chunk)).await?;
+            if throttled {
+                tokio::time::sleep_until(pace.due(started, sent)).await;
+            }
+            steps.push(Step::Chunk(chunk)).await?;
             offset += len;
             sent += len;
             pace.sent_bytes.fetch_add(len, Ordering::Relaxed);
         }
     }
-    push(&steps, Step::End(peer::SnapshotEnd {})).await?;
-    match within(INSTALL_TIMEOUT, answers.message())
-        .await?
-        .and_then(|answer| answer.step)
-    {
-        Some(AnswerStep::Installed(vote)) => {
-            wire::vote_in(Some(vote)).map_err(|error| error.to_string())
-        }
-        other => Err(format!("unexpected answer {other:?}")),
-    }
+    steps.push(Step::End(peer::SnapshotEnd {})).await
 }
 
 async fn within<T>(
@@ -232,14 +282,6 @@ async fn within<T>(
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(status)) => Err(status.to_string()),
         Err(_) => Err(format!("no progress for {timeout:?}")),
-    }
-}
-
-async fn push(steps: &mpsc::Sender<peer::SnapshotRequest>, step: Step) -> Result<(), String> {
-    let request = peer::SnapshotRequest { step: Some(step) };
-    match steps.send_timeout(request, STALL_TIMEOUT).await {
-        Ok(()) => Ok(()),
-        Err(_) => Err("the stream ended or stands still".to_owned()),
     }
 }
 
@@ -277,6 +319,33 @@ pub(crate) async fn receive(
         .receiving
         .try_acquire()
         .map_err(|_| format!("{TRANSFERS_MAX} snapshots are being received already"))?;
+    let (files, dir) = receive_files(begin, steps, pace).await?;
+    Ok(Received {
+        meta,
+        files,
+        _dir: dir,
+    })
+}
+
+/// Receives what answers a call for the rows of a slot.
+pub(crate) async fn receive_slot(
+    steps: &mut Streaming<peer::SnapshotRequest>,
+    pace: &SnapshotPace,
+) -> Result<(peer::SnapshotBegin, Vec<PathBuf>, StagingDir), String> {
+    // The other side writes its files first.
+    let begin = within(INSTALL_TIMEOUT, steps.message()).await?;
+    let Some(Step::Begin(begin)) = begin.and_then(|request| request.step) else {
+        return Err("rows came without a description".to_owned());
+    };
+    let (files, dir) = receive_files(&begin, steps, pace).await?;
+    Ok((begin, files, dir))
+}
+
+async fn receive_files(
+    begin: &peer::SnapshotBegin,
+    steps: &mut Streaming<peer::SnapshotRequest>,
+    pace: &SnapshotPace,
+) -> Result<(Vec<PathBuf>, StagingDir), String> {
     let dir = pace.new_dir("receive")?;
     let mut files = Vec::with_capacity(begin.files.len());
     for (number, file) in (0_u32..).zip(&begin.files) {
@@ -285,11 +354,7 @@ pub(crate) async fn receive(
         files.push(path);
     }
     match next_step(steps).await? {
-        Step::End(_) => Ok(Received {
-            meta,
-            files,
-            _dir: dir,
-        }),
+        Step::End(_) => Ok((files, dir)),
         Step::Begin(_) | Step::Chunk(_) => Err("more was sent than announced".to_owned()),
     }
 }

@@ -5,19 +5,22 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::{Stream, TryStreamExt};
-use mailbox_engine::{Applied, ApplyEntry, ApplyPayload};
+use mailbox_engine::{Applied, ApplyEntry, ApplyPayload, ImportWait, SlotId};
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use tokio::sync::{broadcast, watch};
+use tokio::time::Instant;
 
 use crate::base_thread::{BaseThread, error_chain, report};
 use crate::log::ShardLog;
 use crate::outbox::OutboxFeed;
-use crate::snapshot::{Snapshot, SnapshotData, raft_meta};
+use crate::peers::Peers;
+use crate::slot_copy::{Ask, Holder, Rows, Stager};
+use crate::snapshot::{Snapshot, SnapshotData, SnapshotPace, raft_meta};
 use crate::status::AppliedTail;
 use crate::types::{
     Entry, LogId, Replies, SnapshotMeta, StoredMembership, TypeConfig, decode_stored_membership,
@@ -29,6 +32,8 @@ const BATCH_BYTES: usize = 512 << 10;
 const BATCH_ENTRIES: usize = 256;
 /// How often a stalled apply looks again by itself: compaction tells nobody when it has caught up.
 const STALL_LOOK: Duration = Duration::from_millis(10);
+/// How long rows that a commit needs are waited for before a peer is asked, and then the next one.
+const ROWS_ASK: Duration = Duration::from_secs(1);
 
 /// What the state machine shares with the rest of a replica.
 pub(crate) struct Applier {
@@ -40,6 +45,12 @@ pub(crate) struct Applier {
     pub(crate) tails: broadcast::Sender<Arc<AppliedTail>>,
     pub(crate) outbox: Arc<OutboxFeed>,
     pub(crate) fault: watch::Sender<Option<String>>,
+    pub(crate) start_upto: AtomicU64,
+    pub(crate) waited_at_start: AtomicBool,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) pace: Arc<SnapshotPace>,
+    /// Apply waits for the rows of a slot that moves in.
+    pub(crate) waits: AtomicBool,
     /// The replica has stopped, and may be removed: what fails now is no fault of the node.
     pub(crate) stopped: AtomicBool,
 }
@@ -88,6 +99,17 @@ pub(crate) fn engine_log_id(id: &LogId) -> mailbox_engine::LogId {
 }
 
 impl Applier {
+    /// Entries up to this one are applied while the replica starts: there they wait for nothing from elsewhere,
+    /// but fail the start.
+    pub(crate) fn applies_at_start(&self, upto: u64) {
+        self.start_upto.store(upto, Ordering::Release);
+    }
+
+    /// That is why the start has failed.
+    pub(crate) fn waited_at_start(&self) -> bool {
+        self.waited_at_start.load(Ordering::Acquire)
+    }
+
     /// openraft stops the replica on any error from here.
     fn failed(&self, error: &dyn std::error::Error) -> io::Error {
         let reason = format!("shard {}: {}", self.engine.id(), error_chain(error));
@@ -97,22 +119,39 @@ impl Applier {
         io::Error::other(reason)
     }
 
+    /// Applies all; an entry that waits for something is applied when that is there.
     async fn apply_batch(&self, batch: &mut Batch) -> Result<(), io::Error> {
-        let Some(last) = batch.entries.last().map(|entry| entry.log_id) else {
-            return Ok(());
-        };
-        self.wait_for_room().await?;
-        let applied = self.apply_entries(&batch.entries)?;
-        self.applied
-            .send_replace(Some(log_id(last.term, last.index)));
+        while !batch.entries.is_empty() {
+            self.wait_for_room().await?;
+            let mut applied = self.apply_entries(&batch.entries)?;
+            let wait = applied.waits.take();
+            self.publish(batch, applied);
+            if let Some(wait) = wait {
+                let index = batch.entries.first().map_or(0, |entry| entry.log_id.index);
+                self.wait_for_import(wait, index).await?;
+            }
+        }
+        batch.bytes = 0;
+        Ok(())
+    }
+
+    /// Tells of what was applied, and takes it out of the batch.
+    fn publish(&self, batch: &mut Batch, applied: Applied) {
         let Applied {
             replies,
             appended,
             outbox,
             waits: _,
         } = applied;
+        let count = replies.len();
+        let Some(last) = batch.entries.drain(..count).next_back() else {
+            return;
+        };
+        let last = last.log_id;
+        self.applied
+            .send_replace(Some(log_id(last.term, last.index)));
         let replies = replies.into_iter().map(Replies);
-        for (responder, replies) in batch.responders.drain(..).zip(replies) {
+        for (responder, replies) in batch.responders.drain(..count).zip(replies) {
             if let Some(responder) = responder {
                 responder.send(replies);
             }
@@ -130,9 +169,6 @@ impl Applier {
         if self.engine.flush_due(0) {
             self.base.look();
         }
-        batch.entries.clear();
-        batch.bytes = 0;
-        Ok(())
     }
 
     /// Applies whole entries, in the span of their batch: at level trace every row is named.
@@ -145,11 +181,6 @@ impl Applier {
             .engine
             .apply(entries)
             .map_err(|error| self.failed(&error))?;
-        if let Some(wait) = applied.waits {
-            // Nobody proposes imports yet: what they wait for is not fetched.
-            let reason = io::Error::other(format!("apply waits for {wait:?}"));
-            return Err(self.failed(&reason));
-        }
         tracing::debug!(timelines = applied.appended.len(), "applied");
         if tracing::enabled!(tracing::Level::TRACE) {
             for (timeline, rows) in &applied.appended {
@@ -177,6 +208,96 @@ impl Applier {
             let _ = tokio::time::timeout(STALL_LOOK, changed).await;
         }
         Ok(())
+    }
+
+    /// Has what a commit of an import needs brought here. Only this shard's apply waits; it is a task that does.
+    async fn wait_for_import(&self, wait: ImportWait, index: u64) -> Result<(), io::Error> {
+        let shard = self.engine.id();
+        let (slot, epoch, digest) = match wait {
+            ImportWait::Flush { slot } => {
+                tracing::info!(
+                    shard = shard.0,
+                    slot = slot.0,
+                    "flushed before an import's commit"
+                );
+                let flushed = self.base.flush(shard).await;
+                return flushed.map_err(|error| self.failed(&error));
+            }
+            ImportWait::Rows {
+                slot,
+                epoch,
+                digest,
+            } => (slot, epoch, digest),
+        };
+        if index <= self.start_upto.load(Ordering::Acquire) {
+            self.waited_at_start.store(true, Ordering::Release);
+            let reason = format!("entry {index} waits for the rows of slot {slot}");
+            return Err(io::Error::other(reason));
+        }
+        tracing::warn!(
+            shard = shard.0,
+            slot = slot.0,
+            epoch,
+            "apply waits for the rows of a slot that moves in"
+        );
+        self.waits.store(true, Ordering::Relaxed);
+        let waited = self.wait_for_rows((slot, epoch, digest)).await;
+        self.waits.store(false, Ordering::Relaxed);
+        tracing::info!(shard = shard.0, slot = slot.0, epoch, "apply goes on");
+        waited
+    }
+
+    /// Whoever drives the move has them staged here, or a peer that has them staged gives them.
+    async fn wait_for_rows(&self, wanted: (SlotId, u64, u128)) -> Result<(), io::Error> {
+        let (slot, epoch, digest) = wanted;
+        let mut asked_at = Instant::now();
+        let mut turn = 0;
+        loop {
+            let staged = self.engine.staged_imports();
+            let mut staged = staged.iter();
+            if staged.any(|found| (found.slot, found.epoch, found.digest) == wanted) {
+                return Ok(());
+            }
+            if let Some(reason) = self.fault.borrow().as_ref() {
+                return Err(io::Error::other(reason.clone()));
+            }
+            if self.stopped.load(Ordering::Acquire) {
+                return Err(io::Error::other("the replica has stopped"));
+            }
+            if asked_at.elapsed() >= ROWS_ASK {
+                turn += 1;
+                self.fetch_rows((slot, epoch, digest), turn).await;
+                asked_at = Instant::now();
+            }
+            tokio::time::sleep(STALL_LOOK).await;
+        }
+    }
+
+    /// Asks one peer, another one each time.
+    async fn fetch_rows(&self, (slot, epoch, _): (SlotId, u64, u128), turn: usize) {
+        let shard = self.engine.id();
+        let links = self.peers.links();
+        let Some(link) = links.get(turn % links.len().max(1)) else {
+            return;
+        };
+        let stager = Stager {
+            holder: Holder {
+                engine: self.engine.clone(),
+                base: self.base.clone(),
+            },
+            pace: &self.pace,
+            fault: &self.fault,
+        };
+        let ask = Ask {
+            shard,
+            slot,
+            epoch,
+            rows: Rows::Staged,
+            base: None,
+        };
+        if let Err(reason) = stager.stage_from(link, ask).await {
+            tracing::debug!(shard = shard.0, peer = link.node, reason, "no rows from it");
+        }
     }
 
     fn snapshot(&self) -> Result<Snapshot, io::Error> {

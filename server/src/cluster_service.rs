@@ -3,6 +3,7 @@
 //! A change is a command of the meta shard, proposed by its leader; any other node passes the call on.
 
 pub(crate) mod placement_calls;
+pub(crate) mod slot_calls;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -349,6 +350,65 @@ impl Cluster for ClusterService {
             leader.steps(call).await
         });
         self.count("steps", done.await)
+    }
+
+    async fn move_slot(
+        &self,
+        request: Request<v1::MoveSlotRequest>,
+    ) -> Result<Response<v1::MoveSlotResponse>, Status> {
+        let here = |call| slot_calls::move_here(&self.core, call);
+        let done = self.at_meta(request, here, |mut leader, call| async move {
+            leader.move_slot(call).await
+        });
+        self.count("move_slot", done.await)
+    }
+
+    async fn abort_slot_move(
+        &self,
+        request: Request<v1::AbortSlotMoveRequest>,
+    ) -> Result<Response<v1::MapChange>, Status> {
+        let here = |call: v1::AbortSlotMoveRequest| slot_calls::abort_here(&self.core, call.slot);
+        let done = self.at_meta(request, here, |mut leader, call| async move {
+            leader.abort_slot_move(call).await
+        });
+        self.count("abort_slot_move", done.await)
+    }
+
+    async fn slot_moves(
+        &self,
+        request: Request<v1::SlotMovesRequest>,
+    ) -> Result<Response<v1::SlotMovesResponse>, Status> {
+        let here = |_| slot_calls::moves_here(&self.core);
+        let done = self.at_meta(request, here, |mut leader, call| async move {
+            leader.slot_moves(call).await
+        });
+        self.count("slot_moves", done.await)
+    }
+
+    async fn step_slot(
+        &self,
+        request: Request<v1::StepSlotRequest>,
+    ) -> Result<Response<v1::StepSlotResponse>, Status> {
+        let (metadata, _, call) = request.into_parts();
+        let done = match self.core.authority.require_cluster(&metadata) {
+            Ok(()) => slot_calls::step_here(&self.core, call).await,
+            Err(error) => Err(error),
+        };
+        let done = done.map(Response::new).map_err(Status::from);
+        self.count("step_slot", done)
+    }
+
+    async fn stage_slot(
+        &self,
+        request: Request<v1::StageSlotRequest>,
+    ) -> Result<Response<v1::StageSlotResponse>, Status> {
+        let (metadata, _, call) = request.into_parts();
+        let done = match self.core.authority.require_cluster(&metadata) {
+            Ok(()) => slot_calls::stage_here(&self.core, call).await,
+            Err(error) => Err(error),
+        };
+        let done = done.map(Response::new).map_err(Status::from);
+        self.count("stage_slot", done)
     }
 
     async fn membership(

@@ -24,6 +24,7 @@ use crate::metrics::ServerMetrics;
 use crate::peers::Peers;
 use crate::placement::Placement;
 use crate::shard_map::ShardMap;
+use crate::slot_moves::SlotMoves;
 use crate::status;
 
 /// A caller whose user is known to exist.
@@ -60,6 +61,8 @@ pub(crate) struct Core {
     pub(crate) evicted: watch::Sender<Option<String>>,
     /// What moves replicas and leaders.
     pub(crate) placement: Placement,
+    /// What moves slots between shards.
+    pub(crate) slot_moves: SlotMoves,
     pub(crate) handles: HandleCache,
     pub(crate) started: Instant,
     /// With less free space than this, sends are refused.
@@ -125,7 +128,7 @@ impl Core {
     }
 
     /// `WrongShard`, with the epoch of the map here.
-    fn wrong_shard(&self, message: String) -> CallError {
+    pub(crate) fn wrong_shard(&self, message: String) -> CallError {
         let mut error = CallError::new(ErrorCode::WrongShard, message);
         error.0.map_epoch = self.maps.now().shards.epoch();
         error
@@ -211,6 +214,9 @@ impl Core {
         let done = tokio::task::spawn_blocking(move || read(&engine)).await;
         match done {
             Ok(Ok(value)) => Ok(value),
+            Ok(Err(error @ mailbox_engine::Error::WrongOwner { .. })) => {
+                Err(self.wrong_shard(error.to_string()))
+            }
             Ok(Err(error)) => {
                 tracing::error!(shard = shard.id().0, error = %status::with_causes(&error), "read");
                 Err(status::engine_fault(&error))

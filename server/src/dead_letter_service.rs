@@ -149,7 +149,7 @@ impl DeadLetterService {
         let counts = core.read(&shard, |engine| {
             let mut slots = Vec::new();
             for slot in engine.slots() {
-                let totals = engine.dead_letter_totals(Some(slot))?;
+                let totals = engine.dead_letter_totals(slot)?;
                 if totals.written > 0 {
                     slots.push(v1::DeadLetterCount {
                         slot: u32::from(slot.0),
@@ -177,8 +177,10 @@ impl DeadLetterService {
         if call.dry_run {
             return self.judge_requeue(&shard, slot, seq).await;
         }
+        let request_id = convert::uuid_v7("request_id", &call.request_id)?;
+        self.require_ever(&shard, slot, seq).await?;
         let command = Command::RequeueDeadLetter(RequeueDeadLetter {
-            request_id: convert::uuid_v7("request_id", &call.request_id)?,
+            request_id,
             slot,
             seq,
             message_id: MessageId::ZERO,
@@ -208,9 +210,10 @@ impl DeadLetterService {
         if call.dry_run {
             let letter = self.letter(&shard, slot, seq).await?;
             return match letter.standing {
-                LetterStanding::Waiting | LetterStanding::Dropped { .. } => {
-                    Ok(DropDeadLetterResponse {})
-                }
+                LetterStanding::Waiting => Ok(DropDeadLetterResponse::default()),
+                LetterStanding::Dropped { .. } => Ok(DropDeadLetterResponse {
+                    dropped_before: true,
+                }),
                 standing @ LetterStanding::Requeued { .. } => {
                     Err(core.refusal(&Refusal::DeadLetterResolved {
                         slot,
@@ -220,15 +223,17 @@ impl DeadLetterService {
                 }
             };
         }
+        let request_id = convert::uuid_v7("request_id", &call.request_id)?;
+        self.require_ever(&shard, slot, seq).await?;
         let command = Command::DropDeadLetter(DropDeadLetter {
-            request_id: convert::uuid_v7("request_id", &call.request_id)?,
+            request_id,
             slot,
             seq,
         });
         match core.propose(&shard, command).await? {
             Reply::DeadLetterDropped => {
                 tracing::info!(%slot, letter = %seq, "a dead letter was dropped");
-                Ok(DropDeadLetterResponse {})
+                Ok(DropDeadLetterResponse::default())
             }
             other => Err(status::wrong_reply(&other)),
         }
@@ -267,6 +272,28 @@ impl DeadLetterService {
             Some(_) => Ok(RequeueDeadLetterResponse::default()),
             None => Err(core.refusal(&Refusal::UnknownUser { user })),
         }
+    }
+
+    /// Refuses, as apply would, what has never been a letter. Where no letter has ever been, nodes may be of a
+    /// build that cannot read the command, and would stop at its entry: it must not get into one. A letter that
+    /// has been trimmed passes: a repeat is answered as it was the first time.
+    async fn require_ever(&self, shard: &Shard, slot: SlotId, seq: Seq) -> Result<(), CallError> {
+        let core = &self.core;
+        core.barrier(shard).await?;
+        let timeline = slot.dead_letters();
+        let bounds = core.read(shard, move |engine| {
+            Ok((engine.trim_point(timeline)?, engine.head(timeline)?))
+        });
+        let (trim_point, head) = bounds.await?;
+        if (Seq(1)..=head).contains(&seq) {
+            return Ok(());
+        }
+        Err(core.refusal(&Refusal::UnknownDeadLetter {
+            slot,
+            seq,
+            trim_point,
+            head,
+        }))
     }
 
     /// One letter, as of now.

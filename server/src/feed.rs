@@ -25,7 +25,7 @@ use mailbox_api::v1::{
     ErrorCode, SubscribeFrom, SubscribeRequest, SubscribeResponse, SubscriptionEnd, Timeline,
     TimelineHead,
 };
-use mailbox_engine::{GroupId, Seq, TimelineId, TimelineKind};
+use mailbox_engine::{GroupId, Seq, SlotId, TimelineId, TimelineKind};
 use mailbox_raft::{AppliedTail, Leadership, Shard};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -86,6 +86,7 @@ pub(crate) async fn open(
             Actor::User(user) => Some(user),
         }),
         pending: Pending::default(),
+        served: Vec::new(),
         core,
         shard,
         actor,
@@ -117,6 +118,8 @@ struct Feed {
     /// The term that the stream belongs to; it ends with it.
     term: u64,
     subscriptions: Subscriptions,
+    /// The slots of the shard when it was last looked at.
+    served: Vec<SlotId>,
     pending: Pending,
     answers: mpsc::Sender<Result<SubscribeResponse, Status>>,
 }
@@ -291,8 +294,31 @@ impl Feed {
         }
     }
 
+    /// Ends the subscriptions of slots that have left the shard: the caller makes them anew by the map.
+    fn end_moved(&mut self) {
+        let served = self.shard.engine().slots();
+        if served == self.served {
+            return;
+        }
+        let slot_count = self.core.cluster.slot_count;
+        let is_served = |timeline: TimelineId| {
+            let slot = timeline.slot(slot_count);
+            served.binary_search(&slot).is_ok()
+        };
+        for timeline in self.subscriptions.remove_unless(is_served) {
+            self.core.metrics.feed_subscriptions.dec();
+            let words = format!("{timeline} has left shard {}", self.shard.id());
+            self.pending.end(SubscriptionEnd {
+                timeline: Some(convert::timeline_out(timeline)),
+                error: Some(self.core.wrong_shard(words).0),
+            });
+        }
+        self.served = served;
+    }
+
     /// Reads the next pages of some subscriptions that are behind.
     async fn catch_up(&mut self) -> Result<(), CallError> {
+        self.end_moved();
         let behind = self.subscriptions.next_behind(CATCH_UP_TIMELINES_MAX);
         let pages = self
             .core
@@ -334,6 +360,7 @@ impl Feed {
     /// nobody need be asked.
     async fn heartbeat(&mut self) -> Result<(), End> {
         self.check_term(&self.shard.leadership())?;
+        self.end_moved();
         for timeline in self.subscriptions.next_heads(HEADS_PER_HEARTBEAT_MAX) {
             let head = self
                 .shard

@@ -4,7 +4,7 @@
 //! then `submit.rs` and `feed.rs`, the two hot paths, and `unary.rs`, every other call. Only this
 //! crate knows both the protocol's messages and the engine's types: `convert.rs` and `status.rs` are
 //! the border. `cluster_map.rs` is what a node knows of all others, and `forward.rs` who is asked what this node
-//! cannot say; `placement.rs` moves replicas and leaders.
+//! cannot say; `placement.rs` moves replicas and leaders, `slot_moves.rs` moves slots between shards.
 
 mod admin_service;
 mod auth;
@@ -37,6 +37,7 @@ mod replica_metrics;
 mod run;
 mod shard_map;
 mod shutdown;
+mod slot_moves;
 mod status;
 mod submit;
 mod unary;

@@ -91,6 +91,7 @@ pub(crate) struct ServerMetrics {
     pub(crate) sync_rows: Counter,
     pub(crate) lanes: LaneMetrics,
     pub(crate) placement: PlacementMetrics,
+    pub(crate) slot_moves: SlotMoveMetrics,
 }
 
 /// A step of the placement, and how it ended.
@@ -147,6 +148,60 @@ impl PlacementMetrics {
     }
 }
 
+/// What the moves of slots count. Clones count together.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SlotMoveMetrics {
+    running: Level,
+    moved: Counter,
+    pub(crate) given_up: Counter,
+    frozen_seconds: Counter<f64, AtomicU64>,
+    longest_freeze: Gauge<f64, AtomicU64>,
+}
+
+impl SlotMoveMetrics {
+    /// So many moves are under way.
+    pub(crate) fn set_running(&self, moves: usize) {
+        self.running.0.set(i64::try_from(moves).unwrap_or(i64::MAX));
+    }
+
+    /// A slot is in its new shard. Nobody served it for so long.
+    pub(crate) fn count_moved(&self, frozen: Duration) {
+        self.moved.inc();
+        self.frozen_seconds.inc_by(frozen.as_secs_f64());
+        let longest = self.longest_freeze.get().max(frozen.as_secs_f64());
+        self.longest_freeze.set(longest);
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        let moves = registry.sub_registry_with_prefix("mailbox_slot_moves");
+        moves.register(
+            "running",
+            "Moves of slots between shards that are under way",
+            self.running.0.clone(),
+        );
+        moves.register(
+            "moved",
+            "Slots that this node has brought into another shard",
+            self.moved.clone(),
+        );
+        moves.register(
+            "given_up",
+            "Moves of slots that were given up",
+            self.given_up.clone(),
+        );
+        moves.register(
+            "frozen_seconds",
+            "Time in which nobody served a slot that this node moved",
+            self.frozen_seconds.clone(),
+        );
+        moves.register(
+            "longest_freeze_seconds",
+            "The longest of these times since the node started",
+            self.longest_freeze.clone(),
+        );
+    }
+}
+
 /// What the relay counts. Clones count together.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct LaneMetrics {
@@ -197,6 +252,7 @@ impl ServerMetrics {
     pub(crate) fn register(&self, registry: &mut Registry) {
         self.lanes.register(registry);
         self.placement.register(registry);
+        self.slot_moves.register(registry);
         let server = registry.sub_registry_with_prefix("mailbox_server");
         server.register("calls", "Calls by name and outcome", self.calls.clone());
         server.register(

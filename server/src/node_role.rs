@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use mailbox_api::peer::lanes_server::LanesServer;
@@ -39,6 +40,7 @@ use crate::peers::Peers;
 use crate::placement::{self, Placement};
 use crate::relay::{self, FRAME_ENCODED_MAX, LanesService};
 use crate::replica_metrics::ReplicaMetrics;
+use crate::slot_moves::{self, SlotMoves};
 
 /// HTTP/2 windows that keep a stream of batches flowing over a long round trip.
 const STREAM_WINDOW: u32 = 8 << 20;
@@ -50,6 +52,9 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 const DRAIN: Duration = Duration::from_millis(500);
 /// How often the health service looks at the replicas.
 const HEALTH_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Entries that a replica may have to apply yet when a node that has started calls itself ready.
+const READY_LAG_MAX: u64 = 256;
 
 /// A store node that serves.
 pub(crate) struct RunningNode {
@@ -86,6 +91,7 @@ impl RunningNode {
         tokio::spawn(relay::run(Arc::clone(&core)));
         cluster_map::spawn(&core, config, joiner);
         tokio::spawn(placement::run(Arc::clone(&core)));
+        tokio::spawn(slot_moves::run(Arc::clone(&core)));
         let connections = listener::connections(
             listener,
             config.node.connections_max,
@@ -146,8 +152,10 @@ impl RunningNode {
         }
     }
 
-    /// Ends streams, refuses new calls, hands leaderships over, flushes, closes.
+    /// Hands leaderships over, ends streams, refuses new calls, flushes, closes.
     pub(crate) async fn stop(self) -> Result<(), Error> {
+        // While it still answers: who calls is told where to go.
+        self.node.leave().await;
         self.stopping.cancel();
         let closed = self.node.shutdown().await;
         self.stopped.cancel();
@@ -232,6 +240,7 @@ async fn open(
     let metrics = Arc::new(ServerMetrics::default());
     register_metrics(registry, &metrics, &node);
     let placement = Placement::new(&config.placement, metrics.placement.clone());
+    let slot_moves = SlotMoves::new(metrics.slot_moves.clone());
     let core = Core {
         node,
         node_id: config.node.id,
@@ -243,6 +252,7 @@ async fn open(
         maps: Maps::open(config, joiner.told()),
         leaders: Leaders::default(),
         placement,
+        slot_moves,
         evicted: watch::Sender::new(None),
         handles: HandleCache::default(),
         started: Instant::now(),
@@ -261,6 +271,7 @@ fn register_metrics(registry: &MetricsRegistry, metrics: &ServerMetrics, node: &
 /// The process is ready when every voter here leads, or knows who does.
 fn ready_check(core: &Arc<Core>) -> ReadyCheck {
     let core = Arc::clone(core);
+    let has_applied = AtomicBool::new(false);
     Arc::new(move || {
         if core.stopping.is_cancelled() {
             return Err("the node is shutting down".to_owned());
@@ -278,7 +289,17 @@ fn ready_check(core: &Arc<Core>) -> ReadyCheck {
             if !known {
                 return Err(format!("shard {} has no leader", shard.id()));
             }
+            // Once after a start. Whoever restarts nodes in turn must wait for it: a node that only holds its log
+            // takes over nothing. Later a replica that lags is no reason to call none here.
+            if !has_applied.load(Ordering::Relaxed) {
+                let lag = shard.apply_lag();
+                if lag > READY_LAG_MAX {
+                    let id = shard.id();
+                    return Err(format!("shard {id} has {lag} entries to apply"));
+                }
+            }
         }
+        has_applied.store(true, Ordering::Relaxed);
         Ok(())
     })
 }
@@ -360,7 +381,7 @@ fn node_options(
             devices_max: cluster.user_devices_max,
             groups_max: cluster.user_groups_max,
         }),
-        dead_letters_max: Some(cluster.dead_letters_max),
+        dead_letters_max: cluster.dead_letters_max,
     };
     options.shard_count = cluster.shards;
     options.log = LogOptions {
@@ -406,4 +427,24 @@ fn file_system_bytes(dir: &Path) -> std::io::Result<u64> {
 /// Only to be bound and dropped: says early that an address is taken.
 pub(crate) async fn probe(option: &'static str, address: &str) -> Result<TcpListener, Error> {
     listener::bind(option, address).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is proposed to an older cluster: of its nodes, some may not know the option.
+    #[test]
+    fn an_option_that_is_not_set_is_not_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        config.node.dir = dir.path().to_owned();
+        let asked = |config: &Config| {
+            let options = node_options(config, Arc::from(*b"a secret"), None).unwrap();
+            options.cluster_options.dead_letters_max
+        };
+        assert_eq!(asked(&config), None);
+        config.cluster.dead_letters_max = Some(5);
+        assert_eq!(asked(&config), Some(5));
+    }
 }

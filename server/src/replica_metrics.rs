@@ -48,7 +48,7 @@ struct Reading {
     shard: u32,
     status: mailbox_raft::ShardStatus,
     engine: mailbox_engine::ShardMetrics,
-    letters: mailbox_engine::DeadLetterTotals,
+    apply_waits: bool,
 }
 
 const fn gauge(name: &'static str, help: &'static str, of: fn(&Reading) -> u64) -> Figure {
@@ -74,6 +74,11 @@ const FIGURES: &[Figure] = &[
         "mailbox_raft_is_leader",
         "1 if this node leads the shard",
         |reading| u64::from(reading.status.role == "leader"),
+    ),
+    gauge(
+        "mailbox_raft_apply_waits_for_rows",
+        "1 if apply waits for the rows of a slot that moves into the shard",
+        |reading| u64::from(reading.apply_waits),
     ),
     gauge("mailbox_raft_term", "Greatest term seen", |reading| {
         reading.status.term
@@ -131,27 +136,27 @@ const FIGURES: &[Figure] = &[
     gauge(
         "mailbox_dead_letters_waiting",
         "Dead letters that wait for an operator",
-        |reading| reading.letters.waiting(),
+        |reading| reading.engine.dead_letters.waiting(),
     ),
     counter(
         "mailbox_dead_letters_written",
         "Dead letters that the shard's slots have ever had",
-        |reading| reading.letters.written,
+        |reading| reading.engine.dead_letters.written,
     ),
     counter(
         "mailbox_dead_letters_unseen",
         "Dead letters trimmed for newer ones while they waited",
-        |reading| reading.letters.unseen,
+        |reading| reading.engine.dead_letters.unseen,
     ),
     counter(
         "mailbox_dead_letters_requeued",
         "Dead letters that went to their recipients after all",
-        |reading| reading.letters.requeued,
+        |reading| reading.engine.dead_letters.requeued,
     ),
     counter(
         "mailbox_dead_letters_dropped",
         "Dead letters that an operator dropped",
-        |reading| reading.letters.dropped,
+        |reading| reading.engine.dead_letters.dropped,
     ),
     gauge(
         "mailbox_engine_tail_cache_bytes",
@@ -178,8 +183,7 @@ fn read(shard: &Shard) -> Reading {
         shard: shard.id().0,
         status: shard.status(),
         engine: shard.engine().metrics(),
-        // A fault of the store is told by the replica that stops for it.
-        letters: shard.engine().dead_letter_totals(None).unwrap_or_default(),
+        apply_waits: shard.apply_waits(),
     }
 }
 

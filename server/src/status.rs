@@ -43,7 +43,10 @@ pub(crate) fn refusal(refusal: &Refusal) -> CallError {
         Refusal::UnknownNode { .. } => ErrorCode::UnknownNode,
         Refusal::NodeInUse { .. } => ErrorCode::NodeInUse,
         Refusal::UnknownShard { .. } => ErrorCode::UnknownShard,
-        Refusal::StaleEpoch { .. } | Refusal::SlotStands { .. } => ErrorCode::StaleEpoch,
+        Refusal::StaleEpoch { .. }
+        | Refusal::SlotStands { .. }
+        | Refusal::SlotMoves { .. }
+        | Refusal::NoSuchMove { .. } => ErrorCode::StaleEpoch,
         Refusal::UnknownDeadLetter { .. } => ErrorCode::UnknownDeadLetter,
         Refusal::DeadLetterResolved { .. } => ErrorCode::DeadLetterResolved,
         // Only relays get these.

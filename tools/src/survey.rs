@@ -81,6 +81,14 @@ impl Survey {
         (shards.filter(holds).count(), leads.count())
     }
 
+    /// How many entries a replica has in its log and not applied yet, if its node answers.
+    pub(crate) fn apply_lag(&self, shard: u32, node: u64) -> Option<u64> {
+        let status = self.statuses.get(&node)?.as_ref().ok()?;
+        let mut shards = status.shards.iter();
+        let status = shards.find(|status| status.shard == shard)?;
+        Some(status.last_index.saturating_sub(status.applied_index))
+    }
+
     /// How many entries a replica is behind its leader, if the leader knows.
     pub(crate) fn lag(&self, shard: u32, node: u64) -> Option<u64> {
         let (leader, status) = self.leader_of(shard)?;

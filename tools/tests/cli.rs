@@ -56,7 +56,7 @@ fn assert_help(program: &str, subcommand: &[&str]) {
 
 #[test]
 fn every_help_text_is_the_kept_one() {
-    let ctl: [&[&str]; 32] = [
+    let ctl: [&[&str]; 33] = [
         &[],
         &["status"],
         &["token", "issue"],
@@ -87,6 +87,7 @@ fn every_help_text_is_the_kept_one() {
         &["shard", "list"],
         &["shard", "show"],
         &["shard", "move"],
+        &["shard", "move-slot"],
         &["shard", "transfer"],
         &["doctor"],
     ];

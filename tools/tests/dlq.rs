@@ -93,6 +93,7 @@ async fn letters_are_seen_requeued_and_dropped() {
     let cluster = Cluster::start(ClusterOptions {
         nodes: 1,
         shards: 4,
+        extra_config: "[cluster]\ndead_letters_max = 3\n".to_owned(),
         binary: Some(mailboxd()),
         ..ClusterOptions::default()
     });
@@ -132,6 +133,24 @@ async fn letters_are_seen_requeued_and_dropped() {
     ] {
         let found = cluster.node(0).metric(name).await.unwrap();
         assert_eq!(found, Some(value), "{name}");
+    }
+
+    // Each of three further letters takes the place of one: of the requeued, the dropped and the waiting one.
+    let nobody = (2..).map(|number| UserId::allocated(number, SlotId(0)));
+    let mut nobody = nobody.filter(|user| slot_of_owner(user.0, slots) == slot);
+    let nobody = nobody.next().unwrap();
+    for unseen in [0, 0, 1] {
+        send(&client, alice, nobody.0, "for nobody").await;
+        cluster
+            .wait_lanes_drained(std::time::Duration::from_secs(30))
+            .await
+            .unwrap();
+        let (words, well) = operator.words(&["list"]);
+        let told = words.contains("have taken the places of 1 that nobody had requeued or dropped");
+        assert!(well && told == (unseen == 1), "{words}");
+        let name = "mailbox_dead_letters_unseen_total";
+        let found = cluster.node(0).metric(name).await.unwrap();
+        assert_eq!(found, Some(unseen));
     }
 }
 
@@ -199,6 +218,16 @@ fn assert_resolved(operator: &Operator, slot: SlotId, late: UserId) {
     let states: Vec<_> = dropped.iter().map(|one| one["state"].clone()).collect();
     assert_eq!(states, ["dropped", "refused"]);
     assert_eq!(dropped[1]["code"], "DeadLetterResolved");
+    for (command, id, state) in [("drop", &two, "dropped"), ("requeue", &one, "requeued")] {
+        let (before, well) = operator.json(&[command, id, "--dry-run"]);
+        assert!(well && before[0]["state"] == state, "{before:?}");
+        let (words, well) = operator.words(&[command, id, "--dry-run"]);
+        assert!(
+            well && words.contains(&format!("was {state} before"))
+                && words.contains("nothing to do"),
+            "{words}"
+        );
+    }
 
     let (waiting, _) = operator.json(&["list"]);
     assert_eq!(waiting.len(), 1);

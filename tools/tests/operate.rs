@@ -228,3 +228,38 @@ async fn a_leader_is_moved_by_hand() {
     let well = |diagnosis: &Value| diagnosis["healthy"] == true;
     operator.until(&["doctor"], well);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_is_moved_by_hand() {
+    let (_cluster, operator) = start().await;
+    operator.until(&["cluster", "status"], settled);
+    let slots = |shard: &str| {
+        let (shown, _) = operator.json(&["shard", "show", shard]);
+        shown["slots"].as_str().unwrap().to_owned()
+    };
+    let (first, second) = (slots("1"), slots("2"));
+    assert!(first.starts_with("0-"), "{first}");
+    let ask = ["shard", "move-slot", "0", "--to", "2"];
+    let (judged, _) = operator.json(&[&ask[..], &["--dry-run"]].concat());
+    assert_eq!(judged["state"], "possible", "{judged}");
+    assert_eq!((slots("1"), slots("2")), (first.clone(), second.clone()));
+    let (moved, _) = operator.json(&[&ask[..], &["--wait"]].concat());
+    assert_eq!(moved["state"], "moved", "{moved}");
+    assert_eq!((&moved["from"], &moved["to"]), (&1.into(), &2.into()));
+    // The node that is asked learns the map a moment later.
+    operator.until(&["shard", "show", "2"], |shown| {
+        shown["slots"] == format!("0-0, {second}")
+    });
+    let (again, _) = operator.json(&ask);
+    assert_eq!(again["state"], "moved", "{again}");
+    let back = ["shard", "move-slot", "0", "--to", "1", "--wait"];
+    assert_eq!(operator.json(&back).0["state"], "moved");
+    operator.until(&["shard", "show", "1"], |shown| shown["slots"] == *first);
+
+    let words = operator.refused(&["shard", "move-slot", "0", "--to", "9"]);
+    assert!(words.contains("no shard 9"), "{words}");
+    let words = operator.refused(&["shard", "move-slot", "9999", "--to", "1"]);
+    assert!(words.contains("slots 0 to"), "{words}");
+    let words = operator.refused(&["shard", "move-slot", "0", "--abort"]);
+    assert!(words.contains("on no move"), "{words}");
+}

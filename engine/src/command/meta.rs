@@ -4,7 +4,8 @@ use crate::cluster_map::{
     ClusterMap, MapNode, MapReplica, MapShard, Standing, put_replicas, read_replicas,
 };
 use crate::decode::{Malformed, Reader};
-use crate::id::ShardId;
+use crate::id::{ShardId, SlotId};
+use crate::slot_moves::MoveStage;
 
 /// A call that changes the map of the cluster. All do nothing the second time.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +37,29 @@ pub enum MetaCommand {
         /// All of them.
         replicas: Vec<MapReplica>,
     },
+    /// A slot is to move.
+    BeginMove {
+        /// The slot.
+        slot: SlotId,
+        /// Where to.
+        to: ShardId,
+    },
+    /// The next decision about a move.
+    StepMove {
+        /// The slot.
+        slot: SlotId,
+        /// The move's.
+        epoch: u64,
+        /// What is decided.
+        stage: MoveStage,
+    },
+    /// A move is over: all of its last stage is done.
+    EndMove {
+        /// The slot.
+        slot: SlotId,
+        /// The move's.
+        epoch: u64,
+    },
 }
 
 /// What a node tells of itself.
@@ -66,6 +90,9 @@ const TAG_REPORT_LOGS: u8 = 3;
 const TAG_SET_STANDING: u8 = 4;
 const TAG_REMOVE_NODE: u8 = 5;
 const TAG_SET_REPLICAS: u8 = 6;
+const TAG_BEGIN_MOVE: u8 = 7;
+const TAG_STEP_MOVE: u8 = 8;
+const TAG_END_MOVE: u8 = 9;
 
 fn put_u32(out: &mut Vec<u8>, number: u32) {
     out.extend_from_slice(&number.to_be_bytes());
@@ -143,7 +170,31 @@ pub(super) fn encode(command: &MetaCommand, out: &mut Vec<u8>) {
             put_u64(out, *expect_epoch);
             put_replicas(replicas, out);
         }
+        MetaCommand::BeginMove { slot, to } => {
+            put_move(out, TAG_BEGIN_MOVE, *slot);
+            put_u32(out, to.0);
+        }
+        MetaCommand::StepMove { slot, epoch, stage } => {
+            put_move(out, TAG_STEP_MOVE, *slot);
+            put_u64(out, *epoch);
+            out.push(*stage as u8);
+        }
+        MetaCommand::EndMove { slot, epoch } => {
+            put_move(out, TAG_END_MOVE, *slot);
+            put_u64(out, *epoch);
+        }
     }
+}
+
+fn put_move(out: &mut Vec<u8>, tag: u8, slot: SlotId) {
+    out.push(tag);
+    out.extend_from_slice(&slot.0.to_be_bytes());
+}
+
+fn decode_step(reader: &mut Reader<'_>) -> Result<MetaCommand, Malformed> {
+    let (slot, epoch, stage) = (SlotId(reader.u16()?), reader.u64()?, reader.u8()?);
+    let stage = MoveStage::from_u8(stage).ok_or_else(|| reader.unknown(stage))?;
+    Ok(MetaCommand::StepMove { slot, epoch, stage })
 }
 
 pub(super) fn decode(reader: &mut Reader<'_>) -> Result<MetaCommand, Malformed> {
@@ -181,6 +232,15 @@ pub(super) fn decode(reader: &mut Reader<'_>) -> Result<MetaCommand, Malformed> 
             shard: ShardId(reader.u32()?),
             expect_epoch: reader.u64()?,
             replicas: read_replicas(reader)?,
+        }),
+        TAG_BEGIN_MOVE => Ok(MetaCommand::BeginMove {
+            slot: SlotId(reader.u16()?),
+            to: ShardId(reader.u32()?),
+        }),
+        TAG_STEP_MOVE => decode_step(reader),
+        TAG_END_MOVE => Ok(MetaCommand::EndMove {
+            slot: SlotId(reader.u16()?),
+            epoch: reader.u64()?,
         }),
         kind => Err(reader.unknown(kind)),
     }

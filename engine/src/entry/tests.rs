@@ -8,13 +8,14 @@ use crate::cluster_map::ClusterMap;
 use crate::cluster_map::tests::{map_node, map_replica, map_shard};
 use crate::cluster_options::ClusterOptions;
 use crate::command::{
-    AckCursor, AckLanes, Conversation, CreateGroup, Deliver, JoinGroup, LeaveGroup, LogReport,
-    MarkRead, MetaCommand, MoveSlot, PutNode, RegisterUser, Send, SendGroup, SetClusterOptions,
-    SplitShard,
+    AckCursor, AckLanes, Conversation, CreateGroup, Deliver, DropDeadLetter, JoinGroup, LeaveGroup,
+    LogReport, MarkRead, MetaCommand, MoveSlot, PutNode, RegisterUser, RequeueDeadLetter, Send,
+    SendGroup, SetClusterOptions, SplitShard,
 };
 use crate::id::{DeviceId, GroupId, MessageId, Seq, ShardId, SlotId, UserId};
 use crate::item::{Items, LaneId};
 use crate::row::{Flags, MessageType};
+use crate::slot_moves::MoveStage;
 
 fn send() -> impl Strategy<Value = Send> {
     let numbers = (
@@ -121,6 +122,26 @@ fn request() -> impl Strategy<Value = Command> {
     )
 }
 
+fn of_operators() -> impl Strategy<Value = Command> {
+    let numbers = any::<(u128, u16, u64, u64)>();
+    (any::<bool>(), numbers).prop_map(|(requeue, (id, slot, seq, message_id))| {
+        let (request_id, slot, seq) = (Uuid::from_u128(id), SlotId(slot), Seq(seq));
+        if !requeue {
+            return Command::DropDeadLetter(DropDeadLetter {
+                request_id,
+                slot,
+                seq,
+            });
+        }
+        Command::RequeueDeadLetter(RequeueDeadLetter {
+            request_id,
+            slot,
+            seq,
+            message_id: MessageId(message_id),
+        })
+    })
+}
+
 fn lane() -> impl Strategy<Value = LaneId> {
     any::<(u16, u32, u16, u32)>().prop_map(|(source, one, destination, two)| LaneId {
         source: SlotId(source),
@@ -174,6 +195,22 @@ fn meta() -> impl Strategy<Value = MetaCommand> {
                 replicas,
             }
         }),
+        any::<(u16, u32)>().prop_map(|(slot, to)| MetaCommand::BeginMove {
+            slot: SlotId(slot),
+            to: ShardId(to),
+        }),
+        (any::<(u16, u64)>(), 1..=4_u8).prop_map(|((slot, epoch), stage)| {
+            let stage = MoveStage::from_u8(stage).unwrap();
+            MetaCommand::StepMove {
+                slot: SlotId(slot),
+                epoch,
+                stage,
+            }
+        }),
+        any::<(u16, u64)>().prop_map(|(slot, epoch)| MetaCommand::EndMove {
+            slot: SlotId(slot),
+            epoch,
+        }),
     ]
 }
 
@@ -224,6 +261,7 @@ fn command() -> impl Strategy<Value = Command> {
         send().prop_map(Command::Send),
         send_group().prop_map(Command::SendGroup),
         request(),
+        of_operators(),
         (lane(), any::<u64>(), any::<Vec<u8>>()).prop_map(|(lane, first_seq, items)| {
             let items = Items::from_bytes(items.into());
             Command::Deliver(Deliver {
@@ -312,4 +350,36 @@ fn bodies_are_slices_of_the_entry() {
     };
     assert!(bytes.as_ptr_range().contains(&send.body.as_ptr()));
     assert_eq!((send.flags, send.shown), (Flags::CLIENT, MessageId::ZERO));
+}
+
+#[test]
+fn operators_commands_never_change() {
+    let (request_id, slot, seq) = (Uuid::from_u128(0x0102), SlotId(0x0304), Seq(5));
+    let requeue = RequeueDeadLetter {
+        request_id,
+        slot,
+        seq,
+        message_id: MessageId(6),
+    };
+    let drop = DropDeadLetter {
+        request_id,
+        slot,
+        seq,
+    };
+    let id = "00000000000000000000000000000102";
+    for (command, text) in [
+        (
+            Command::RequeueDeadLetter(requeue),
+            format!("0e {id} 0304 0000000000000005 0000000000000006"),
+        ),
+        (
+            Command::DropDeadLetter(drop),
+            format!("0f {id} 0304 0000000000000005"),
+        ),
+    ] {
+        let mut bytes = Vec::new();
+        encode_command(&command, &mut bytes);
+        let found: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(found, text.replace(' ', ""));
+    }
 }

@@ -71,6 +71,7 @@ fn state_key() -> impl Strategy<Value = StateKey> {
             shard: ShardId(shard)
         }),
         any::<u64>().prop_map(|node| StateKey::MetaLog { node }),
+        any::<u16>().prop_map(|slot| StateKey::MetaMove { slot: SlotId(slot) }),
     ]
 }
 
@@ -235,6 +236,7 @@ fn encoded_keys_of_the_map_never_change() {
         (StateKey::MetaNode { node }, "1101 0000000000000009"),
         (StateKey::MetaShard { shard }, "1102 00000405"),
         (StateKey::MetaLog { node }, "1103 0000000000000009"),
+        (StateKey::MetaMove { slot: SlotId(7) }, "1104 0007"),
     ] {
         assert_eq!(format!("{:?}", key.encode()), text.replace(' ', ""));
         assert!(

@@ -7,7 +7,7 @@
 use uuid::Uuid;
 
 use crate::command::{DropDeadLetter, Refusal, Reply, RequeueDeadLetter};
-use crate::dead_letter::{DeadLetterTotals, Letter, LetterStanding};
+use crate::dead_letter::{DeadLetterTotals, Letter, LetterStanding, totals_value};
 use crate::decode::Malformed;
 use crate::dedup::{Ask, hash_ask};
 use crate::error::Error;
@@ -33,7 +33,7 @@ pub(super) fn record(
         return Ok(());
     };
     let slot = ctx.slot_of(recipient.0);
-    let mut totals = totals(ctx, slot)?;
+    let before = totals(ctx, slot)?;
     let seq = ctx.append(slot.dead_letters(), row)?;
     let letter = Letter {
         recipient,
@@ -43,9 +43,10 @@ pub(super) fn record(
         standing: LetterStanding::Waiting,
     };
     put(ctx, slot, seq, &letter);
-    totals.written += 1;
-    trim(ctx, slot, seq, max, &mut totals)?;
-    ctx.put(&StateKey::DeadLetterTotals { slot }, totals.encode());
+    let mut after = before;
+    after.written += 1;
+    trim(ctx, slot, seq, max, &mut after)?;
+    put_totals(ctx, slot, before, after);
     Ok(())
 }
 
@@ -117,9 +118,10 @@ pub(crate) fn requeue_dead_letter(
         message_id,
     };
     put(ctx, slot, seq, &letter);
-    let mut totals = totals(ctx, slot)?;
-    totals.requeued += 1;
-    ctx.put(&StateKey::DeadLetterTotals { slot }, totals.encode());
+    let before = totals(ctx, slot)?;
+    let mut after = before;
+    after.requeued += 1;
+    put_totals(ctx, slot, before, after);
     let seq = reached;
     Ok(ask.accept(ctx, Reply::DeadLetterRequeued { seq, message_id }))
 }
@@ -147,9 +149,10 @@ pub(crate) fn drop_dead_letter(ctx: &mut Context<'_>, call: &DropDeadLetter) -> 
         at_ms: ctx.time_ms(),
     };
     put(ctx, slot, seq, &letter);
-    let mut totals = totals(ctx, slot)?;
-    totals.dropped += 1;
-    ctx.put(&StateKey::DeadLetterTotals { slot }, totals.encode());
+    let before = totals(ctx, slot)?;
+    let mut after = before;
+    after.dropped += 1;
+    put_totals(ctx, slot, before, after);
     Ok(ask.accept(ctx, Reply::DeadLetterDropped))
 }
 
@@ -208,9 +211,18 @@ fn put(ctx: &mut Context<'_>, slot: SlotId, seq: Seq, letter: &Letter) {
 
 fn totals(ctx: &mut Context<'_>, slot: SlotId) -> Result<DeadLetterTotals, Error> {
     let key = StateKey::DeadLetterTotals { slot };
-    match ctx.get(&key)? {
-        Some(value) => DeadLetterTotals::decode(&value)
-            .map_err(|malformed| Error::corrupt_row(key.encode().as_slice(), malformed)),
-        None => Ok(DeadLetterTotals::default()),
-    }
+    totals_value(&key, ctx.get(&key)?)
+}
+
+/// Writes a slot's totals, and brings the shard's after them.
+fn put_totals(
+    ctx: &mut Context<'_>,
+    slot: SlotId,
+    before: DeadLetterTotals,
+    after: DeadLetterTotals,
+) {
+    ctx.put(&StateKey::DeadLetterTotals { slot }, after.encode());
+    let letters = ctx.letters();
+    letters.subtract(before);
+    letters.add(after);
 }

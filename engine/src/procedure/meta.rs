@@ -10,6 +10,7 @@ use crate::command::{LogReport, MetaCommand, PutNode, Refusal, Reply};
 use crate::error::Error;
 use crate::id::{ShardId, SlotId};
 use crate::key::StateKey;
+use crate::procedure::meta_moves::{begin_move, end_move, step_move};
 use crate::procedure::{No, number};
 use crate::state::Context;
 use crate::table;
@@ -27,6 +28,9 @@ pub(crate) fn meta(ctx: &mut Context<'_>, call: &MetaCommand) -> Result<Reply, N
             expect_epoch,
             replicas,
         } => set_replicas(ctx, *shard, *expect_epoch, replicas),
+        MetaCommand::BeginMove { slot, to } => begin_move(ctx, *slot, *to),
+        MetaCommand::StepMove { slot, epoch, stage } => step_move(ctx, *slot, *epoch, *stage),
+        MetaCommand::EndMove { slot, epoch } => end_move(ctx, *slot, *epoch),
     }
 }
 
@@ -142,13 +146,7 @@ fn remove_node(ctx: &mut Context<'_>, node: u64) -> Result<Reply, No> {
     if row.standing == Standing::Removed {
         return Ok(Reply::Map { epoch: map.epoch });
     }
-    for (suffix, value) in ctx.scan_prefix(SlotId::META, &StateKey::meta_shards_prefix())? {
-        let corrupt = |malformed| Error::corrupt_row(suffix.as_slice(), malformed);
-        let key = StateKey::decode(suffix.as_slice()).map_err(corrupt)?;
-        let StateKey::MetaShard { shard } = key else {
-            continue;
-        };
-        let held = MapShard::decode(&value).map_err(corrupt)?;
+    for (shard, held) in shard_rows(ctx)? {
         if held.replica(node).is_some() {
             return Err(Refusal::NodeInUse { node, shard }.into());
         }
@@ -195,11 +193,24 @@ fn set_replicas(
     Ok(raise_epoch(ctx, map))
 }
 
+/// All shards of the map.
+pub(super) fn shard_rows(ctx: &mut Context<'_>) -> Result<Vec<(ShardId, MapShard)>, Error> {
+    let mut rows = Vec::new();
+    for (suffix, value) in ctx.scan_prefix(SlotId::META, &StateKey::meta_shards_prefix())? {
+        let corrupt = |malformed| Error::corrupt_row(suffix.as_slice(), malformed);
+        let key = StateKey::decode(suffix.as_slice()).map_err(corrupt)?;
+        if let StateKey::MetaShard { shard } = key {
+            rows.push((shard, MapShard::decode(&value).map_err(corrupt)?));
+        }
+    }
+    Ok(rows)
+}
+
 fn check(done: Result<(), MapFault>) -> Result<(), Refusal> {
     done.map_err(|fault| Refusal::InvalidMap { fault })
 }
 
-fn raise_epoch(ctx: &mut Context<'_>, map: MapRow) -> Reply {
+pub(super) fn raise_epoch(ctx: &mut Context<'_>, map: MapRow) -> Reply {
     let row = MapRow {
         epoch: map.epoch + 1,
         ..map
@@ -208,7 +219,7 @@ fn raise_epoch(ctx: &mut Context<'_>, map: MapRow) -> Reply {
     Reply::Map { epoch: row.epoch }
 }
 
-fn require_map(ctx: &mut Context<'_>) -> Result<MapRow, No> {
+pub(super) fn require_map(ctx: &mut Context<'_>) -> Result<MapRow, No> {
     map_row(ctx)?.ok_or_else(|| Refusal::NoMap.into())
 }
 
@@ -230,7 +241,7 @@ fn node_row(ctx: &mut Context<'_>, node: u64) -> Result<Option<MapNode>, Error> 
     row.map_err(|malformed| Error::corrupt_row(key.encode().as_slice(), malformed))
 }
 
-fn shard_row(ctx: &mut Context<'_>, shard: ShardId) -> Result<Option<MapShard>, Error> {
+pub(super) fn shard_row(ctx: &mut Context<'_>, shard: ShardId) -> Result<Option<MapShard>, Error> {
     let key = StateKey::MetaShard { shard };
     let value = ctx.get(&key)?;
     let row = value.map(|value| MapShard::decode(&value)).transpose();
@@ -243,7 +254,7 @@ fn put_node_row(ctx: &mut Context<'_>, node: u64, row: &MapNode) {
     ctx.put(&StateKey::MetaNode { node }, value);
 }
 
-fn put_shard_row(ctx: &mut Context<'_>, shard: ShardId, row: &MapShard) {
+pub(super) fn put_shard_row(ctx: &mut Context<'_>, shard: ShardId, row: &MapShard) {
     let mut value = Vec::new();
     row.encode(&mut value);
     ctx.put(&StateKey::MetaShard { shard }, value);

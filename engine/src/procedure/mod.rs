@@ -10,6 +10,7 @@ mod lane;
 mod leave_group;
 mod mark_read;
 mod meta;
+mod meta_moves;
 mod move_slot;
 mod register_user;
 mod send;

@@ -20,7 +20,7 @@ pub(crate) fn move_slot(ctx: &mut Context<'_>, call: &MoveSlot) -> Result<Reply,
             // Floors may have to rise by what was left out.
             MoveSlot::Unfreeze { .. } => refresh_floors(ctx)?,
             MoveSlot::Drop { .. } => {
-                ctx.drop_slot(slot);
+                ctx.drop_slot(slot)?;
                 refresh_floors(ctx)?;
             }
             MoveSlot::CommitImport {

@@ -6,9 +6,9 @@ use crate::procedure::No;
 use crate::state::Context;
 
 /// Sets the cluster's options, or with `if_absent` leaves those that are there and adds those that
-/// are not: a new leader cannot know whether the one before it got as far, and repeats it. The command after this one, in the
-/// same entry too, is judged by the new options. A wider dedup window does not lower a floor, see
-/// `dedup.rs`.
+/// are not: a new leader cannot know whether the one before it got as far, and repeats it. The
+/// command after this one, in the same entry too, is judged by the new options. A wider dedup window
+/// does not lower a floor, see `dedup.rs`.
 pub(crate) fn set_cluster_options(
     ctx: &mut Context<'_>,
     call: &SetClusterOptions,

@@ -9,7 +9,7 @@ use crate::state::Context;
 /// Hands the slots over, with the entry; a repeat changes nothing.
 pub(crate) fn split_shard(ctx: &mut Context<'_>, call: &SplitShard) -> Result<Reply, No> {
     if ctx.judge_split(call)? == Step::Done {
-        ctx.hand_over(call);
+        ctx.hand_over(call)?;
         refresh_floors(ctx)?;
     }
     let SplitShard { to, epoch, .. } = *call;

@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use crate::applied::AppliedState;
 use crate::command::{MoveSlot, Refusal, SplitShard};
+use crate::dead_letter;
 use crate::error::Error;
 use crate::id::SlotId;
+use crate::key::StateKey;
 use crate::known::KnownKeys;
 use crate::lanes;
 use crate::range::{RangeRow, RangeState, Ranges};
@@ -60,8 +62,18 @@ impl Context<'_> {
         found.unwrap_or((0, SlotStanding::Held))
     }
 
+    /// Counts the dead letters of a slot that is about to go no more.
+    fn forget_letters(&mut self, slot: SlotId) -> Result<(), Error> {
+        // The row may be in a memtable: it is read before its range goes.
+        let key = StateKey::DeadLetterTotals { slot };
+        let letters = dead_letter::totals_value(&key, self.get(&key)?)?;
+        self.state.letters.subtract(letters);
+        Ok(())
+    }
+
     /// Forgets a slot. Its range is dead in the flush that carries this.
-    pub(crate) fn drop_slot(&mut self, slot: SlotId) {
+    pub(crate) fn drop_slot(&mut self, slot: SlotId) -> Result<(), Error> {
+        self.forget_letters(slot)?;
         let mut ranges = Ranges::clone(&self.state.ranges);
         let range = ranges
             .remove(slot)
@@ -70,6 +82,7 @@ impl Context<'_> {
         self.note_range(slot, range, RangeState::Dead);
         self.state.dropped.push((slot, range));
         self.state.lanes.remove_slot(slot);
+        Ok(())
     }
 
     /// Makes the staged range of a slot its live one. `time_ms`: of the shard that it comes from.
@@ -83,6 +96,8 @@ impl Context<'_> {
         let state = &mut *self.state;
         let mut alone = Ranges::default();
         alone.insert(slot, range);
+        let letters = dead_letter::read_totals(files.as_ref(), &alone)?;
+        state.letters.add(letters);
         let known = KnownKeys::read(files.as_ref(), &alone, time_ms)?;
         state.known.imported(known);
         lanes::read_slot(&mut state.lanes, files.as_ref(), (range, slot), slot_count)?;
@@ -110,7 +125,10 @@ impl Context<'_> {
 
     /// Forgets slots that become a shard of their own with the flush of this memtable, which ends with this
     /// entry.
-    pub(crate) fn hand_over(&mut self, call: &SplitShard) {
+    pub(crate) fn hand_over(&mut self, call: &SplitShard) -> Result<(), Error> {
+        for slot in call.slots.iter().copied() {
+            self.forget_letters(slot)?;
+        }
         let log_id = Some(self.log_id);
         let state = &mut *self.state;
         // All that has changed of the lanes is in rows now, those of the slots that go among them.
@@ -135,6 +153,7 @@ impl Context<'_> {
         };
         let handover = Handover::new(call.to, of_child, applied);
         state.handovers.push(handover);
+        Ok(())
     }
 
     fn note_range(&mut self, slot: SlotId, range: crate::RangeId, state: RangeState) {

@@ -17,7 +17,7 @@ use crate::row::{Flags, MessageType, content_crc};
 use crate::shard::{Applied, ApplyEntry, ApplyPayload, Shard};
 
 const SLOT_COUNT: u16 = 8;
-const NOW_MS: u64 = 1_800_000_000_000;
+pub(super) const NOW_MS: u64 = 1_800_000_000_000;
 
 /// Two users in different slots, and the lane from the first to the second.
 fn two_users(shard: &Shard) -> (UserId, UserId, LaneId) {
@@ -46,7 +46,7 @@ fn queue(shard: &Shard, lane: LaneId, item: Item) -> u64 {
     shard.enter(|ctx| ctx.lanes().push(lane.source, lane.destination, item))
 }
 
-fn apply(shard: &Shard, commands: &[Command]) -> Applied {
+pub(super) fn apply(shard: &Shard, commands: &[Command]) -> Applied {
     let mut entry = EntryBuilder::new(NOW_MS);
     for command in commands {
         entry.push(command);
@@ -61,7 +61,7 @@ fn apply_bytes(shard: &Shard, bytes: Bytes) -> Applied {
     shard.apply(&[ApplyEntry { log_id, payload }]).unwrap()
 }
 
-fn send(number: u64, sender: UserId, recipient: UserId, body: &str) -> Command {
+pub(super) fn send(number: u64, sender: UserId, recipient: UserId, body: &str) -> Command {
     let id = u128::from(NOW_MS) << 80 | 7 << 76 | 2 << 62 | u128::from(number);
     let (client_msg_id, kind) = (Uuid::from_u128(id), MessageType::TEXT);
     let body = Bytes::copy_from_slice(body.as_bytes());

@@ -7,6 +7,7 @@ mod flushes;
 mod hours;
 mod installs;
 mod lanes;
+mod letters;
 mod moves;
 mod splits;
 

@@ -15,12 +15,14 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tonic::{Response, Status};
 use uuid::Uuid;
 
+use crate::attempts::Attempts;
 use crate::clock::ServerClock;
+use crate::gate::Gates;
 use crate::map::ShardMap;
 use crate::node::Node;
 use crate::options::ClientOptions;
 use crate::pending::Failure;
-use crate::retry::{Advice, Backoff};
+use crate::retry::Backoff;
 use crate::router::Router;
 use crate::submit::Waiting;
 use crate::subscribe::{self, SubscribeEvent, SubscribeHandle};
@@ -38,6 +40,7 @@ pub(crate) struct Inner {
     pub(crate) options: Arc<ClientOptions>,
     pub(crate) router: Router,
     clock: ServerClock,
+    pub(crate) gates: Arc<Gates>,
     in_flight: Semaphore,
     in_flight_bytes: Semaphore,
     /// Whose handles are known: they never change hands.
@@ -78,6 +81,7 @@ impl Client {
         let inner = Arc::new(Inner {
             router: Router::new(&options)?,
             clock: ServerClock::new(),
+            gates: Arc::default(),
             handles: Mutex::default(),
             learning: tokio::sync::Mutex::default(),
             in_flight: Semaphore::new(options.limits.in_flight_max.min(Semaphore::MAX_PERMITS)),
@@ -111,8 +115,8 @@ impl Client {
             Placed::Submit(request) => request,
             Placed::Unary(request) => return self.send_unary(request).await,
         };
-        let attempt = self.attempt(request.clone(), deadline);
-        self.finish(request, deadline, attempt).await
+        let first = self.first_attempt(&request, deadline);
+        self.finish(request, deadline, first).await
     }
 
     /// Sends many messages, handed over in order before the first answer is awaited; one result per
@@ -132,7 +136,7 @@ impl Client {
         for request in requests {
             attempts.push(match self.placed(request).await {
                 Ok(Placed::Submit(request)) => {
-                    Ok((self.attempt(request.clone(), deadline), request))
+                    Ok((self.first_attempt(&request, deadline), request))
                 }
                 Ok(Placed::Unary(request)) => Err(self.send_unary(request).await),
                 Err(error) => Err(Err(error)),
@@ -280,49 +284,65 @@ impl Client {
         }
     }
 
-    /// Waits for the attempt's answer, and repeats it elsewhere as long as that makes sense. An
+    /// The first attempt; none where a send has to wait for its turn.
+    fn first_attempt(&self, request: &SendRequest, deadline: Instant) -> Option<Attempt> {
+        if self.inner.gates.is_shut(self.shard_of_send(request)) {
+            return None;
+        }
+        Some(self.attempt(request.clone(), deadline))
+    }
+
+    /// Waits for the first attempt's answer, and repeats it elsewhere as long as that makes sense. An
     /// attempt needs no timer of its own: its stream fails it when the node falls silent or the
     /// deadline passes.
     async fn finish(
         &self,
         request: SendRequest,
         deadline: Instant,
-        attempt: Attempt,
+        first: Option<Attempt>,
     ) -> Result<SendResponse, CallError> {
-        let Attempt {
+        let Some(Attempt {
             shard,
             node,
             answer,
-        } = attempt;
+        }) = first
+        else {
+            return Box::pin(self.repeat(request, deadline, None)).await;
+        };
         match answered(answer).await {
             Ok(sent) => Ok(sent),
-            Err(failure) => Box::pin(self.repeat(request, deadline, shard, node, failure)).await,
+            Err(failure) => {
+                let failed = Some((shard, node, failure));
+                Box::pin(self.repeat(request, deadline, failed)).await
+            }
         }
     }
 
-    /// What [`Client::finish`] does after an attempt that failed.
+    /// What [`Client::finish`] does after a first attempt that failed, or was not made.
     async fn repeat(
         &self,
         request: SendRequest,
         deadline: Instant,
-        mut shard: u32,
-        mut node: Arc<Node>,
-        mut failure: Failure,
+        first: Option<(u32, Arc<Node>, Failure)>,
     ) -> Result<SendResponse, CallError> {
-        let mut backoff = Backoff::new(&self.inner.options.timeouts, deadline);
+        let mut attempts = Attempts::new(&self.inner, deadline);
+        match first {
+            Some((shard, node, failure)) => attempts.after(shard, &node, failure).await?,
+            None => attempts.enter(self.shard_of_send(&request)).await?,
+        }
         loop {
-            let advice = self.inner.router.learn(shard, &node, &failure);
-            if advice == Advice::GiveUp || !backoff.wait(&failure.error).await {
-                return Err(failure.error);
+            let Attempt {
+                shard,
+                node,
+                answer,
+            } = self.attempt(request.clone(), deadline);
+            match answered(answer).await {
+                Ok(sent) => {
+                    attempts.served();
+                    return Ok(sent);
+                }
+                Err(failure) => attempts.after(shard, &node, failure).await?,
             }
-            tracing::debug!(shard, failed = node.address(), error = %failure.error, "send again");
-            self.inner.learn_map(&node, &failure.error).await;
-            let attempt = self.attempt(request.clone(), deadline);
-            (shard, node) = (attempt.shard, attempt.node);
-            failure = match answered(attempt.answer).await {
-                Ok(sent) => return Ok(sent),
-                Err(failure) => failure,
-            };
         }
     }
 
@@ -350,22 +370,23 @@ impl Client {
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
-        let mut backoff = Backoff::new(&self.inner.options.timeouts, self.deadline());
+        let mut attempts = Attempts::new(&self.inner, self.deadline());
+        if let Some(shard) = self.inner.router.with_map(&place) {
+            attempts.enter(shard).await?;
+        }
         loop {
             let Some(shard) = self.inner.router.with_map(&place) else {
+                attempts.served();
                 return Ok(None);
             };
             let node = self.inner.router.leader(shard);
-            let failure = match self.inner.once(attempt(Arc::clone(&node), shard)).await {
-                Ok(answer) => return Ok(Some(answer)),
-                Err(failure) => failure,
-            };
-            let advice = self.inner.router.learn(shard, &node, &failure);
-            if advice == Advice::GiveUp || !backoff.wait(&failure.error).await {
-                return Err(failure.error);
+            match self.inner.once(attempt(Arc::clone(&node), shard)).await {
+                Ok(answer) => {
+                    attempts.served();
+                    return Ok(Some(answer));
+                }
+                Err(failure) => attempts.after(shard, &node, failure).await?,
             }
-            tracing::debug!(shard, failed = node.address(), error = %failure.error, "call again");
-            self.inner.learn_map(&node, &failure.error).await;
         }
     }
 }

@@ -87,7 +87,7 @@ impl Follower {
             if begun.elapsed() > self.client.options.timeouts.backoff_max * 4 {
                 backoff = Backoff::endless(&self.client.options.timeouts);
             }
-            if self.client.router.learn(self.shard, &node, &failure) == Advice::GiveUp {
+            if self.client.router.learn(self.shard, &node, &failure).0 == Advice::GiveUp {
                 for timeline in self.wanted.remove_all() {
                     let error = failure.error.clone();
                     if self

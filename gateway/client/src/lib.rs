@@ -11,12 +11,14 @@
 //! most once however often it is sent; after a retryable error at the deadline its outcome is
 //! unknown, and the caller may go on with the same id.
 
+mod attempts;
 mod calls;
 mod channel;
 mod client;
 mod clock;
 mod dead_letters;
 mod follow;
+mod gate;
 mod map;
 mod node;
 mod operate;

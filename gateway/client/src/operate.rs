@@ -101,6 +101,38 @@ impl Client {
             .await
     }
 
+    /// Begins the move of a slot to another shard, or with `dry_run` judges whether it could be.
+    ///
+    /// # Errors
+    /// `StaleEpoch` if the slot is on another move, `UnknownShard`; else as [`Client::set_standing`].
+    pub async fn move_slot(
+        &self,
+        call: v1::MoveSlotRequest,
+    ) -> Result<v1::MoveSlotResponse, CallError> {
+        self.operate(|mut node| async move { node.move_slot(call).await })
+            .await
+    }
+
+    /// Gives the move of a slot up.
+    ///
+    /// # Errors
+    /// `StaleEpoch` if there is none, or it is past that; else as [`Client::set_standing`].
+    pub async fn abort_slot_move(&self, slot: u32) -> Result<v1::MapChange, CallError> {
+        let call = v1::AbortSlotMoveRequest { slot };
+        self.operate(|mut node| async move { node.abort_slot_move(call).await })
+            .await
+    }
+
+    /// The moves of slots that are under way.
+    ///
+    /// # Errors
+    /// As [`Client::plan_steps`].
+    pub async fn slot_moves(&self) -> Result<Vec<v1::SlotMove>, CallError> {
+        let call = v1::SlotMovesRequest {};
+        let moves = self.operate(|mut node| async move { node.slot_moves(call).await });
+        moves.await.map(|answer| answer.moves)
+    }
+
     /// Asks one node after the other, until one has done it. Every call here bears being asked twice.
     async fn operate<T, F>(
         &self,

@@ -133,25 +133,25 @@ impl Router {
         }
     }
 
-    /// Learns from an attempt that failed on `node`; tells whether and where to try again.
-    pub(crate) fn learn(&self, shard: u32, node: &Arc<Node>, failure: &Failure) -> Advice {
+    /// Learns from an attempt that failed on `node`; tells whether and where to try again, and whether it was `node`
+    /// that would have been tried again until now.
+    pub(crate) fn learn(&self, shard: u32, node: &Arc<Node>, failure: &Failure) -> (Advice, bool) {
         if failure.broken {
             node.suspect_for(self.options.timeouts.attempt);
         }
         let advice = advice(failure.error.code());
-        if advice == Advice::OtherNode {
-            self.move_from(shard, node, &failure.error.0.leader_address);
-        }
-        advice
+        let moved = advice == Advice::OtherNode
+            && self.move_from(shard, node, &failure.error.0.leader_address);
+        (advice, moved)
     }
 
     /// Follows the hint if there is one that can be trusted, else goes round. Of many calls that
-    /// failed on one node only the first moves on.
-    fn move_from(&self, shard: u32, node: &Arc<Node>, hint: &str) {
+    /// failed on one node only the first moves on, and gets true.
+    fn move_from(&self, shard: u32, node: &Arc<Node>, hint: &str) -> bool {
         let mut state = self.state.write();
         let current = state.leaders.get(&shard).unwrap_or(&state.nodes[0]);
         if !Arc::ptr_eq(current, node) {
-            return;
+            return false;
         }
         let hinted = find(&state.nodes, hint).or_else(|| {
             // A node that came after the map held.
@@ -162,6 +162,7 @@ impl Router {
         let hinted = hinted.filter(|hinted| !Arc::ptr_eq(hinted, node) && !hinted.is_suspect());
         let next = hinted.unwrap_or_else(|| next_after(&state.nodes, node));
         state.leaders.insert(shard, next);
+        true
     }
 
     fn newcomer(&self, hint: &str) -> Option<Arc<Node>> {
@@ -223,7 +224,7 @@ mod tests {
         let node = router.leader(0);
         assert_eq!(
             router.learn(0, &node, &not_leader("h:3")),
-            Advice::OtherNode
+            (Advice::OtherNode, true)
         );
         assert_eq!(router.leader(0).address(), "h:3");
         // A node that the map held does not have yet.
@@ -241,9 +242,11 @@ mod tests {
     async fn many_failures_on_one_node_move_on_once() {
         let router = router();
         let node = router.leader(0);
-        for _ in 0..5 {
-            router.learn(0, &node, &not_leader(""));
-        }
+        let learnt = (0..5).map(|_| router.learn(0, &node, &not_leader("")).1);
+        assert_eq!(
+            learnt.collect::<Vec<_>>(),
+            [true, false, false, false, false]
+        );
         assert_eq!(router.leader(0).address(), "h:2");
     }
 
@@ -271,7 +274,7 @@ mod tests {
         let router = router();
         let node = router.leader(0);
         let refusal = CallError::new(ErrorCode::IdReused, "").into();
-        assert_eq!(router.learn(0, &node, &refusal), Advice::GiveUp);
+        assert_eq!(router.learn(0, &node, &refusal), (Advice::GiveUp, false));
         assert_eq!(router.leader(0).address(), "h:1");
     }
 

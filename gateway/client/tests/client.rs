@@ -175,6 +175,42 @@ async fn a_busy_node_is_asked_again_until_the_deadline() {
     assert!(cluster.store.lock().attempts > 1);
 }
 
+/// Tens of thousands that each ask again would keep nodes from electing the leader whom they ask for.
+#[tokio::test]
+async fn while_nobody_serves_a_shard_one_send_asks_for_all() {
+    const SENDS: usize = 500;
+    let cluster = Cluster::start(3);
+    let client = cluster.client().await;
+    cluster.store.lock().refusal = Some(ErrorCode::Unavailable);
+    let tried = async |attempts| {
+        loop {
+            let (came, frames) = {
+                let store = cluster.store.lock();
+                (store.attempts, store.frames)
+            };
+            if came >= attempts {
+                return (came, frames);
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let watched = async {
+        let (attempts, frames) = tried(SENDS + 5).await;
+        let (later, later_frames) = tried(attempts + 10).await;
+        assert_eq!(
+            later - attempts,
+            later_frames - frames,
+            "a probe is alone in its frame"
+        );
+        cluster.store.lock().refusal = None;
+    };
+    let sends = messages(&client, SENDS).into_iter();
+    let sends = futures_util::future::join_all(sends.map(|message| client.send(message)));
+    let (sent, ()) = tokio::join!(sends, watched);
+    assert!(sent.iter().all(Result::is_ok));
+    assert_once(&cluster, SENDS);
+}
+
 #[tokio::test]
 async fn sends_over_a_limit_wait_and_then_say_which_limit() {
     let cluster = Cluster::start(1);

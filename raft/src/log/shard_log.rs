@@ -78,6 +78,17 @@ impl ShardLog {
         self.shard.state.lock().last
     }
 
+    /// The greatest index that is noted as committed; may lag.
+    pub(crate) fn committed_index(&self) -> u64 {
+        let committed = self.shard.state.lock().committed;
+        committed.map_or(0, |id| id.index)
+    }
+
+    /// Has less noted as committed, until more is: in memory only.
+    pub(crate) fn note_committed(&self, committed: Option<LogId>) {
+        self.shard.state.lock().committed = committed;
+    }
+
     /// Whether there is anything of a replica: entries, or a vote that no life explains.
     pub(crate) fn is_used(&self) -> bool {
         let state = self.shard.state.lock();

@@ -159,3 +159,30 @@ fn a_transfer_to_a_node_that_does_not_answer_leaves_the_leader_in_place() {
     assert_eq!(shard.leadership(), before, "it has not resigned");
     cluster.register("bob");
 }
+
+#[test]
+fn a_node_that_leaves_hands_over_takes_nothing_and_tells_callers_who_leads() {
+    let cluster = Cluster::start(3, |_| ());
+    let alice = cluster.register("alice");
+    let leaving = &cluster.nodes[cluster.leader()];
+    let own = cluster.leader() as u64 + 1;
+    leaving.run(leaving.node().leave());
+    let elsewhere = eventually("it follows whom it handed over to", || {
+        match leaving.shard().leadership() {
+            Leadership::Follower { leader, .. } => leader,
+            Leadership::Leader { .. } => None,
+        }
+    });
+    let refused = leaving.run(leaving.shard().propose(vec![send(alice, alice, "x")]));
+    let Err(ProposeError::NotLeader { leader: Some(hint) }) = refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!(hint, elsewhere);
+    let leader = &cluster.nodes[cluster.leader()];
+    let refused = leader.run(leader.shard().transfer_leader(own));
+    let Err(ChangeError::Unavailable { reason }) = refused else {
+        panic!("{refused:?}");
+    };
+    assert!(reason.contains("about to stop"), "{reason}");
+    assert_eq!(seq_of(&cluster.propose(&[send(alice, alice, "x")])), Seq(1));
+}

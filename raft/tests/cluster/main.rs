@@ -9,4 +9,5 @@ mod nodes;
 mod proposals;
 mod restarts;
 mod shards;
+mod slots;
 mod splits;

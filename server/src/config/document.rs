@@ -2,13 +2,16 @@
 
 use std::fmt::Write as _;
 
+use mailbox_engine::ClusterOptions;
+
 use super::options::{Bounds, OPTIONS, OptionFacts, SECTIONS};
 use super::{Config, Error};
 
 const WIDTH: usize = 96;
 
 const PREFACE: &str = "\
-# Configuration of `mailboxd server` and `mailboxd gateway`. Every option is shown with its default.
+# Configuration of `mailboxd server` and `mailboxd gateway`. Every option is shown with its default;
+# one that is not set by default is commented out.
 #
 # Each can also be given in the environment (MAILBOX_NODE__LISTEN for node.listen: two underscores
 # between section and option) or as a flag (--set node.listen=127.0.0.1:7700). Flags go before the
@@ -39,12 +42,11 @@ pub fn default_document() -> String {
                 &mut text,
                 &format!("{} {}.", option.doc, describe(&option.bounds)),
             );
-            let _ = writeln!(
-                text,
-                "{} = {}\n",
-                name_of(option.path),
-                value(&defaults, option.path)
-            );
+            let name = name_of(option.path);
+            let _ = match value(&defaults, option.path) {
+                Some(value) => writeln!(text, "{name} = {value}\n"),
+                None => writeln!(text, "# {name} = {}\n", of_a_new_cluster(option.path)),
+            };
         }
         if let Some(option) = nodes {
             comment(
@@ -73,7 +75,9 @@ pub fn explain(topic: Option<&str>) -> Result<String, Error> {
         let _ = writeln!(text, "{}", option.path);
         let _ = writeln!(text, "    {}", option.doc);
         let _ = writeln!(text, "    {}", describe(&option.bounds));
-        let _ = writeln!(text, "    default      {}", value(&defaults, option.path));
+        let default = value(&defaults, option.path);
+        let default = default.as_deref().unwrap_or("not set");
+        let _ = writeln!(text, "    default      {default}");
         let _ = writeln!(text, "    environment  {}\n", environment_name(option.path));
     }
     match topic {
@@ -91,12 +95,21 @@ pub(super) fn values(config: &Config) -> toml::Table {
     toml::Table::try_from(config).expect("plain structs of numbers and text serialise to TOML")
 }
 
-/// The value at `path`, as TOML text.
-pub(super) fn value(values: &toml::Table, path: &str) -> String {
+/// The value at `path`, as TOML text, if it is set.
+fn value(values: &toml::Table, path: &str) -> Option<String> {
     let found = values
         .get(section_of(path))
         .and_then(|section| section.get(name_of(path)));
-    found.map(ToString::to_string).unwrap_or_default()
+    found.map(ToString::to_string)
+}
+
+/// What stands for an option in a new cluster when it is not set.
+fn of_a_new_cluster(path: &str) -> u32 {
+    match path {
+        "cluster.dead_letters_max" => ClusterOptions::default().dead_letters_max,
+        _ => None,
+    }
+    .expect("every other option has a default")
 }
 
 pub(super) fn section_of(path: &str) -> &str {
@@ -131,4 +144,28 @@ fn comment(text: &mut String, words: &str) {
         line.push_str(word);
     }
     let _ = writeln!(text, "{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Role;
+
+    #[test]
+    fn an_option_without_a_default_is_commented_out_and_checked_once_it_is_set() {
+        assert!(default_document().contains("\n# dead_letters_max = 1000\n"));
+        let words = explain(Some("cluster.dead_letters_max")).expect("there is one");
+        assert!(words.contains("default      not set"), "{words}");
+        let load = |overrides: &[&str]| {
+            let overrides: Vec<String> = overrides.iter().map(|text| (*text).to_owned()).collect();
+            let config = Config::load(None, &overrides, Role::Server)?;
+            Ok::<_, Error>(config.cluster.dead_letters_max)
+        };
+        assert_eq!(load(&[]).expect("it need not be set"), None);
+        let set = load(&["cluster.dead_letters_max=8"]);
+        assert_eq!(set.expect("it may be set"), Some(8));
+        let error = load(&["cluster.dead_letters_max=0"]).expect_err("too few");
+        let words = error.to_string();
+        assert!(words.contains("cluster.dead_letters_max = 0"), "{words}");
+    }
 }

@@ -189,7 +189,10 @@ pub const OPTIONS: &[OptionFacts] = &[
         ClusterOptions::DEAD_LETTERS_MAX,
         "letters",
         "Dead letters (refused 1:1 messages, for operators) that each slot keeps; each further one takes the place \
-         of the oldest. Replicated at bootstrap, like body_bytes_max.",
+         of the oldest, whether or not that one still waits: letters that were requeued or dropped keep their \
+         places. Replicated at bootstrap, like body_bytes_max. Not set: 1000 in a new cluster, and none are kept in \
+         one that is older than dead letters. Such a cluster begins to keep them when this is set: on all nodes, and \
+         not before each runs a build that knows the option, since an older one stops at what it cannot read.",
     ),
     number(
         "cluster.dedup_window_ms",

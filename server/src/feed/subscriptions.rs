@@ -74,6 +74,16 @@ impl Subscriptions {
         removed
     }
 
+    /// Takes out all but those that fit.
+    pub(super) fn remove_unless(&mut self, fits: impl Fn(TimelineId) -> bool) -> Vec<TimelineId> {
+        let timelines = self.by_timeline.keys().copied();
+        let gone: Vec<TimelineId> = timelines.filter(|timeline| !fits(*timeline)).collect();
+        for timeline in &gone {
+            self.remove(*timeline);
+        }
+        gone
+    }
+
     /// A tail was missed: every subscription may be behind.
     pub(super) fn all_behind(&mut self) {
         for (timeline, subscription) in &mut self.by_timeline {

@@ -9,13 +9,16 @@ use mailbox_api::v1::{
     self, DeadLetterStanding, DropDeadLetterRequest, ErrorCode, ListDeadLettersRequest,
     RegisterUserRequest, RequeueDeadLetterRequest, StateHashRequest,
 };
-use mailbox_client::Client;
+use mailbox_client::{Auth, Client, ClientOptions};
 use mailbox_engine::{Flags, SlotId, UserId, slot_of_handle, slot_of_owner};
 use mailbox_gateway::token::{TokenSigner, issue};
+use rustix::process::Signal;
 use tonic::transport::Channel;
 
 use crate::chat::text_to;
 use crate::cluster::{KEY, Trio};
+use crate::operate::{SECRET, write_config};
+use crate::process::Process;
 use crate::shards::messages;
 
 const SLOTS: u16 = 64;
@@ -268,4 +271,95 @@ async fn assert_replicas_agree(trio: &Trio, client: &Client) {
             assert_eq!(hash, made, "shard {shard} at {address}");
         }
     }
+}
+
+/// One node whose slots keep one letter each.
+fn small_node(dir: &std::path::Path) -> Process {
+    let file = write_config(dir, "");
+    let mut args = vec!["server", "--json", "--config", &file];
+    for option in [
+        "cluster.slot_count=64",
+        "cluster.shards=4",
+        "cluster.dead_letters_max=1",
+    ] {
+        args.extend(["--set", option]);
+    }
+    Process::start(&args)
+}
+
+/// The last index of the log of an owner's shard.
+async fn last_index(client: &Client, owner: u64) -> u64 {
+    let status = client.status(None).await.expect("a status");
+    let of = client.shard_of_owner(owner);
+    let mut shards = status.shards.iter();
+    shards.find(|shard| shard.shard == of).unwrap().last_index
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_never_was_a_letter_gets_into_no_entry_and_what_was_one_is_remembered() {
+    let dir = tempfile::tempdir().unwrap();
+    let process = small_node(dir.path());
+    let address = process.says()["ready"]["grpc"].as_str().unwrap().to_owned();
+    let auth = Auth::Secret {
+        cluster_id: Some("test".into()),
+        secret: SECRET.to_vec(),
+    };
+    let client = Client::connect(ClientOptions::new(vec![address], auth));
+    let client = client.await.expect("connect");
+    let alice = register(&client, "alice").await;
+    let (handle, late) = stranger(&client, alice);
+    let slot = slot_of_owner(late.0, SLOTS);
+    let requeue = |seq| RequeueDeadLetterRequest {
+        request_id: client.new_message_id().as_bytes().to_vec().into(),
+        slot: u32::from(slot.0),
+        seq,
+        dry_run: false,
+    };
+    let dropping = |seq, dry_run| DropDeadLetterRequest {
+        slot: u32::from(slot.0),
+        seq,
+        dry_run,
+        ..DropDeadLetterRequest::default()
+    };
+
+    let before = last_index(&client, late.0).await;
+    for seq in 0..15 {
+        let refused = client.requeue_dead_letter(requeue(seq)).await;
+        assert_eq!(code(refused), ErrorCode::UnknownDeadLetter);
+        let refused = client.drop_dead_letter(dropping(seq, false)).await;
+        let error = refused.expect_err("there is none");
+        assert_eq!(error.code(), ErrorCode::UnknownDeadLetter);
+        let words = format!("slot {slot} has no dead letter {seq}: it has none");
+        assert!(error.to_string().contains(&words), "{error}");
+    }
+    // The shard may have written something of its own, but not thirty entries.
+    let written = last_index(&client, late.0).await - before;
+    assert!(written < 30, "{written} entries");
+
+    let send = text_to(&client, alice, late.0, "one");
+    client.send(send).await.expect("acked");
+    messages(&client, alice, 2).await;
+    assert_eq!(register(&client, &handle).await, late.0);
+    let first = requeue(1);
+    let requeued = client.requeue_dead_letter(first.clone()).await;
+    let requeued = requeued.expect("requeued");
+    // The next letter takes the only place.
+    let nobody = (2..).map(|number| UserId::allocated(number, SlotId(0)));
+    let mut nobody = nobody.filter(|user| slot_of_owner(user.0, SLOTS) == slot);
+    let send = text_to(&client, alice, nobody.next().unwrap().0, "two");
+    client.send(send).await.expect("acked");
+    messages(&client, alice, 4).await;
+    let again = client.requeue_dead_letter(first).await;
+    assert_eq!(again.expect("as the first time"), requeued);
+    let other = client.requeue_dead_letter(requeue(1)).await;
+    let error = other.expect_err("it is gone");
+    assert_eq!(error.code(), ErrorCode::UnknownDeadLetter);
+    let words = format!("slot {slot} has no dead letter 1: it has 2 to 2");
+    assert!(error.to_string().contains(&words), "{error}");
+
+    for (dry_run, dropped_before) in [(true, false), (false, false), (true, true)] {
+        let dropped = client.drop_dead_letter(dropping(2, dry_run)).await;
+        assert_eq!(dropped.expect("dropped").dropped_before, dropped_before);
+    }
+    assert!(process.stop(Signal::TERM).success());
 }

@@ -22,6 +22,7 @@ mod peer_tls;
 mod placement;
 mod process;
 mod shards;
+mod slot_moves;
 mod slow_subscriber;
 mod user_limits;
 mod ws;

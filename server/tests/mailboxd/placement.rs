@@ -93,10 +93,10 @@ async fn until(client: &Client, what: &str, fits: impl Fn(&Look) -> bool) -> Loo
 }
 
 /// Who sent it, to whom, and what.
-type Acked = (u64, u64, String);
+pub(crate) type Acked = (u64, u64, String);
 
 /// Sends one message after the other from each user to the next, until told to stop. Gives what was acked.
-async fn load(client: Client, users: Vec<u64>, stop: Arc<AtomicBool>) -> Vec<Acked> {
+pub(crate) async fn load(client: Client, users: Vec<u64>, stop: Arc<AtomicBool>) -> Vec<Acked> {
     let mut acked = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         let number = acked.len();
@@ -135,7 +135,7 @@ async fn read(client: &Client, user: u64) -> Vec<v1::Message> {
 }
 
 /// Every acked message is once in its sender's mailbox and once in its recipient's, in order, and nothing else is.
-async fn assert_nothing_lost(client: &Client, users: &[u64], acked: &[Acked]) {
+pub(crate) async fn assert_nothing_lost(client: &Client, users: &[u64], acked: &[Acked]) {
     for user in users {
         let of = |own: bool| {
             let mine = move |(from, to, _): &&Acked| if own { from == user } else { to == user };
@@ -182,7 +182,7 @@ async fn drain_and_remove(client: &Client, node: u64) {
     client.remove_node(node).await.expect("it is empty");
 }
 
-async fn register(client: &Client, handle: String) -> u64 {
+pub(crate) async fn register(client: &Client, handle: String) -> u64 {
     let call = v1::RegisterUserRequest {
         request_id: client.new_message_id().as_bytes().to_vec().into(),
         handle,

@@ -88,6 +88,11 @@ impl Process {
         Self::spawn(command(args).stderr(file))
     }
 
+    /// The same, with failpoints that make it die on the way.
+    pub(crate) fn start_failing(args: &[&str], failpoints: &str) -> Self {
+        Self::spawn(command(args).env("FAILPOINTS", failpoints))
+    }
+
     fn spawn(command: &mut Command) -> Self {
         let mut child = command
             .stdout(Stdio::piped())

@@ -89,7 +89,10 @@ pub(super) async fn wait_caught_up(
         let holds = seen.map.shards.iter();
         let mut holds = holds.filter(|shard| shard.replicas.iter().any(|held| held.node == node));
         let near = |lag: Option<u64>| lag.is_some_and(|lag| lag <= lag_max);
-        if holds.all(|shard| near(seen.lag(shard.shard, node))) {
+        if holds.all(|shard| {
+            let shard = shard.shard;
+            near(seen.lag(shard, node)) && near(seen.apply_lag(shard, node))
+        }) {
             return Ok(());
         }
         if begun.elapsed() >= within {

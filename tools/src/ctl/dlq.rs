@@ -61,6 +61,9 @@ pub(crate) enum Command {
         node: NodeArgs,
     },
     /// Mark dead letters as done with: they cannot be requeued any more
+    ///
+    /// That makes no room: a letter that was requeued or dropped keeps its place in its slot until it is the oldest
+    /// and a newer one takes it. How many places a slot has is cluster.dead_letters_max.
     Drop {
         /// `slot/seq`, as `list` prints it; several with spaces
         #[arg(required = true)]
@@ -136,7 +139,7 @@ struct Shown {
 #[derive(Serialize)]
 struct Outcome {
     letter: String,
-    /// `requeued`, `dropped`, or `refused`; in a dry run `possible` or `refused`.
+    /// `requeued`, `dropped`, or `refused`; in a dry run `possible` where it has not been done before.
     state: &'static str,
     dry_run: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -236,7 +239,9 @@ impl Listing<'_> {
         }
         if unseen > 0 {
             eprintln!(
-                "{} are gone that nobody had requeued or dropped: newer ones took their places",
+                "since the cluster began, newer letters have taken the places of {} that nobody had requeued or \
+                 dropped\n  Those that were requeued or dropped keep theirs too: only a greater \
+                 cluster.dead_letters_max makes room",
                 grouped(unseen)
             );
         }
@@ -334,9 +339,10 @@ async fn requeue(client: &Client, letter: LetterId, dry_run: bool) -> anyhow::Re
         (true, seq) => format!("{letter}: was requeued before, as seq {seq}: nothing to do"),
         (false, seq) => format!("{letter}: requeued, as seq {seq} of its recipient's mailbox"),
     };
+    let possible = dry_run && done.seq == 0;
     Ok(Outcome {
         letter: letter.to_string(),
-        state: if dry_run { "possible" } else { "requeued" },
+        state: if possible { "possible" } else { "requeued" },
         dry_run,
         seq: (done.seq != 0).then(|| done.seq.to_string()),
         message_id: (done.seq != 0).then(|| done.message_id.to_string()),
@@ -352,13 +358,17 @@ async fn drop_letter(client: &Client, letter: LetterId, dry_run: bool) -> anyhow
         dry_run,
         ..DropDeadLetterRequest::default()
     };
-    if let Err(error) = client.drop_dead_letter(call).await {
-        return refused(letter, dry_run, error);
-    }
-    let (state, words) = if dry_run {
-        ("possible", format!("{letter}: can be dropped"))
-    } else {
-        ("dropped", format!("{letter}: dropped"))
+    let done = match client.drop_dead_letter(call).await {
+        Ok(done) => done,
+        Err(error) => return refused(letter, dry_run, error),
+    };
+    let (state, words) = match (dry_run, done.dropped_before) {
+        (true, false) => ("possible", format!("{letter}: can be dropped")),
+        (true, true) => (
+            "dropped",
+            format!("{letter}: was dropped before: nothing to do"),
+        ),
+        (false, _) => ("dropped", format!("{letter}: dropped")),
     };
     Ok(Outcome {
         letter: letter.to_string(),

@@ -6,6 +6,7 @@ mod dev_cluster;
 mod dlq;
 mod doctor;
 mod inspect;
+mod move_slot;
 mod replay;
 mod send;
 mod shard;

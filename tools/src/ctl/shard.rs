@@ -6,6 +6,7 @@ use mailbox_client::Client;
 use mailbox_client::v1::{ClusterMap, MapShard, MoveReplicaRequest};
 use serde::Serialize;
 
+use super::move_slot;
 use super::show_table::plain_table;
 use super::steps::{WaitArgs, step_text, wait_for};
 use crate::node::NodeArgs;
@@ -49,6 +50,28 @@ pub(crate) enum Command {
         #[command(flatten)]
         node: NodeArgs,
     },
+    /// Move one slot to another shard
+    ///
+    /// The owners of the slot move with all that is theirs. A copy travels while the slot is served; then, for some
+    /// milliseconds, nobody serves it, and clients try again. Goes on by itself whatever node dies. A shard that has
+    /// no slots left goes on without any.
+    MoveSlot {
+        /// The slot
+        slot: u32,
+        /// The shard that gets it
+        #[arg(long, value_name = "SHARD", required_unless_present = "abort")]
+        to: Option<u32>,
+        /// Give the move up that is under way; possible while the slot is copied
+        #[arg(long, conflicts_with = "to")]
+        abort: bool,
+        /// Say whether it can be done; change nothing
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        wait: WaitArgs,
+        #[command(flatten)]
+        node: NodeArgs,
+    },
     /// Let another voter lead a shard
     ///
     /// Sends wait for some milliseconds, none is lost. The placement keeps leaders even, and may move this
@@ -75,6 +98,9 @@ pub(super) struct ShardRow {
     term: u64,
     replicas: Vec<ReplicaRow>,
     changing: bool,
+    /// Slots on their way to it or from it, in words.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    moves: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -110,8 +136,13 @@ struct Outcome {
 pub(super) async fn run(command: Command, output: OutputArgs) -> anyhow::Result<bool> {
     let outcome = match command {
         Command::List { node } => {
-            let rows = shard_rows(&Survey::take(&node.connect().await?).await?);
-            output.print(&rows, |rows| shards_table(rows).trim_fmt())?;
+            let client = node.connect().await?;
+            let mut rows = shard_rows(&Survey::take(&client).await?);
+            let moves = client.slot_moves().await.unwrap_or_default();
+            for row in &mut rows {
+                row.moves = move_slot::of_shard(&moves, row.shard);
+            }
+            output.print(&rows, |rows| list_text(rows))?;
             return Ok(true);
         }
         Command::Show { shard, node } => {
@@ -134,6 +165,24 @@ pub(super) async fn run(command: Command, output: OutputArgs) -> anyhow::Result<
                 dry_run,
             };
             move_replica(&node.connect().await?, call, wait).await?
+        }
+        Command::MoveSlot {
+            slot,
+            to,
+            abort: _,
+            dry_run,
+            wait,
+            node,
+        } => {
+            let ask = move_slot::Ask {
+                slot,
+                to,
+                dry_run,
+                wait,
+            };
+            let outcome = move_slot::run(&node.connect().await?, ask).await?;
+            output.print(&outcome, |outcome| outcome.words.clone())?;
+            return Ok(true);
         }
         Command::Transfer {
             shard,
@@ -265,8 +314,11 @@ async fn show(client: &Client, shard: u32) -> anyhow::Result<ShardView> {
     let spans: Vec<String> = spans
         .map(|span| format!("{}-{}", span.first, span.last))
         .collect();
+    let mut row = shard_row(&seen, found);
+    let moves = client.slot_moves().await.unwrap_or_default();
+    row.moves = move_slot::of_shard(&moves, shard);
     Ok(ShardView {
-        row: shard_row(&seen, found),
+        row,
         slots: spans.join(", "),
         running: of_shard.map(step_text).collect(),
         done: done.map(ended).collect(),
@@ -278,10 +330,10 @@ fn human(view: &ShardView) -> String {
     let leader = row
         .leader
         .map_or_else(|| "nobody".to_owned(), |node| format!("node {node}"));
-    let slots = if view.slots.is_empty() {
-        "none (the meta shard)"
-    } else {
-        &view.slots
+    let slots = match (view.slots.as_str(), row.shard) {
+        ("", 0) => "none (the meta shard)",
+        ("", _) => "none",
+        (slots, _) => slots,
     };
     let mut text = format!(
         "shard {}: led by {leader} in term {}, row epoch {}, slots {slots}\n",
@@ -304,10 +356,28 @@ fn human(view: &ShardView) -> String {
         ]);
     }
     text.push_str(&table.trim_fmt());
-    for (title, steps) in [("under way", &view.running), ("done last", &view.done)] {
+    for (title, steps) in [
+        ("under way", &view.running),
+        ("slots under way", &row.moves),
+        ("done last", &view.done),
+    ] {
         if !steps.is_empty() {
             text.push_str(&format!("\n{title}:\n  {}", steps.join("\n  ")));
         }
+    }
+    text
+}
+
+fn list_text(rows: &[ShardRow]) -> String {
+    let mut text = shards_table(rows).trim_fmt();
+    // Each is told by both of its shards.
+    let moves: std::collections::BTreeSet<&String> =
+        rows.iter().flat_map(|row| &row.moves).collect();
+    if !moves.is_empty() {
+        text.push_str("\nslots under way:");
+    }
+    for words in moves {
+        text.push_str(&format!("\n  {words}"));
     }
     text
 }
@@ -333,6 +403,7 @@ fn shard_row(seen: &Survey, shard: &MapShard) -> ShardRow {
         term: leader.map_or(0, |(_, status)| status.term),
         changing: leader.is_some_and(|(_, status)| status.changing),
         replicas: shard.replicas.iter().map(replica).collect(),
+        moves: Vec::new(),
     }
 }
 

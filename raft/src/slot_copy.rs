@@ -1,0 +1,554 @@
+//! A slot's rows on their way between shards: a replica that imports a slot asks one that has its rows, and stages
+//! what comes.
+//!
+//! ```text
+//!  importing replica ── SlotRows{slot, epoch, copy | frozen | staged, what it has} ──▶ replica with the rows
+//!   staging directory ◀── description, chunks, end ── files from a read view ◀────────┘
+//!   └──▶ the engine stages them in one ingest
+//! ```
+//!
+//! The one that has the rows keeps the read views of its last copies for a while, so that whoever shows the digest
+//! of one gets only what has changed since. A transfer that breaks starts again from the beginning.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mailbox_api::peer;
+use mailbox_engine::{
+    EXPORT_FORMAT, ExportMeta, ShardId, SlotExport, SlotId, SlotStanding, SnapshotFile,
+};
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::Instant;
+use tonic::Status;
+
+use crate::base_thread::{BaseThread, error_chain, report};
+use crate::node::Node;
+use crate::peer_link::Link;
+use crate::snapshot::{SnapshotPace, StagingDir, Steps, describe, receive_slot, send_files};
+
+/// Copies whose read views a node keeps, and for how long.
+const KEPT_MAX: usize = 8;
+const KEPT_FOR: Duration = Duration::from_secs(600);
+/// Copies on their way at once, each direction of a node. What is frozen already does not wait for them.
+const COPIES_MAX: usize = 2;
+
+/// Which rows are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rows {
+    /// Those of a slot that is served.
+    Copy,
+    /// The last ones of a slot that is frozen for the move.
+    Frozen,
+    /// Those that an import has staged.
+    Staged,
+}
+
+/// What a replica with the rows is asked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ask {
+    pub(crate) shard: ShardId,
+    pub(crate) slot: SlotId,
+    pub(crate) epoch: u64,
+    pub(crate) rows: Rows,
+    /// The digest of what the other one has.
+    pub(crate) base: Option<u128>,
+}
+
+impl Ask {
+    pub(crate) fn encode(&self, hello: peer::Hello) -> peer::SlotRowsRequest {
+        peer::SlotRowsRequest {
+            hello: Some(hello),
+            slot: self.slot.0.into(),
+            epoch: self.epoch,
+            rows: match self.rows {
+                Rows::Copy => peer::SlotRows::Copy,
+                Rows::Frozen => peer::SlotRows::Frozen,
+                Rows::Staged => peer::SlotRows::Staged,
+            }
+            .into(),
+            base: self
+                .base
+                .map_or_else(Vec::new, |base| base.to_be_bytes().to_vec())
+                .into(),
+        }
+    }
+
+    /// What a peer asks; the words say what is wrong with it.
+    pub(crate) fn decode(shard: u32, ask: &peer::SlotRowsRequest) -> Result<Ask, String> {
+        let slot = u16::try_from(ask.slot).map_err(|_| format!("slot {}", ask.slot))?;
+        let rows = match ask.rows() {
+            peer::SlotRows::Copy => Rows::Copy,
+            peer::SlotRows::Frozen => Rows::Frozen,
+            peer::SlotRows::Staged => Rows::Staged,
+            peer::SlotRows::Unspecified => return Err(format!("rows {}", ask.rows)),
+        };
+        let base = match ask.base.len() {
+            0 => None,
+            _ => {
+                let base = <[u8; 16]>::try_from(ask.base.as_ref());
+                let base = base.map_err(|_| format!("a digest of {} bytes", ask.base.len()))?;
+                Some(u128::from_be_bytes(base))
+            }
+        };
+        Ok(Ask {
+            shard: ShardId(shard),
+            slot: SlotId(slot),
+            epoch: ask.epoch,
+            rows,
+            base,
+        })
+    }
+}
+
+/// What a replica is to stage, and whom it gets it from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StageOrder {
+    /// The shard that imports.
+    pub shard: ShardId,
+    /// The slot.
+    pub slot: SlotId,
+    /// The move's.
+    pub epoch: u64,
+    /// The shard that the slot comes from.
+    pub from: ShardId,
+    /// A node with a replica of that.
+    pub node: u64,
+    /// The slot is frozen there: its last rows are wanted. Else any whole copy will do.
+    pub frozen: bool,
+}
+
+/// How far an order has got.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StageState {
+    /// Ask again.
+    Running,
+    /// The rows with this digest are staged, durably.
+    Staged {
+        /// Of all of them.
+        digest: u128,
+    },
+    /// It did not work; the next call tries again.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}
+
+struct Kept {
+    shard: ShardId,
+    slot: SlotId,
+    epoch: u64,
+    digest: u128,
+    export: Arc<SlotExport>,
+    since: Instant,
+}
+
+struct Task {
+    order: StageOrder,
+    state: watch::Receiver<StageState>,
+}
+
+/// The copies of a node, on their way out and in.
+pub(crate) struct SlotCopies {
+    kept: Mutex<Vec<Kept>>,
+    tasks: Mutex<BTreeMap<(ShardId, SlotId), Task>>,
+    sending: Semaphore,
+    staging: Semaphore,
+}
+
+impl SlotCopies {
+    pub(crate) fn new() -> Arc<SlotCopies> {
+        Arc::new(SlotCopies {
+            kept: Mutex::default(),
+            tasks: Mutex::default(),
+            sending: Semaphore::new(COPIES_MAX),
+            staging: Semaphore::new(COPIES_MAX),
+        })
+    }
+
+    /// Lets go of all read views: of one shard, or of all.
+    pub(crate) fn forget(&self, shard: Option<ShardId>) {
+        let stays = |kept: &Kept| shard.is_some_and(|shard| kept.shard != shard);
+        self.kept.lock().retain(stays);
+    }
+
+    /// Read views that nobody has asked for in a while hold files that nobody needs.
+    pub(crate) fn forget_old(&self) {
+        self.kept
+            .lock()
+            .retain(|kept| kept.since.elapsed() < KEPT_FOR);
+    }
+
+    fn kept(&self, ask: &Ask) -> Option<Arc<SlotExport>> {
+        let base = ask.base?;
+        let kept = self.kept.lock();
+        let key = (ask.shard, ask.slot, ask.epoch, base);
+        let found = kept
+            .iter()
+            .find(|kept| (kept.shard, kept.slot, kept.epoch, kept.digest) == key);
+        found.map(|kept| kept.export.clone())
+    }
+
+    fn keep(&self, ask: &Ask, digest: u128, export: SlotExport) {
+        let mut kept = self.kept.lock();
+        let key = (ask.shard, ask.slot, ask.epoch, digest);
+        kept.retain(|old| (old.shard, old.slot, old.epoch, old.digest) != key);
+        if kept.len() >= KEPT_MAX {
+            kept.remove(0);
+        }
+        kept.push(Kept {
+            shard: ask.shard,
+            slot: ask.slot,
+            epoch: ask.epoch,
+            digest,
+            export: Arc::new(export),
+            since: Instant::now(),
+        });
+    }
+}
+
+/// A replica that may have rows.
+#[derive(Clone)]
+pub(crate) struct Holder {
+    pub(crate) engine: Arc<mailbox_engine::Shard>,
+    pub(crate) base: Arc<BaseThread>,
+}
+
+/// Files with rows; they are removed when this is dropped.
+pub(crate) struct RowFiles {
+    meta: ExportMeta,
+    files: Vec<SnapshotFile>,
+    _dir: StagingDir,
+}
+
+/// Writes the rows that are asked for into files.
+pub(crate) async fn export(
+    holder: &Holder,
+    copies: &Arc<SlotCopies>,
+    pace: &SnapshotPace,
+    ask: Ask,
+) -> Result<RowFiles, String> {
+    let Ask { slot, epoch, .. } = ask;
+    if ask.rows == Rows::Frozen {
+        match holder.engine.applied().slots.get(slot) {
+            Some((found, SlotStanding::Frozen { .. })) if found == epoch => {}
+            Some((found, standing)) => {
+                return Err(format!("slot {slot} is {standing} under epoch {found}"));
+            }
+            None => return Err(format!("slot {slot} is not frozen here yet")),
+        }
+    }
+    if ask.rows != Rows::Staged {
+        // What is in no file yet is in no copy.
+        let flushed = holder.base.flush(holder.engine.id());
+        flushed.await.map_err(|error| error_chain(&error))?;
+    }
+    let dir = pace.new_dir("slot")?;
+    let (path, engine) = (dir.path().to_owned(), holder.engine.clone());
+    let since = copies.kept(&ask);
+    let written = tokio::task::spawn_blocking(move || {
+        let export = match ask.rows {
+            Rows::Copy | Rows::Frozen => engine.export_slot(slot)?,
+            Rows::Staged => engine.export_staged(slot, epoch)?,
+        };
+        let (meta, files) = match since {
+            Some(since) => export.write_changes(&since, &path, &mut |_| ())?,
+            None => export.write_files(&path, &mut |_| ())?,
+        };
+        Ok::<_, mailbox_engine::Error>((export, meta, files))
+    });
+    let written = written.await.map_err(|error| error.to_string())?;
+    let (export, meta, files) = written.map_err(|error| error_chain(&error))?;
+    if ask.rows == Rows::Frozen && export.frozen() != Some(epoch) {
+        return Err(format!("the freeze of slot {slot} is in no file yet"));
+    }
+    if ask.rows == Rows::Copy {
+        copies.keep(&ask, meta.digest, export);
+    }
+    Ok(RowFiles {
+        meta,
+        files,
+        _dir: dir,
+    })
+}
+
+/// Answers a peer that asks for rows.
+pub(crate) async fn send(
+    holder: &Holder,
+    copies: &Arc<SlotCopies>,
+    pace: &SnapshotPace,
+    ask: Ask,
+    steps: mpsc::Sender<Result<peer::SnapshotRequest, Status>>,
+) -> Result<(), String> {
+    let steps = Steps::new(steps, Ok);
+    let _permit = match ask.rows {
+        Rows::Copy => Some(copies.sending.acquire().await.map_err(|e| e.to_string())?),
+        Rows::Frozen | Rows::Staged => None,
+    };
+    let rows = export(holder, copies, pace, ask).await?;
+    let begin = peer::SnapshotBegin {
+        format: EXPORT_FORMAT,
+        meta: rows.meta.encode().into(),
+        files: rows.files.iter().map(describe).collect(),
+        ..peer::SnapshotBegin::default()
+    };
+    // Nobody is served while frozen rows travel: they go as fast as they can.
+    let throttled = ask.rows == Rows::Copy;
+    send_files(begin, &rows.files, pace, throttled, &steps).await
+}
+
+/// Rows from elsewhere, in files.
+struct Fetched {
+    meta: ExportMeta,
+    files: Vec<PathBuf>,
+    _dir: StagingDir,
+}
+
+async fn fetch(link: &Link, pace: &SnapshotPace, ask: &Ask) -> Result<Fetched, String> {
+    let request = link.sign(ask.encode(link.hello(ask.shard.0)));
+    let mut client = link.snapshot_client();
+    let opened = client.slot_rows(request);
+    let mut steps = tokio::time::timeout(Duration::from_secs(10), opened)
+        .await
+        .map_err(|_| format!("node {} did not answer", link.node))?
+        .map_err(|status| status.message().to_owned())?
+        .into_inner();
+    let (begin, files, dir) = receive_slot(&mut steps, pace).await?;
+    if begin.format != EXPORT_FORMAT {
+        return Err(format!(
+            "export format {}, this build reads {EXPORT_FORMAT}",
+            begin.format
+        ));
+    }
+    let meta = ExportMeta::decode(&begin.meta).map_err(|error| error.to_string())?;
+    Ok(Fetched {
+        meta,
+        files,
+        _dir: dir,
+    })
+}
+
+/// A fault of this node's storage; all else is a *not now*.
+fn is_fault(error: &mailbox_engine::Error) -> bool {
+    use mailbox_engine::Error;
+    !matches!(
+        error,
+        Error::NotImporting { .. }
+            | Error::StagingBusy { .. }
+            | Error::DropNotFlushed { .. }
+            | Error::OtherCopy { .. }
+            | Error::CorruptSnapshot { .. }
+            | Error::SlotCount { .. }
+            | Error::Stopped { .. }
+    )
+}
+
+/// What staging needs.
+pub(crate) struct Stager<'a> {
+    pub(crate) holder: Holder,
+    pub(crate) pace: &'a SnapshotPace,
+    pub(crate) fault: &'a watch::Sender<Option<String>>,
+}
+
+impl Stager<'_> {
+    /// Gets rows from a peer and stages them. Gives their digest.
+    pub(crate) async fn stage_from(&self, link: &Link, ask: Ask) -> Result<u128, String> {
+        let fetched = fetch(link, self.pace, &ask).await?;
+        self.stage(ask.epoch, fetched.meta, fetched.files.clone())
+            .await
+    }
+
+    async fn stage(
+        &self,
+        epoch: u64,
+        meta: ExportMeta,
+        files: Vec<PathBuf>,
+    ) -> Result<u128, String> {
+        let engine = self.holder.engine.clone();
+        let digest = meta.digest;
+        let staged =
+            tokio::task::spawn_blocking(move || engine.stage_slot(epoch, &meta, &files)).await;
+        match staged.map_err(|error| error.to_string())? {
+            Ok(()) => Ok(digest),
+            Err(error) => {
+                if is_fault(&error) {
+                    report(self.fault, &error_chain(&error));
+                }
+                Err(error_chain(&error))
+            }
+        }
+    }
+}
+
+impl Node {
+    /// Has a replica here stage a slot's rows. Begins that in the background, unless it is under way, and waits a
+    /// while for its end; to be called again until it is staged. A repeat changes nothing.
+    pub async fn stage_slot(self: &Arc<Self>, order: StageOrder, wait: Duration) -> StageState {
+        let mut state = {
+            let mut tasks = self.copies.tasks.lock();
+            let key = (order.shard, order.slot);
+            let found = tasks.get(&key);
+            match found.map(|task| (task.order == order, task.state.borrow().clone())) {
+                Some((true, StageState::Running)) => {
+                    let running = found.expect("just seen");
+                    running.state.clone()
+                }
+                Some((false, StageState::Running)) => return StageState::Running,
+                Some((true, staged @ StageState::Staged { .. })) => return staged,
+                Some(_) | None => {
+                    let (told, state) = watch::channel(StageState::Running);
+                    let node = self.clone();
+                    tokio::spawn(async move {
+                        let done = node.stage_now(order).await;
+                        told.send_replace(match done {
+                            Ok(digest) => StageState::Staged { digest },
+                            Err(reason) => StageState::Failed { reason },
+                        });
+                    });
+                    let task = Task {
+                        order,
+                        state: state.clone(),
+                    };
+                    tasks.insert(key, task);
+                    state
+                }
+            }
+        };
+        let ended = state.wait_for(|state| *state != StageState::Running);
+        match tokio::time::timeout(wait, ended).await {
+            Ok(Ok(state)) => state.clone(),
+            Ok(Err(_)) => StageState::Failed {
+                reason: "the node is stopping".to_owned(),
+            },
+            Err(_) => StageState::Running,
+        }
+    }
+
+    async fn stage_now(self: &Arc<Self>, order: StageOrder) -> Result<u128, String> {
+        let StageOrder {
+            shard, slot, epoch, ..
+        } = order;
+        let absent = || format!("shard {shard} does not run here");
+        let holder = self.peer_service.holder(shard).ok_or_else(absent)?;
+        let _permit = match order.frozen {
+            false => Some(
+                self.copies
+                    .staging
+                    .acquire()
+                    .await
+                    .map_err(|e| e.to_string())?,
+            ),
+            true => None,
+        };
+        let stager = Stager {
+            holder: holder.clone(),
+            pace: &self.shared.pace,
+            fault: &self.shared.fault,
+        };
+        let here = || {
+            let staged = holder.engine.staged_imports().into_iter();
+            let mut of_move = staged.filter(|found| (found.slot, found.epoch) == (slot, epoch));
+            of_move.next().map(|found| found.digest)
+        };
+        let base = here();
+        if let (Some(digest), false) = (base, order.frozen) {
+            return Ok(digest);
+        }
+        // Staging waits for the flush of the slot's last drop here.
+        let flushed = holder.base.flush(shard);
+        flushed.await.map_err(|error| error_chain(&error))?;
+        let first = self.stage_once(&stager, order, base).await;
+        match (first, base) {
+            // What changed since another copy than this one is of no use: the whole, then.
+            (Err(reason), Some(_)) => {
+                tracing::info!(
+                    shard = shard.0,
+                    slot = slot.0,
+                    reason,
+                    "all rows are fetched"
+                );
+                self.stage_once(&stager, order, None).await
+            }
+            (first, _) => first,
+        }
+    }
+
+    async fn stage_once(
+        self: &Arc<Self>,
+        stager: &Stager<'_>,
+        order: StageOrder,
+        base: Option<u128>,
+    ) -> Result<u128, String> {
+        let ask = Ask {
+            shard: order.from,
+            slot: order.slot,
+            epoch: order.epoch,
+            rows: if order.frozen {
+                Rows::Frozen
+            } else {
+                Rows::Copy
+            },
+            base,
+        };
+        let node = order.node;
+        if let Some(link) = self.shared.peers.link(node) {
+            return stager.stage_from(&link, ask).await;
+        }
+        if node != self.shared.options.node {
+            return Err(format!("node {node} is not known"));
+        }
+        let absent = || format!("shard {} does not run here", order.from);
+        let holder = self.peer_service.holder(order.from).ok_or_else(absent)?;
+        let rows = export(&holder, &self.copies, &self.shared.pace, ask).await?;
+        let files = rows.files.iter().map(|file| file.path.clone()).collect();
+        stager.stage(order.epoch, rows.meta, files).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_is_read_as_written() {
+        for rows in [Rows::Copy, Rows::Frozen, Rows::Staged] {
+            for base in [None, Some(0), Some(u128::MAX - 5)] {
+                let ask = Ask {
+                    shard: ShardId(3),
+                    slot: SlotId(9),
+                    epoch: 7,
+                    rows,
+                    base,
+                };
+                let sent = ask.encode(peer::Hello::default());
+                let read = Ask::decode(3, &sent).unwrap();
+                assert_eq!((read.slot, read.epoch), (ask.slot, ask.epoch));
+                assert_eq!((read.rows, read.base), (rows, base));
+            }
+        }
+        let good = Ask {
+            shard: ShardId(3),
+            slot: SlotId(9),
+            epoch: 7,
+            rows: Rows::Copy,
+            base: None,
+        };
+        let sent = good.encode(peer::Hello::default());
+        for broken in [
+            peer::SlotRowsRequest {
+                slot: 1 << 16,
+                ..sent.clone()
+            },
+            peer::SlotRowsRequest {
+                base: vec![1; 15].into(),
+                ..sent.clone()
+            },
+            peer::SlotRowsRequest { rows: 9, ..sent },
+        ] {
+            assert!(Ask::decode(3, &broken).is_err());
+        }
+    }
+}
