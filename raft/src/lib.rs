@@ -34,6 +34,7 @@ mod slot_copy;
 mod snapshot;
 mod state_machine;
 mod status;
+mod traffic;
 mod types;
 mod wire;
 
@@ -53,3 +54,4 @@ pub use shard::Shard;
 pub use slot_copy::{StageOrder, StageState};
 pub use snapshot::SnapshotBytes;
 pub use status::{AppliedTail, Leadership, PeerStatus, ReplicaStatus, ShardStatus};
+pub use traffic::{HotTimeline, TrafficCounts};

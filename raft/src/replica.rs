@@ -36,6 +36,7 @@ use crate::slot_copy::{Holder, SlotCopies};
 use crate::snapshot::SnapshotPace;
 use crate::state_machine::{Applier, StateMachine};
 use crate::status::{AppliedTail, Leadership, ReplicaStatus, ShardStatus};
+use crate::traffic::Traffic;
 use crate::types::{Entry, LogId, Membership, TypeConfig, log_id};
 
 pub(crate) type Raft = openraft::Raft<TypeConfig, StateMachine>;
@@ -223,6 +224,7 @@ fn applier(shared: &Shared, engine: &Arc<mailbox_engine::Shard>, log: &ShardLog)
         applied: watch::Sender::new(applied),
         tails: broadcast::Sender::new(TAILS_KEPT),
         outbox,
+        traffic: Traffic::new(engine.id().0),
         fault: shared.fault.clone(),
         start_upto: AtomicU64::new(0),
         waited_at_start: AtomicBool::new(false),
@@ -234,6 +236,10 @@ fn applier(shared: &Shared, engine: &Arc<mailbox_engine::Shard>, log: &ShardLog)
 }
 
 impl Replica {
+    pub(crate) fn traffic(&self) -> &Traffic {
+        &self.applier.traffic
+    }
+
     pub(crate) async fn start(
         shared: &Shared,
         engine: Arc<mailbox_engine::Shard>,

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mailbox_engine::{Command, LaneId, Reply, ShardId, SlotId, SlotStanding, StateHash};
+use mailbox_engine::{
+    Command, LaneId, Reply, ShardId, SlotId, SlotStanding, StateHash, TimelineId,
+};
 use tokio::sync::{Notify, broadcast, watch};
 
 use crate::base_thread::{BaseThread, error_chain};
@@ -13,6 +15,7 @@ use crate::membership::{ChangeError, Membership, MembershipChange};
 use crate::outbox::Outbox;
 use crate::replica::Replica;
 use crate::status::{AppliedTail, Leadership, ShardStatus};
+use crate::traffic::{HotTimeline, TrafficCounts};
 
 /// How long a state hash may wait for its cut to be applied and flushed here.
 const CUT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -188,6 +191,22 @@ impl Shard {
     /// State of this replica.
     pub fn status(&self) -> ShardStatus {
         self.replica.status()
+    }
+
+    /// Counts that a call reads these timelines here.
+    pub fn count_reads(&self, timelines: &[TimelineId]) {
+        self.replica.traffic().read(timelines);
+    }
+
+    /// What has gone through this replica since it was opened.
+    pub fn traffic(&self) -> TrafficCounts {
+        self.replica.traffic().counts()
+    }
+
+    /// At most `count` timelines with the most traffic of late, the hottest first. From memory that is bounded and
+    /// forgets: at most 64 are known.
+    pub fn hot_timelines(&self, count: usize) -> Vec<HotTimeline> {
+        self.replica.traffic().hottest(count)
     }
 
     /// Hands leadership to the follower that is furthest, if this node leads and another can take over. For a

@@ -22,6 +22,7 @@ use crate::peers::Peers;
 use crate::slot_copy::{Ask, Holder, Rows, Stager};
 use crate::snapshot::{Snapshot, SnapshotData, SnapshotPace, raft_meta};
 use crate::status::AppliedTail;
+use crate::traffic::Traffic;
 use crate::types::{
     Entry, LogId, Replies, SnapshotMeta, StoredMembership, TypeConfig, decode_stored_membership,
     encode_stored_membership, log_id,
@@ -44,6 +45,7 @@ pub(crate) struct Applier {
     pub(crate) applied: watch::Sender<Option<LogId>>,
     pub(crate) tails: broadcast::Sender<Arc<AppliedTail>>,
     pub(crate) outbox: Arc<OutboxFeed>,
+    pub(crate) traffic: Traffic,
     pub(crate) fault: watch::Sender<Option<String>>,
     pub(crate) start_upto: AtomicU64,
     pub(crate) waited_at_start: AtomicBool,
@@ -157,6 +159,7 @@ impl Applier {
             }
         }
         self.outbox.applied(outbox, self.engine.outbox_bytes());
+        self.traffic.applied(&appended);
         if !appended.is_empty() && self.tails.receiver_count() > 0 {
             let tail = AppliedTail {
                 index: last.index,

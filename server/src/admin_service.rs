@@ -6,8 +6,9 @@ use std::time::Duration;
 use mailbox_api::CallError;
 use mailbox_api::v1::admin_server::Admin;
 use mailbox_api::v1::{
-    NodeAddress, NodeStatus, ReplicaStatus, ShardMapRequest, ShardMapResponse, ShardPlacement,
-    ShardStatus, StateHashRequest, StateHashResponse, StatusRequest, StatusResponse,
+    HotTimeline, NodeAddress, NodeStatus, ReplicaStatus, ShardMapRequest, ShardMapResponse,
+    ShardPlacement, ShardStatus, StateHashRequest, StateHashResponse, StatusRequest,
+    StatusResponse,
 };
 use mailbox_engine::ShardId;
 use mailbox_raft::{LeaderHint, Leadership};
@@ -15,7 +16,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 use crate::core::{Core, forwarded};
-use crate::status;
+use crate::{convert, own_process, status};
 
 /// How long a state hash may wait for its cut to be flushed everywhere.
 const STATE_HASH_WAIT: Duration = Duration::from_secs(30);
@@ -86,9 +87,13 @@ impl AdminService {
         Ok(answer.into_inner())
     }
 
-    fn status_here(&self, metadata: &MetadataMap) -> Result<StatusResponse, CallError> {
+    fn status_here(
+        &self,
+        metadata: &MetadataMap,
+        call: StatusRequest,
+    ) -> Result<StatusResponse, CallError> {
         self.core.authority.require_cluster(metadata)?;
-        Ok(status_of(&self.core))
+        Ok(status_of(&self.core, call))
     }
 
     fn map_here(&self, metadata: &MetadataMap) -> Result<ShardMapResponse, CallError> {
@@ -122,7 +127,8 @@ impl AdminService {
 }
 
 /// What this node says of itself.
-pub(crate) fn status_of(core: &Core) -> StatusResponse {
+pub(crate) fn status_of(core: &Core, call: StatusRequest) -> StatusResponse {
+    let hot_timelines = usize::try_from(call.hot_timelines).unwrap_or(usize::MAX);
     let node = &core.node;
     let peers = node.peers().into_iter();
     let shards = node.shards();
@@ -132,7 +138,10 @@ pub(crate) fn status_of(core: &Core) -> StatusResponse {
         node: core.node_id,
         cluster_id: core.cluster.id.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        shards: shards.iter().map(shard_status).collect(),
+        shards: shards
+            .iter()
+            .map(|shard| shard_status(shard, hot_timelines))
+            .collect(),
         nodes: peers
             .map(|peer| NodeStatus {
                 node: peer.node,
@@ -145,12 +154,20 @@ pub(crate) fn status_of(core: &Core) -> StatusResponse {
         disk_free_min_bytes: core.disk_free_min_bytes,
         oldest_lane_item_ms: u64::try_from(lane_age.as_millis()).unwrap_or(u64::MAX),
         clock_skew_ms: node.clock_skew_ms(),
+        cpu_ms: own_process::cpu_ms().unwrap_or(0),
+        rss_bytes: own_process::rss_bytes().unwrap_or(0),
+        build: core.build.clone(),
         clock_fault: clock_fault.map_or_else(String::new, |fault| fault.to_string()),
     }
 }
 
-fn shard_status(replica: &mailbox_raft::Shard) -> ShardStatus {
+fn shard_status(replica: &mailbox_raft::Shard, hot_timelines: usize) -> ShardStatus {
     let shard = replica.status();
+    let traffic = replica.traffic();
+    let hot = match hot_timelines {
+        0 => Vec::new(),
+        count => replica.hot_timelines(count),
+    };
     let members = match shard.role {
         "leader" => replica.membership(),
         _ => mailbox_raft::Membership::default(),
@@ -169,6 +186,10 @@ fn shard_status(replica: &mailbox_raft::Shard) -> ShardStatus {
         flushed_index: shard.flushed_index,
         purged_index: shard.purged_index,
         memtable_bytes: shard.memtable_bytes,
+        sends: traffic.sends,
+        deliveries: traffic.deliveries,
+        reads: traffic.reads,
+        hot: hot.into_iter().map(hot_timeline).collect(),
         replicas: shard
             .replicas
             .into_iter()
@@ -181,13 +202,22 @@ fn shard_status(replica: &mailbox_raft::Shard) -> ShardStatus {
     }
 }
 
+fn hot_timeline(hot: mailbox_raft::HotTimeline) -> HotTimeline {
+    HotTimeline {
+        timeline: Some(convert::timeline_out(hot.timeline)),
+        writes_per_s: hot.writes_per_s,
+        reads_per_s: hot.reads_per_s,
+    }
+}
+
 #[tonic::async_trait]
 impl Admin for AdminService {
     async fn status(
         &self,
         request: Request<StatusRequest>,
     ) -> Result<Response<StatusResponse>, Status> {
-        let done = self.status_here(request.metadata()).map(Response::new);
+        let (metadata, _, call) = request.into_parts();
+        let done = self.status_here(&metadata, call).map(Response::new);
         let done = done.map_err(Status::from);
         self.core.metrics.count_call("status", done.as_ref().err());
         done

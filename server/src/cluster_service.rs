@@ -135,6 +135,27 @@ async fn join_here(core: &Core, call: JoinClusterRequest) -> Result<v1::ClusterM
     Ok(map_out(&map, &core.cluster.id))
 }
 
+/// The rows of the meta shard, on its leader.
+async fn meta_rows_here(core: &Core) -> Result<v1::MetaRowsResponse, CallError> {
+    let meta = core.shard(ShardId::META.0)?;
+    core.barrier(&meta).await?;
+    let map = core.read(&meta, mailbox_engine::Shard::cluster_map).await?;
+    let options = meta.engine().cluster_options();
+    let applied = meta.engine().applied().log_id;
+    Ok(v1::MetaRowsResponse {
+        map: map.map(|map| map_out(&map, &core.cluster.id)),
+        options: options.map(|options| v1::ClusterOptions {
+            body_bytes_max: options.body_bytes_max,
+            group_members_max: options.group_members_max,
+            dedup_window_ms: options.dedup_window_ms,
+            user_groups_max: options.user_limits.map_or(0, |limits| limits.groups_max),
+            user_devices_max: options.user_limits.map_or(0, |limits| limits.devices_max),
+            dead_letters_max: options.dead_letters_max.unwrap_or(0),
+        }),
+        applied_index: applied.map_or(0, |id| id.index),
+    })
+}
+
 fn check_constants(core: &Core, call: &JoinClusterRequest) -> Result<(), CallError> {
     let own = (
         u32::from(core.cluster.slot_count),
@@ -299,6 +320,17 @@ impl Cluster for ClusterService {
             leader.remove_node(call).await
         });
         self.count("remove_node", done.await)
+    }
+
+    async fn meta_rows(
+        &self,
+        request: Request<v1::MetaRowsRequest>,
+    ) -> Result<Response<v1::MetaRowsResponse>, Status> {
+        let here = |_| meta_rows_here(&self.core);
+        let done = self.at_meta(request, here, |mut leader, call| async move {
+            leader.meta_rows(call).await
+        });
+        self.count("meta_rows", done.await)
     }
 
     async fn move_replica(

@@ -65,6 +65,8 @@ pub(crate) struct Core {
     pub(crate) slot_moves: SlotMoves,
     pub(crate) handles: HandleCache,
     pub(crate) started: Instant,
+    /// Which build this is, if known.
+    pub(crate) build: String,
     /// With less free space than this, sends are refused.
     pub(crate) disk_free_min_bytes: u64,
     /// Cancelled when the node stops: streams end, new calls are refused.

@@ -29,6 +29,7 @@ mod logging;
 mod mailbox_service;
 mod metrics;
 mod node_role;
+mod own_process;
 mod peers;
 mod placement;
 mod read;

@@ -36,6 +36,7 @@ use crate::limits::MemoryBudget;
 use crate::listener;
 use crate::mailbox_service::MailboxService;
 use crate::metrics::ServerMetrics;
+use crate::own_process;
 use crate::peers::Peers;
 use crate::placement::{self, Placement};
 use crate::relay::{self, FRAME_ENCODED_MAX, LanesService};
@@ -256,6 +257,7 @@ async fn open(
         evicted: watch::Sender::new(None),
         handles: HandleCache::default(),
         started: Instant::now(),
+        build: own_process::build_id().unwrap_or_default(),
         disk_free_min_bytes,
         stopping: CancellationToken::new(),
     };

@@ -66,6 +66,7 @@ pub(crate) async fn sync(
     if !request.stale {
         core.barrier(shard).await?;
     }
+    count_reads(shard, &asked);
     let allowance = allowance(core, &request);
     let outcome = core
         .read(shard, move |engine| {
@@ -114,6 +115,7 @@ pub(crate) async fn heads(
     if !request.stale {
         core.barrier(shard).await?;
     }
+    count_reads(shard, &asked);
     core.read(shard, move |engine| {
         let ranges = match rights(engine, reader, asked)? {
             Ok(ranges) => ranges,
@@ -131,6 +133,11 @@ pub(crate) async fn heads(
         Ok(Ok(HeadsResponse { heads }))
     })
     .await?
+}
+
+fn count_reads(shard: &Shard, asked: &[(TimelineId, Seq)]) {
+    let timelines: Vec<TimelineId> = asked.iter().map(|(timeline, _)| *timeline).collect();
+    shard.count_reads(&timelines);
 }
 
 fn check_count(core: &Core, sent: usize) -> Result<(), CallError> {

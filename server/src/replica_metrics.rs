@@ -48,6 +48,7 @@ struct Reading {
     shard: u32,
     status: mailbox_raft::ShardStatus,
     engine: mailbox_engine::ShardMetrics,
+    traffic: mailbox_raft::TrafficCounts,
     apply_waits: bool,
 }
 
@@ -163,6 +164,21 @@ const FIGURES: &[Figure] = &[
         "Bytes of cached newest rows",
         |reading| reading.engine.tail_cache_bytes,
     ),
+    counter(
+        "mailbox_traffic_sends",
+        "Messages that this replica appended to their home timelines",
+        |reading| reading.traffic.sends,
+    ),
+    counter(
+        "mailbox_traffic_deliveries",
+        "Rows that this replica appended to mailboxes of others than their senders",
+        |reading| reading.traffic.deliveries,
+    ),
+    counter(
+        "mailbox_traffic_reads",
+        "Timelines of which calls have read pages or heads here",
+        |reading| reading.traffic.reads,
+    ),
     counter("mailbox_engine_flushes", "Memtables flushed", |reading| {
         reading.engine.flushes
     }),
@@ -183,6 +199,7 @@ fn read(shard: &Shard) -> Reading {
         shard: shard.id().0,
         status: shard.status(),
         engine: shard.engine().metrics(),
+        traffic: shard.traffic(),
         apply_waits: shard.apply_waits(),
     }
 }

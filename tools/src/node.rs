@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use mailbox_client::v1::{self, Timeline, TimelineKind, UserRef, user_ref};
 use mailbox_client::{Auth, Client, ClientOptions, Tls};
 
@@ -16,6 +17,7 @@ pub(crate) struct NodeArgs {
         value_name = "ADDR",
         env = "MAILBOX_ADDRESS",
         value_delimiter = ',',
+        value_hint = clap::ValueHint::Hostname,
         default_value = "127.0.0.1:7700"
     )]
     pub(crate) addresses: Vec<String>,
@@ -57,26 +59,48 @@ impl NodeArgs {
             (Some(_), Some(_)) => bail!("give either --secret-file or --token, not both"),
         };
         let mut options = ClientOptions::new(self.addresses.clone(), auth);
-        if let Some(file) = &self.ca_file {
-            let ca_pem = std::fs::read(file)
-                .with_context(|| format!("read the authority {}", file.display()))?;
-            options.tls = Some(Tls {
-                ca_pem,
-                domain: None,
-            });
-        }
+        options.tls = self.ca_pem()?.map(|ca_pem| Tls {
+            ca_pem,
+            domain: None,
+        });
         let client = Client::connect(options).await;
-        client.with_context(|| format!("connect to {}", self.addresses.join(", ")))
+        client.map_err(|error| {
+            let next = next_step(error.code());
+            anyhow!(
+                "connect to {}: {error}\n  {next}",
+                self.addresses.join(", ")
+            )
+        })
+    }
+
+    /// The authority behind the nodes' certificates, if they have any.
+    pub(crate) fn ca_pem(&self) -> anyhow::Result<Option<Vec<u8>>> {
+        let Some(file) = &self.ca_file else {
+            return Ok(None);
+        };
+        let pem = std::fs::read(file);
+        let pem = pem.with_context(|| format!("read the authority {}", file.display()))?;
+        Ok(Some(pem))
     }
 }
 
-/// How many nodes a cluster may have.
-pub(crate) fn parse_nodes(text: &str) -> Result<usize, String> {
-    match text {
-        "1" => Ok(1),
-        "3" => Ok(3),
-        other => Err(format!("a cluster has 1 or 3 nodes, not {other}")),
+/// What to do when no node lets us in.
+fn next_step(code: v1::ErrorCode) -> &'static str {
+    match code {
+        v1::ErrorCode::Unauthenticated | v1::ErrorCode::Forbidden => {
+            "the secret or the token is not this cluster's: give its own with --secret-file or --token"
+        }
+        v1::ErrorCode::WrongCluster => "another cluster is there: mend --address or --cluster-id",
+        _ => {
+            "start mailboxd there, or name nodes that run with --address (several with commas); nodes with TLS need \
+             --ca-file"
+        }
     }
+}
+
+/// How many nodes a cluster may begin with. As values of their own, so that shells complete them.
+pub(crate) fn parse_nodes() -> impl TypedValueParser<Value = usize> {
+    PossibleValuesParser::new(["1", "3"]).map(|text| if text == "1" { 1 } else { 3 })
 }
 
 /// A user on the command line: an id, or a handle behind `@`.

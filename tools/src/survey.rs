@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use anyhow::Context as _;
 use futures_util::future::join_all;
 use mailbox_client::v1::{
-    ClusterMap, MapNode, MapShard, NodeStanding, ShardStatus, StatusResponse, StepsResponse,
+    ClusterMap, MapNode, MapShard, NodeStanding, ShardStatus, StatusRequest, StatusResponse,
+    StepsResponse,
 };
 use mailbox_client::{CallError, Client};
 
@@ -18,13 +19,18 @@ pub(crate) struct Survey {
 
 impl Survey {
     pub(crate) async fn take(client: &Client) -> anyhow::Result<Self> {
+        Self::take_with(client, StatusRequest::default()).await
+    }
+
+    /// With more than what nodes tell by default.
+    pub(crate) async fn take_with(client: &Client, request: StatusRequest) -> anyhow::Result<Self> {
         let map = client.cluster_map().await;
         let map = map.context("ask for the map of the cluster")?;
         let asked = present(&map).map(async |node| {
-            let mut status = client.status(Some(&node.address)).await;
+            let mut status = client.status_with(Some(&node.address), request).await;
             if status.is_err() {
                 // One late answer does not make a node a dead one.
-                status = client.status(Some(&node.address)).await;
+                status = client.status_with(Some(&node.address), request).await;
             }
             (node.node, status)
         });
@@ -37,8 +43,18 @@ impl Survey {
         present(&self.map)
     }
 
+    /// What a node says of itself, if it answers.
+    pub(crate) fn status_of(&self, node: u64) -> Option<&StatusResponse> {
+        self.statuses.get(&node)?.as_ref().ok()
+    }
+
+    /// Why it does not.
+    pub(crate) fn error_of(&self, node: u64) -> Option<&CallError> {
+        self.statuses.get(&node)?.as_ref().err()
+    }
+
     pub(crate) fn is_up(&self, node: u64) -> bool {
-        matches!(self.statuses.get(&node), Some(Ok(_)))
+        self.status_of(node).is_some()
     }
 
     /// What the shard's leader says of it: of those who say they lead, the one of the greatest term.
@@ -129,4 +145,43 @@ pub(crate) fn standing_text(standing: NodeStanding) -> &'static str {
 /// Why it cannot.
 pub(crate) async fn steps(client: &Client) -> Result<StepsResponse, CallError> {
     client.steps().await
+}
+
+#[cfg(test)]
+mod tests {
+    use mailbox_client::v1::{ErrorCode, MapReplica};
+
+    use super::*;
+
+    /// Shards of so many voters each, on nodes of which some are down.
+    fn survey(shards: &[u64], down: &[u64]) -> Survey {
+        let voter = |node| MapReplica {
+            node,
+            voter: true,
+            replaces: 0,
+        };
+        let shards = shards.iter().map(|voters| MapShard {
+            replicas: (1..=*voters).map(voter).collect(),
+            ..MapShard::default()
+        });
+        let status = |node| match down.contains(&node) {
+            false => Ok(StatusResponse::default()),
+            true => Err(CallError::new(ErrorCode::Unavailable, "down")),
+        };
+        Survey {
+            map: ClusterMap {
+                shards: shards.collect(),
+                ..ClusterMap::default()
+            },
+            statuses: (1..=3).map(|node| (node, status(node))).collect(),
+        }
+    }
+
+    #[test]
+    fn what_may_be_lost_is_that_of_the_weakest_shard() {
+        assert_eq!(survey(&[3], &[]).can_lose(), 1);
+        assert_eq!(survey(&[3, 3], &[3]).can_lose(), 0);
+        assert_eq!(survey(&[3], &[1, 2]).can_lose(), -1);
+        assert_eq!(survey(&[3, 1], &[]).can_lose(), 0);
+    }
 }

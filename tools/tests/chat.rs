@@ -2,118 +2,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
 
+mod daemon;
+mod terminal;
+
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+
+use daemon::mailboxd;
+use terminal::{Running, Terminal};
 
 const CTL: &str = env!("CARGO_BIN_EXE_mailboxctl");
-/// Longest wait for anything; a good run waits for none of them.
-const WITHIN: Duration = Duration::from_secs(50);
-
-/// `mailboxd` beside `mailboxctl`; built if this package is tested alone.
-fn mailboxd() -> PathBuf {
-    let path = Path::new(CTL).with_file_name("mailboxd");
-    if !path.exists() {
-        let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "-p", "mailbox-server", "--bin", "mailboxd"]);
-        assert!(build.status().unwrap().success(), "build mailboxd");
-    }
-    path
-}
-
-/// A process that does not outlive the test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _gone = self.0.kill();
-        let _gone = self.0.wait();
-    }
-}
-
-impl Running {
-    fn wait(&mut self) -> ExitStatus {
-        let begin = Instant::now();
-        loop {
-            if let Some(status) = self.0.try_wait().unwrap() {
-                return status;
-            }
-            assert!(begin.elapsed() < WITHIN, "a process does not end");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-}
-
-/// A program in a terminal: what it shows, and a keyboard.
-struct Terminal {
-    program: Running,
-    keyboard: File,
-    screen: Arc<(Mutex<String>, Condvar)>,
-}
-
-impl Terminal {
-    fn run(mut command: Command) -> Self {
-        let keyboard = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-        grantpt(&keyboard).unwrap();
-        unlockpt(&keyboard).unwrap();
-        let name = ptsname(&keyboard, Vec::new()).unwrap();
-        let name = name.to_str().unwrap();
-        let terminal = File::options().read(true).write(true).open(name).unwrap();
-        command
-            .stdin(terminal.try_clone().unwrap())
-            .stdout(terminal.try_clone().unwrap())
-            .stderr(terminal);
-        let program = Running(command.spawn().unwrap());
-        // The command holds the terminal open: without it the reader ends with the program.
-        drop(command);
-        let keyboard = File::from(keyboard);
-        let screen = Arc::new((Mutex::new(String::new()), Condvar::new()));
-        let (mut reader, shown) = (keyboard.try_clone().unwrap(), Arc::clone(&screen));
-        std::thread::spawn(move || {
-            let mut bytes = [0; 4096];
-            while let Ok(count @ 1..) = reader.read(&mut bytes) {
-                shown
-                    .0
-                    .lock()
-                    .unwrap()
-                    .push_str(&String::from_utf8_lossy(&bytes[..count]));
-                shown.1.notify_all();
-            }
-        });
-        Self {
-            program,
-            keyboard,
-            screen,
-        }
-    }
-
-    fn type_line(&mut self, line: &str) {
-        writeln!(self.keyboard, "{line}").unwrap();
-    }
-
-    fn wait_for(&self, text: &str) {
-        let shown = self.screen.0.lock().unwrap();
-        let wait = self
-            .screen
-            .1
-            .wait_timeout_while(shown, WITHIN, |shown| !shown.contains(text));
-        let (shown, timeout) = wait.unwrap();
-        assert!(
-            !timeout.timed_out(),
-            "`{text}` does not appear; the screen says:\n{shown}"
-        );
-    }
-
-    fn count(&self, text: &str) -> usize {
-        self.screen.0.lock().unwrap().matches(text).count()
-    }
-}
 
 /// `mailboxd dev` on free ports, and the lines that it prints for its users.
 struct Dev {

@@ -56,7 +56,7 @@ fn assert_help(program: &str, subcommand: &[&str]) {
 
 #[test]
 fn every_help_text_is_the_kept_one() {
-    let ctl: [&[&str]; 33] = [
+    let ctl: [&[&str]; 37] = [
         &[],
         &["status"],
         &["token", "issue"],
@@ -90,6 +90,10 @@ fn every_help_text_is_the_kept_one() {
         &["shard", "move-slot"],
         &["shard", "transfer"],
         &["doctor"],
+        &["cluster", "init"],
+        &["meta"],
+        &["meta", "show"],
+        &["top"],
     ];
     for subcommand in ctl {
         assert_help(CTL, subcommand);
@@ -197,11 +201,23 @@ fn a_token_is_the_only_thing_on_stdout() {
 
 #[test]
 fn completions_are_printed() {
-    for shell in ["bash", "zsh", "fish"] {
+    // Words, values of options, and directories where only these make sense.
+    for (shell, directories) in [
+        ("bash", "plusdirs"),
+        ("zsh", "_files -/"),
+        ("fish", "__fish_complete_directories"),
+    ] {
         let output = run(CTL, &["completions", shell]);
         let script = text(&output.stdout);
         assert!(output.status.success(), "{shell}");
-        for word in ["mailboxctl", "doctor", "transfer", "drain"] {
+        for word in [
+            "mailboxctl",
+            "doctor",
+            "transfer",
+            "drain",
+            "deliveries",
+            directories,
+        ] {
             assert!(script.contains(word), "{shell}: {word}");
         }
     }

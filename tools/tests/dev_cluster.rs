@@ -3,29 +3,22 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
 
+mod daemon;
+
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process};
 
+use daemon::mailboxd;
+
 const CTL: &str = env!("CARGO_BIN_EXE_mailboxctl");
 /// Longest wait for anything; a good run waits for none of them.
 const WITHIN: Duration = Duration::from_secs(50);
-
-/// `mailboxd` beside `mailboxctl`; built if this package is tested alone.
-fn mailboxd() -> PathBuf {
-    let path = Path::new(CTL).with_file_name("mailboxd");
-    if !path.exists() {
-        let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "-p", "mailbox-server", "--bin", "mailboxd"]);
-        assert!(build.status().unwrap().success(), "build mailboxd");
-    }
-    path
-}
 
 /// The program in a process group of its own, as a shell starts it.
 struct Cluster {

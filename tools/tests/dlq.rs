@@ -2,7 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
 
-use std::path::{Path, PathBuf};
+mod daemon;
+
 use std::process::{Command, Output};
 
 use mailbox_client::v1::{MessageType, RegisterUserRequest, SendRequest, send_request};
@@ -11,18 +12,9 @@ use mailbox_cluster::{Cluster, ClusterOptions};
 use mailbox_engine::{SlotId, UserId, slot_of_handle, slot_of_owner};
 use serde_json::{Value, json};
 
-const CTL: &str = env!("CARGO_BIN_EXE_mailboxctl");
+use daemon::mailboxd;
 
-/// `mailboxd` beside `mailboxctl`; built if this package is tested alone.
-fn mailboxd() -> PathBuf {
-    let path = Path::new(CTL).with_file_name("mailboxd");
-    if !path.exists() {
-        let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "-p", "mailbox-server", "--bin", "mailboxd"]);
-        assert!(build.status().unwrap().success(), "build mailboxd");
-    }
-    path
-}
+const CTL: &str = env!("CARGO_BIN_EXE_mailboxctl");
 
 struct Operator {
     address: String,

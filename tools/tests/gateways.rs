@@ -3,26 +3,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
 
+mod daemon;
+
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+
+use daemon::mailboxd;
 
 const CTL: &str = env!("CARGO_BIN_EXE_mailboxctl");
 const NICKS: usize = 5;
 const LINES: usize = 60;
-
-/// `mailboxd` beside `mailboxctl`; built if this package is tested alone.
-fn mailboxd() -> PathBuf {
-    let path = Path::new(CTL).with_file_name("mailboxd");
-    if !path.exists() {
-        let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "-p", "mailbox-server", "--bin", "mailboxd"]);
-        assert!(build.status().unwrap().success(), "build mailboxd");
-    }
-    path
-}
 
 /// `mailboxd dev` on free ports; it does not outlive the test.
 struct Dev {

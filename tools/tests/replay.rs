@@ -3,25 +3,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
 
+mod daemon;
+
 use std::fmt::Write as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use daemon::mailboxd;
+
 const CTL: &str = env!("CARGO_BIN_EXE_mailboxctl");
 const NICKS: usize = 12;
 const LINES: usize = 400;
-
-/// `mailboxd` beside `mailboxctl`; built if this package is tested alone.
-fn mailboxd() -> PathBuf {
-    let path = Path::new(CTL).with_file_name("mailboxd");
-    if !path.exists() {
-        let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "-p", "mailbox-server", "--bin", "mailboxd"]);
-        assert!(build.status().unwrap().success(), "build mailboxd");
-    }
-    path
-}
 
 /// Nicks in turn; every third line is directed at the nick before.
 fn channel() -> String {

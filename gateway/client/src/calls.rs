@@ -254,6 +254,16 @@ impl Client {
     /// What the node at `address` (`host:port`) knows of itself and its cluster, asked once; `None`:
     /// whichever node answers.
     pub async fn status(&self, address: Option<&str>) -> Result<v1::StatusResponse, CallError> {
+        self.status_with(address, v1::StatusRequest::default())
+            .await
+    }
+
+    /// As [`Client::status`], with more than what is told by default.
+    pub async fn status_with(
+        &self,
+        address: Option<&str>,
+        request: v1::StatusRequest,
+    ) -> Result<v1::StatusResponse, CallError> {
         let nodes = match address {
             Some(address) => vec![self.inner().router.node_at(address)?],
             None => self.inner().router.nodes(),
@@ -261,7 +271,7 @@ impl Client {
         let mut last = CallError::new(ErrorCode::Unavailable, "no node is known");
         for node in nodes {
             let mut admin = node.admin();
-            match self.inner().once(admin.status(v1::StatusRequest {})).await {
+            match self.inner().once(admin.status(request)).await {
                 Ok(status) => return Ok(status),
                 Err(failure) => last = failure.error,
             }

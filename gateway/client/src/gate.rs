@@ -5,7 +5,8 @@
 //! electing that leader. So the first call that fails shuts the shard's gate and *probes*: it alone is repeated,
 //! at short pauses, and whoever else comes, or fails, waits in line. Once a probe is served the line moves: a
 //! few at first, then two more for each that is done, as a sender begins after a loss (slow start: Jacobson,
-//! "Congestion Avoidance and Control", 1988). A probe whose caller gives up hands its part to the next in line.
+//! "Congestion Avoidance and Control", 1988). A probe that fails, or whose caller gives up, hands its part to the next
+//! in line and goes to its end: what one call fails for need not be the shard.
 //!
 //! The line holds only callers, each until its own deadline; sends are bounded by the in-flight limits.
 
@@ -97,6 +98,13 @@ impl Gates {
         }
         gate.probing = true;
         Place::Probe(self.turn(shard, true))
+    }
+
+    /// A place at the end of the line; nothing where nobody is in it.
+    fn line_behind(&self, shard: u32) -> Option<oneshot::Receiver<Turn>> {
+        let mut shut = self.shut.lock();
+        let gate = shut.get_mut(&shard)?;
+        (!gate.line.is_empty()).then(|| gate.join())
     }
 
     fn turn(self: &Arc<Self>, shard: u32, probes: bool) -> Turn {
@@ -206,15 +214,20 @@ impl Turn {
         self.shard
     }
 
-    /// After one more attempt that nobody served: who probes goes on probing, anybody else starts over.
+    /// After one more attempt that nobody served. Who probed lets the next in line probe: it may have failed for a
+    /// reason of its own, such as another shard that it needs, and must not hold up those who have none.
     pub(crate) async fn again(self, deadline: Instant) -> Passage {
         let Some(gates) = self.gates.clone() else {
             return Passage::Open;
         };
-        if self.probes {
-            return self.paused(deadline).await;
-        }
-        let place = gates.place(self.shard);
+        let place = if self.probes {
+            match gates.line_behind(self.shard) {
+                Some(waits) => Place::InLine(waits),
+                None => return self.paused(deadline).await,
+            }
+        } else {
+            gates.place(self.shard)
+        };
         // After it, since the end of a turn lets others go unless somebody probes.
         drop(self);
         place.wait(deadline).await
@@ -286,11 +299,11 @@ mod tests {
         let turn = probe(&gates).await;
         assert!(gates.is_shut(SHARD));
         assert!(!gates.is_shut(SHARD + 1));
-        let mut line = line(&gates, 2);
-        // A probe that fails is the same call's again.
+        // With nobody in line a probe that fails is the same call's again.
         let Passage::InTurn(turn) = turn.again(soon()).await else {
             panic!("it is not too late");
         };
+        let mut line = line(&gates, 2);
         assert!(called(&mut line).is_empty());
         turn.served();
         let turns = called(&mut line);
@@ -329,6 +342,24 @@ mod tests {
         assert!(turns[0].probes);
         drop(turns);
         assert!(!gates.is_shut(SHARD), "nobody is left");
+    }
+
+    #[tokio::test]
+    async fn a_probe_that_fails_lets_the_next_one_probe_and_goes_to_the_end() {
+        let gates = Arc::new(Gates::default());
+        let turn = probe(&gates).await;
+        let mut line = line(&gates, 1);
+        // Its own trouble: no attempt of this call is ever served.
+        let failing = tokio::spawn(turn.again(soon()));
+        let healthy = line.remove(0).await.unwrap();
+        assert!(healthy.probes);
+        assert!(!failing.is_finished());
+        healthy.served();
+        let Passage::InTurn(turn) = failing.await.unwrap() else {
+            panic!("it is not too late");
+        };
+        assert!(!turn.probes);
+        assert!(!gates.is_shut(SHARD), "others pass while it tries again");
     }
 
     #[tokio::test]

@@ -92,6 +92,16 @@ impl Client {
         self.operate(plan).await
     }
 
+    /// The rows of the meta shard as they are now.
+    ///
+    /// # Errors
+    /// As [`Client::plan_steps`].
+    pub async fn meta_rows(&self) -> Result<v1::MetaRowsResponse, CallError> {
+        let call = v1::MetaRowsRequest {};
+        self.operate(|mut node| async move { node.meta_rows(call).await })
+            .await
+    }
+
     /// What the placement is doing, and what it did last.
     ///
     /// # Errors

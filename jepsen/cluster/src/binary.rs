@@ -4,9 +4,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 
-/// The given one, else `$MAILBOXD`, else the one beside the running executable or (for tests, which
-/// cargo puts a level deeper) in the directory above.
-pub(crate) fn find(given: Option<&Path>) -> anyhow::Result<PathBuf> {
+/// The `mailboxd` to run: the given one, else `$MAILBOXD`, else the one beside the running executable or (for
+/// tests, which cargo puts a level deeper) in the directory above.
+///
+/// # Errors
+/// There is none.
+pub fn find(given: Option<&Path>) -> anyhow::Result<PathBuf> {
     if let Some(path) = given {
         return existing(path);
     }

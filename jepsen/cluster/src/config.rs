@@ -74,6 +74,9 @@ pub(crate) fn document(
             ("dir", path(files.dir)),
             ("listen", address(own.ports.node)),
             ("metrics_listen", address(own.ports.metrics)),
+            // What a share of a disk is good for depends on the machine, and tests must not.
+            ("disk_free_min_percent", Value::from(0)),
+            ("disk_free_min_bytes", Value::from("256 MiB")),
         ],
     );
     set(

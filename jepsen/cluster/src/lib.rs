@@ -15,6 +15,7 @@ mod process;
 mod usage;
 
 pub use auth_key::AuthKey;
+pub use binary::find as find_mailboxd;
 pub use cluster::{Cluster, ClusterOptions};
 pub use node::Node;
 pub use usage::IoBytes;

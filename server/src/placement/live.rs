@@ -38,7 +38,7 @@ impl Live {
         let mut last = status::unavailable("the node was not asked");
         for _ in 0..STATUS_TRIES {
             let mut admin = self.core.peers.admin(address)?;
-            let request = self.core.own_call(StatusRequest {})?;
+            let request = self.core.own_call(StatusRequest::default())?;
             match tokio::time::timeout(STATUS_WAIT, admin.status(request)).await {
                 Ok(Ok(answer)) => return Ok(answer.into_inner()),
                 Ok(Err(status)) => last = CallError::from_status(&status),
@@ -131,7 +131,7 @@ impl Effects for Live {
 
     async fn told_by(&self, node: u64, address: &str) -> Result<Told, CallError> {
         let status = if node == self.core.node_id {
-            admin_service::status_of(&self.core)
+            admin_service::status_of(&self.core, StatusRequest::default())
         } else {
             self.status_of(address).await?
         };

@@ -190,7 +190,7 @@ pub(crate) async fn leader(trio: &Trio) -> usize {
                 .await
                 .unwrap();
             let status = admin
-                .status(with_secret(StatusRequest {}))
+                .status(with_secret(StatusRequest::default()))
                 .await
                 .unwrap()
                 .into_inner();

@@ -179,6 +179,9 @@ async fn reflection_lists_the_services() {
     let mut admin = AdminClient::connect(format!("http://{grpc}"))
         .await
         .unwrap();
-    let refused = admin.status(StatusRequest {}).await.expect_err("no secret");
+    let refused = admin
+        .status(StatusRequest::default())
+        .await
+        .expect_err("no secret");
     assert_eq!(refused.code(), tonic::Code::Unauthenticated);
 }

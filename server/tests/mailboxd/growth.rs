@@ -168,7 +168,7 @@ async fn a_fourth_node_joins_holds_nothing_and_passes_calls_on() {
         .await
         .unwrap();
     let status = admin
-        .status(proven(StatusRequest {}))
+        .status(proven(StatusRequest::default()))
         .await
         .unwrap()
         .into_inner();

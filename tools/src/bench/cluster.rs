@@ -26,10 +26,10 @@ const PROBE: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct SpawnArgs {
     /// Start a throw-away cluster of so many nodes (1 or 3) on this machine, load it, stop it
-    #[arg(long, value_name = "N", value_parser = parse_nodes)]
+    #[arg(long, value_name = "N", value_parser = parse_nodes())]
     pub(super) spawn: Option<usize>,
     /// Where a spawned cluster keeps its data; a new directory in it is made and removed again
-    #[arg(long, value_name = "DIR", default_value = "./target/bench")]
+    #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath, default_value = "./target/bench")]
     pub(super) dir: PathBuf,
     /// Shards of a spawned cluster
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -39,7 +39,7 @@ pub(super) struct SpawnArgs {
     pub(super) allow_tmpfs: bool,
     /// Record CPU profiles of the leader and of a follower with `perf`, and write their ten greatest
     /// costs into this directory
-    #[arg(long, value_name = "DIR", requires = "spawn")]
+    #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath, requires = "spawn")]
     pub(super) profile: Option<PathBuf>,
     /// The `mailboxd` to run; default: the one beside this program
     #[arg(long, value_name = "FILE", env = "MAILBOXD")]

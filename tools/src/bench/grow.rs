@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use mailbox_client::Client;
 use mailbox_client::v1::NodeStanding;
 use serde::Serialize;
 
-use super::cluster::{SpawnArgs, Spawned};
-use super::phases::{Course, Phases, PhasesArgs};
+use super::cluster::Spawned;
+use super::phases::{Course, CourseArgs, Phases};
 use super::report::round;
 use super::rest;
 use crate::output::grouped;
@@ -19,20 +19,6 @@ const RECEIVED: &str = "mailbox_raft_snapshot_received_bytes_total";
 const NODE_WITHIN: Duration = Duration::from_secs(60);
 /// How long all moves of one kind may take.
 const MOVES_WITHIN: Duration = Duration::from_secs(1800);
-
-/// Grow a cluster of 3 nodes to 5 and shrink it to 3 others, under load; then look for every message
-///
-/// A closed loop fills the cluster for --fill seconds. Then an open loop runs through to the end: a calm
-/// phase, two nodes join and get their share of replicas and leaders, a calm phase on five nodes, the first
-/// two nodes are drained and removed, a calm phase. At the end both mailboxes of every send are read. The
-/// exit status is 1 if a send failed, or if one is missing, doubled or in another order.
-#[derive(Debug, clap::Args)]
-pub(super) struct Args {
-    #[command(flatten)]
-    spawn: SpawnArgs,
-    #[command(flatten)]
-    load: PhasesArgs,
-}
 
 /// One run. README.md says how each figure is measured.
 #[derive(Debug, Clone, Serialize)]
@@ -87,10 +73,8 @@ impl Report {
     }
 }
 
-pub(super) async fn run(args: Args) -> anyhow::Result<Report> {
-    if args.spawn.spawn != Some(3) || args.spawn.profile.is_some() {
-        bail!("a cluster of three grows, without --profile: say --spawn 3");
-    }
+pub(super) async fn run(args: &CourseArgs) -> anyhow::Result<Report> {
+    args.require_three()?;
     let mut spawned = Spawned::start(&args.spawn, 3, false).await?;
     let client = spawned.cluster.client().await?;
     let mut phases = Phases::start(&client, &args.load).await?;

@@ -20,6 +20,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::output::OutputArgs;
+use phases::CourseArgs;
 
 /// Load a mailbox cluster and measure it.
 ///
@@ -42,8 +43,20 @@ enum Command {
     Send(send::Args),
     Gateway(Box<gateway::Args>),
     Idle(idle::Args),
-    Grow(Box<grow::Args>),
-    Restart(Box<restart::Args>),
+    /// Grow a cluster of 3 nodes to 5 and shrink it to 3 others, under load; then look for every message
+    ///
+    /// A closed loop fills the cluster for --fill seconds. Then an open loop runs through to the end: a calm
+    /// phase, two nodes join and get their share of replicas and leaders, a calm phase on five nodes, the first
+    /// two nodes are drained and removed, a calm phase. At the end both mailboxes of every send are read. The
+    /// exit status is 1 if a send failed, or if one is missing, doubled or in another order.
+    Grow(Box<CourseArgs>),
+    /// Restart every node in turn, kill a leader, and kill all nodes at once, under load; then look for every message
+    ///
+    /// A closed loop fills the cluster for --fill seconds. Then an open loop runs through to the end: a calm
+    /// phase; each node is stopped as an operator would (SIGTERM) and started again, the next one when it has
+    /// caught up; kill -9 of the node that leads most shards; kill -9 of all nodes at once. At the end both
+    /// mailboxes of every send are read. The exit status is 1 if a send failed, or if one is missing, doubled or in another order.
+    Restart(Box<CourseArgs>),
 }
 
 /// Runs `mailbox-bench` with the process's arguments.
@@ -60,12 +73,12 @@ pub fn mailbox_bench() -> ExitCode {
                 return Ok(true);
             }
             Command::Grow(args) => {
-                let report = grow::run(*args).await?;
+                let report = grow::run(&args).await?;
                 output.print(&report, grow::Report::human)?;
                 return Ok(report.is_good());
             }
             Command::Restart(args) => {
-                let report = restart::run(*args).await?;
+                let report = restart::run(&args).await?;
                 output.print(&report, restart::Report::human)?;
                 return Ok(report.is_good());
             }

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::bail;
 use mailbox_client::Client;
 use serde::Serialize;
 
-use super::cluster::{Spawned, register};
+use super::cluster::{SpawnArgs, Spawned, register};
 use super::ledger::{Audit, Courier, Ledger};
 use super::load::{Clock, Runners, Shape};
 use super::report::{percentile_ms, round};
@@ -39,6 +40,26 @@ pub(super) struct PhasesArgs {
     /// Bytes of every body
     #[arg(long, value_name = "N", default_value_t = 100)]
     body_bytes: usize,
+}
+
+/// The flags of a bench that does something to a cluster of three under such a load.
+#[derive(Debug, clap::Args)]
+pub(super) struct CourseArgs {
+    #[command(flatten)]
+    pub(super) spawn: SpawnArgs,
+    #[command(flatten)]
+    pub(super) load: PhasesArgs,
+}
+
+impl CourseArgs {
+    /// # Errors
+    /// It is to be another cluster.
+    pub(super) fn require_three(&self) -> anyhow::Result<()> {
+        if self.spawn.spawn != Some(3) || self.spawn.profile.is_some() {
+            bail!("only a cluster of three bears it, without --profile: say --spawn 3");
+        }
+        Ok(())
+    }
 }
 
 /// How a cluster bore what was done to it.

@@ -6,8 +6,8 @@ use anyhow::{Context as _, bail};
 use mailbox_client::Client;
 use serde::Serialize;
 
-use super::cluster::{SpawnArgs, Spawned};
-use super::phases::{Course, Phases, PhasesArgs};
+use super::cluster::Spawned;
+use super::phases::{Course, CourseArgs, Phases};
 use super::rest;
 use crate::chaos;
 use crate::output::grouped;
@@ -18,20 +18,6 @@ const NODE_WITHIN: Duration = Duration::from_secs(60);
 const DOWN: Duration = Duration::from_secs(1);
 /// A replica that is so near to its leader has caught up, in entries.
 const LAG_MAX: u64 = 1_000;
-
-/// Restart every node in turn, kill a leader, and kill all nodes at once, under load; then look for every message
-///
-/// A closed loop fills the cluster for --fill seconds. Then an open loop runs through to the end: a calm
-/// phase; each node is stopped as an operator would (SIGTERM) and started again, the next one when it has
-/// caught up; kill -9 of the node that leads most shards; kill -9 of all nodes at once. At the end both
-/// mailboxes of every send are read. The exit status is 1 if a send failed, or if one is missing, doubled or in another order.
-#[derive(Debug, clap::Args)]
-pub(super) struct Args {
-    #[command(flatten)]
-    spawn: SpawnArgs,
-    #[command(flatten)]
-    load: PhasesArgs,
-}
 
 /// One run. README.md says how each figure is measured.
 #[derive(Debug, Clone, Serialize)]
@@ -65,10 +51,8 @@ impl Report {
     }
 }
 
-pub(super) async fn run(args: Args) -> anyhow::Result<Report> {
-    if args.spawn.spawn != Some(3) || args.spawn.profile.is_some() {
-        bail!("a cluster of three bears restarts, without --profile: say --spawn 3");
-    }
+pub(super) async fn run(args: &CourseArgs) -> anyhow::Result<Report> {
+    args.require_three()?;
     let spawned = Spawned::start(&args.spawn, 3, false).await?;
     let client = spawned.cluster.client().await?;
     let mut phases = Phases::start(&client, &args.load).await?;

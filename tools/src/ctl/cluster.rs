@@ -1,4 +1,6 @@
-//! `mailboxctl cluster`: the cluster at a glance.
+//! `mailboxctl cluster`: a new cluster, and a cluster at a glance.
+
+mod init;
 
 use comfy_table::Table;
 use mailbox_client::v1::StepsResponse;
@@ -11,9 +13,10 @@ use crate::node::NodeArgs;
 use crate::output::OutputArgs;
 use crate::survey::{self, Survey};
 
-/// See a cluster as a whole.
+/// Make a cluster, and see it as a whole.
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
+    Init(init::Args),
     /// Show whether the cluster serves, how many nodes it can lose, and what is on the move
     ///
     /// Each node answers for itself, so this works without a quorum; only what is on the move is told by
@@ -41,7 +44,10 @@ struct ClusterView {
 }
 
 pub(super) async fn run(command: Command, output: OutputArgs) -> anyhow::Result<bool> {
-    let Command::Status { node } = command;
+    let node = match command {
+        Command::Init(args) => return init::run(&args, output),
+        Command::Status { node } => node,
+    };
     let client = node.connect().await?;
     let seen = Survey::take(&client).await?;
     let steps = survey::steps(&client).await;

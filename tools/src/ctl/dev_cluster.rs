@@ -29,13 +29,13 @@ const KILLED_SHARD: u32 = 1;
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// How many nodes: 1 or 3
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = parse_nodes)]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = parse_nodes())]
     nodes: usize,
     /// Shards of the cluster
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     shards: u16,
     /// Keep the data here; without it they are removed at the end
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
     dir: Option<PathBuf>,
     /// Kill -9 the leader again and again, and restart it one second later
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]

@@ -1,5 +1,12 @@
 //! `mailboxctl doctor`: what is wrong, why, and the command that mends it.
 
+mod certificate;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use futures_util::future::join_all;
 use mailbox_client::CallError;
 use mailbox_client::v1::{MapNode, NodeStanding, StatusResponse, StepsResponse};
 use serde::Serialize;
@@ -8,13 +15,18 @@ use crate::duration;
 use crate::node::NodeArgs;
 use crate::output::{OutputArgs, grouped};
 use crate::survey::{self, Survey, voters};
+use certificate::{NotAfter, Standing};
 
 /// Find what is wrong with a cluster, and say the cause and the command that mends it.
 ///
 /// Asks every node for itself, so it works best when the cluster does not. The exit status is 0 when
 /// nothing is wrong and 1 when something is. Codes are stable: node-down, no-majority, no-leader,
 /// lagging-replica, disk-full, disk-low, clock-skew, stuck-lane, drain-blocked, placement-fault,
-/// placement-unknown, version-mix.
+/// placement-unknown, old-version, build-mix, certificate-expired, certificate-expiring,
+/// certificate-unknown.
+///
+/// With --ca-file the certificates that the nodes serve are looked at as well, and the authority's own;
+/// an expired one is told even when, for that reason, no node can be asked.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A replica that is more entries behind is lagging
@@ -22,7 +34,10 @@ pub(crate) struct Args {
     lag_max: u64,
     /// A message that waits longer for another shard is stuck
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration::parse)]
-    lane_age_max: std::time::Duration,
+    lane_age_max: Duration,
+    /// A certificate that ends sooner is to be renewed
+    #[arg(long, value_name = "TIME", default_value = "14d", value_parser = duration::parse)]
+    certificate_left_min: Duration,
     #[command(flatten)]
     node: NodeArgs,
 }
@@ -57,18 +72,105 @@ fn finding(code: &'static str, place: String, cause: String, fix: String) -> Fin
 }
 
 pub(super) async fn run(args: Args, output: OutputArgs) -> anyhow::Result<bool> {
+    let diagnosis = match diagnose(&args).await {
+        Ok(diagnosis) => diagnosis,
+        Err(error) => without_answers(&args, error).await?,
+    };
+    output.print(&diagnosis, human)?;
+    Ok(diagnosis.healthy)
+}
+
+async fn diagnose(args: &Args) -> anyhow::Result<Diagnosis> {
     let client = args.node.connect().await?;
     let seen = Survey::take(&client).await?;
     let steps = survey::steps(&client).await;
     let lane_ms = u64::try_from(args.lane_age_max.as_millis()).unwrap_or(u64::MAX);
-    let findings = examine(&seen, &steps, args.lag_max, lane_ms);
-    let diagnosis = Diagnosis {
+    let mut findings = examine(&seen, &steps, args.lag_max, lane_ms);
+    let places = seen.nodes();
+    let places = places.map(|node| (format!("node {}", node.node), node.address.clone()));
+    certificates_that_end(args, places.collect(), &mut findings).await?;
+    Ok(Diagnosis {
         cluster_id: seen.map.cluster_id.clone(),
         healthy: findings.is_empty(),
         findings,
+    })
+}
+
+/// No node answers: that is no diagnosis, unless their certificates are why.
+async fn without_answers(args: &Args, error: anyhow::Error) -> anyhow::Result<Diagnosis> {
+    let mut findings = Vec::new();
+    let places = args.node.addresses.iter();
+    let places = places.map(|address| (format!("node at {address}"), address.clone()));
+    certificates_that_end(args, places.collect(), &mut findings).await?;
+    findings.retain(|finding| finding.code == "certificate-expired");
+    if findings.is_empty() {
+        return Err(error);
+    }
+    Ok(Diagnosis {
+        cluster_id: args.node.cluster_id.clone().unwrap_or_default(),
+        healthy: false,
+        findings,
+    })
+}
+
+/// Looks at what the nodes serve, and at the authority that they are judged by.
+async fn certificates_that_end(
+    args: &Args,
+    places: Vec<(String, String)>,
+    found: &mut Vec<Finding>,
+) -> anyhow::Result<()> {
+    let Some(authority) = &args.node.ca_file else {
+        return Ok(());
     };
-    output.print(&diagnosis, human)?;
-    Ok(diagnosis.healthy)
+    let served = places.into_iter().map(async |(place, address)| {
+        let end = certificate::served_at(&address).await;
+        (place, address, end)
+    });
+    let now = certificate::now();
+    for (place, address, end) in join_all(served).await {
+        match end {
+            Ok(end) => found.extend(certificate_ails(place, end, now, args.certificate_left_min)),
+            // One that does not answer is told as such.
+            Err(_) if found.iter().any(|it| it.code == "node-down" && it.place == place) => {}
+            Err(error) => found.push(finding(
+                "certificate-unknown",
+                place,
+                format!("it shows no certificate at {address}: {error:#}"),
+                "set tls.cert_file and tls.key_file in its config, as on the others, and restart mailboxd on it"
+                    .to_owned(),
+            )),
+        }
+    }
+    let pem = args.node.ca_pem()?.unwrap_or_default();
+    let place = format!("authority {}", authority.display());
+    let end = certificate::in_pem(&pem).with_context(|| format!("read the {place}"))?;
+    found.extend(certificate_ails(place, end, now, args.certificate_left_min));
+    Ok(())
+}
+
+/// What is wrong with a certificate that ends then, if anything.
+fn certificate_ails(place: String, end: NotAfter, now: i64, left_min: Duration) -> Option<Finding> {
+    let ends = end.words(now);
+    let (code, cause) = match end.standing(now, left_min) {
+        Standing::Good => return None,
+        Standing::Expiring => (
+            "certificate-expiring",
+            format!("its certificate ends {ends}: then nobody connects any more"),
+        ),
+        Standing::Expired => (
+            "certificate-expired",
+            format!("its certificate ended {ends}: clients and other nodes refuse it"),
+        ),
+    };
+    let fix = match place.starts_with("authority") {
+        true => "add the new authority to the file (tls.ca_file, --ca-file) everywhere and restart the nodes one \
+                 after the other; only then sign the nodes' certificates with it"
+            .to_owned(),
+        false => "sign a new one for the same name, put it and its key where tls.cert_file and tls.key_file \
+                  say, and restart mailboxd there: it reads them at its start"
+            .to_owned(),
+    };
+    Some(finding(code, place, cause, fix))
 }
 
 fn human(diagnosis: &Diagnosis) -> String {
@@ -96,9 +198,10 @@ fn examine(
 ) -> Vec<Finding> {
     let mut found = Vec::new();
     shards_that_do_not_serve(seen, &mut found);
+    let leaderless = Leaderless::of(seen);
     for node in seen.nodes() {
         match seen.statuses.get(&node.node) {
-            Some(Ok(status)) => node_ails(node, status, lane_ms_max, &mut found),
+            Some(Ok(status)) => node_ails(node, status, lane_ms_max, &leaderless, &mut found),
             Some(Err(error)) => found.push(finding(
                 "node-down",
                 format!("node {}", node.node),
@@ -149,7 +252,13 @@ fn shards_that_do_not_serve(seen: &Survey, found: &mut Vec<Finding>) {
     }
 }
 
-fn node_ails(node: &MapNode, status: &StatusResponse, lane_ms_max: u64, found: &mut Vec<Finding>) {
+fn node_ails(
+    node: &MapNode,
+    status: &StatusResponse,
+    lane_ms_max: u64,
+    leaderless: &Leaderless,
+    found: &mut Vec<Finding>,
+) {
     let place = || format!("node {}", node.node);
     let (free, least) = (status.disk_free_bytes, status.disk_free_min_bytes);
     let mib = |bytes: u64| format!("{} MiB", grouped(bytes >> 20));
@@ -196,17 +305,46 @@ fn node_ails(node: &MapNode, status: &StatusResponse, lane_ms_max: u64, found: &
         ));
     }
     if status.oldest_lane_item_ms > lane_ms_max {
+        let seconds = status.oldest_lane_item_ms / 1000;
         found.push(finding(
             "stuck-lane",
             place(),
             format!(
-                "a message has waited for {} s for another shard",
-                status.oldest_lane_item_ms / 1000
+                "a message has waited for {seconds} s for another shard{}",
+                leaderless.suspects()
             ),
-            "its destination does not take it: see the shards without leader in `mailboxctl shard list`, and \
-             this node's log"
-                .to_owned(),
+            leaderless.fix(node.node),
         ));
+    }
+}
+
+/// Shards that take nothing, since nobody leads them: where a lane that is stuck may lead to.
+struct Leaderless(Vec<String>);
+
+impl Leaderless {
+    fn of(seen: &Survey) -> Self {
+        let shards = seen.map.shards.iter().map(|shard| shard.shard);
+        let shards = shards.filter(|shard| *shard != 0 && seen.leader_of(*shard).is_none());
+        Self(shards.map(|shard| shard.to_string()).collect())
+    }
+
+    fn suspects(&self) -> String {
+        match self.0.as_slice() {
+            [] => "; every shard has a leader".to_owned(),
+            shards => format!("; nobody leads shard {}", shards.join(", shard ")),
+        }
+    }
+
+    fn fix(&self, node: u64) -> String {
+        match self.0.first() {
+            Some(shard) => format!(
+                "mend what is said of these shards, the lane then goes on by itself: `mailboxctl shard show {shard}`"
+            ),
+            None => format!(
+                "see which shard lags or is overloaded: `mailboxctl top --sort lag`; if none is, let another node relay: \
+                 `mailboxctl shard transfer SHARD --to NODE` for the shards that node {node} leads, and read its log"
+            ),
+        }
     }
 }
 
@@ -286,167 +424,60 @@ fn placement_ails(steps: &Result<StepsResponse, CallError>, found: &mut Vec<Find
     ));
 }
 
+/// Nodes behind the newest version, else those of another build than most.
 fn versions_that_differ(seen: &Survey, found: &mut Vec<Finding>) {
     let answers = seen.statuses.iter();
     let answers = answers.filter_map(|(node, status)| Some((*node, status.as_ref().ok()?)));
-    let versions: Vec<(u64, &str)> = answers
-        .map(|(node, status)| (node, status.version.as_str()))
-        .collect();
-    let Some((_, first)) = versions.first() else {
+    let answers: Vec<(u64, &StatusResponse)> = answers.collect();
+    let versions = answers.iter().map(|(_, status)| status.version.as_str());
+    let Some(newest) = versions.max_by_key(|version| version_key(version)) else {
         return;
     };
-    if versions.iter().any(|(_, version)| version != first) {
-        let each: Vec<String> = versions
-            .iter()
-            .map(|(node, version)| format!("node {node} {version}"))
-            .collect();
-        found.push(finding(
-            "version-mix",
-            "cluster".to_owned(),
-            format!("nodes run different versions: {}", each.join(", ")),
-            "restart those that are behind with the newer mailboxd, one after the other".to_owned(),
-        ));
+    let mut old = false;
+    for (node, status) in &answers {
+        if status.version != newest {
+            old = true;
+            found.push(finding(
+                "old-version",
+                format!("node {node}"),
+                format!("it runs {}, others run {newest}", status.version),
+                "install the newer mailboxd on it and restart it (SIGTERM, then start): one node after the other, \
+                 the next when `mailboxctl cluster status` says that one can be lost"
+                    .to_owned(),
+            ));
+        }
     }
+    let mut builds: BTreeMap<&str, BTreeSet<u64>> = BTreeMap::new();
+    for (node, status) in answers
+        .iter()
+        .filter(|(_, status)| !status.build.is_empty())
+    {
+        builds.entry(&status.build).or_default().insert(*node);
+    }
+    if old || builds.len() < 2 {
+        return;
+    }
+    let each = builds.iter().map(|(build, nodes)| {
+        let nodes: Vec<String> = nodes.iter().map(ToString::to_string).collect();
+        let build: String = build.chars().take(8).collect();
+        format!("node {} {build}", nodes.join(", node "))
+    });
+    let each: Vec<String> = each.collect();
+    found.push(finding(
+        "build-mix",
+        "cluster".to_owned(),
+        format!("nodes run different builds of {newest}: {}", each.join("; ")),
+        "install the same mailboxd on all of them, and restart those that had another one after the other".to_owned(),
+    ));
+}
+
+/// Versions in their order: numbers as numbers.
+fn version_key(version: &str) -> Vec<(u64, &str)> {
+    let parts = version.split(['.', '-', '+']);
+    parts
+        .map(|part| (part.parse().unwrap_or(0), part))
+        .collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use mailbox_client::v1::{
-        ClusterMap, ErrorCode, MapReplica, MapShard, ReplicaStatus, ShardStatus,
-    };
-
-    use super::*;
-
-    fn survey(nodes: u64) -> Survey {
-        let node = |id| MapNode {
-            node: id,
-            address: format!("n{id}:1"),
-            weight: 100,
-            standing: NodeStanding::Member as i32,
-            ..MapNode::default()
-        };
-        let voter = |node| MapReplica {
-            node,
-            voter: true,
-            replaces: 0,
-        };
-        let shard = MapShard {
-            shard: 1,
-            epoch: 1,
-            replicas: (1..=3).map(voter).collect(),
-            ..MapShard::default()
-        };
-        let status = |id: u64| {
-            let role = if id == 1 { "leader" } else { "follower" };
-            let replicas = (1..=3).map(|node| ReplicaStatus {
-                node,
-                matched_index: 100,
-                voter: true,
-            });
-            let shard = ShardStatus {
-                shard: 1,
-                role: role.to_owned(),
-                term: 1,
-                last_index: 100,
-                replicas: replicas.collect(),
-                ..ShardStatus::default()
-            };
-            let status = StatusResponse {
-                node: id,
-                version: "1".to_owned(),
-                shards: vec![shard],
-                disk_free_bytes: 100 << 30,
-                disk_free_min_bytes: 1 << 30,
-                ..StatusResponse::default()
-            };
-            (id, Ok(status))
-        };
-        Survey {
-            map: ClusterMap {
-                cluster_id: "test".to_owned(),
-                epoch: 1,
-                nodes: (1..=nodes).map(node).collect(),
-                shards: vec![shard],
-                ..ClusterMap::default()
-            },
-            statuses: (1..=nodes).map(status).collect::<BTreeMap<_, _>>(),
-        }
-    }
-
-    fn codes(seen: &Survey) -> Vec<&'static str> {
-        let found = examine(seen, &Ok(StepsResponse::default()), 10_000, 10_000);
-        found.iter().map(|finding| finding.code).collect()
-    }
-
-    fn status(seen: &mut Survey, node: u64) -> &mut StatusResponse {
-        seen.statuses.get_mut(&node).unwrap().as_mut().unwrap()
-    }
-
-    fn down(seen: &mut Survey, node: u64) {
-        let error = CallError::new(ErrorCode::Unavailable, "refused");
-        seen.statuses.insert(node, Err(error));
-    }
-
-    #[test]
-    fn a_whole_cluster_has_nothing() {
-        assert_eq!(codes(&survey(3)), [""; 0]);
-    }
-
-    #[test]
-    fn nodes_that_are_down_are_told_after_the_shards_that_need_them() {
-        let mut seen = survey(3);
-        down(&mut seen, 2);
-        assert_eq!(codes(&seen), ["node-down"]);
-        down(&mut seen, 3);
-        assert_eq!(codes(&seen), ["no-majority", "node-down", "node-down"]);
-        let found = examine(&seen, &Ok(StepsResponse::default()), 1, 1);
-        assert_eq!(found[0].fix, "start mailboxd on node 2 or node 3");
-    }
-
-    #[test]
-    fn what_ails_a_node_is_told() {
-        let mut seen = survey(3);
-        status(&mut seen, 1).disk_free_bytes = 1 << 20;
-        // A node that has just started has a fault, too, until it has compared its clock.
-        status(&mut seen, 2).clock_fault = "the clock is 2 days ahead".to_owned();
-        assert_eq!(codes(&seen), ["disk-full"]);
-        status(&mut seen, 2).clock_skew_ms = 172_800_000;
-        status(&mut seen, 3).oldest_lane_item_ms = 11_000;
-        assert_eq!(codes(&seen), ["disk-full", "clock-skew", "stuck-lane"]);
-        status(&mut seen, 1).disk_free_bytes = 3 << 29;
-        assert_eq!(codes(&seen)[0], "disk-low");
-    }
-
-    #[test]
-    fn a_shard_without_leader_and_a_replica_behind_are_told() {
-        let mut seen = survey(3);
-        status(&mut seen, 1).shards[0].last_index = 20_000;
-        assert_eq!(
-            codes(&seen),
-            ["lagging-replica", "lagging-replica"],
-            "followers, not the leader"
-        );
-        // Of one that has matched nothing, the leader knows nothing yet.
-        status(&mut seen, 1).shards[0].replicas[1].matched_index = 0;
-        assert_eq!(codes(&seen), ["lagging-replica"]);
-        status(&mut seen, 1).shards[0].role = "follower".to_owned();
-        assert_eq!(codes(&seen), ["no-leader"]);
-        let silent = CallError::new(ErrorCode::Unavailable, "no leader");
-        let found = examine(&seen, &Err(silent), 10_000, 10_000);
-        assert_eq!(found.last().unwrap().code, "placement-unknown");
-    }
-
-    #[test]
-    fn a_drain_that_cannot_end_and_mixed_versions_are_told() {
-        let mut seen = survey(3);
-        seen.map.nodes[0].standing = NodeStanding::Draining as i32;
-        assert_eq!(codes(&seen), ["drain-blocked"]);
-        let mut more = survey(4);
-        more.map.nodes[0].standing = NodeStanding::Draining as i32;
-        assert_eq!(codes(&more), [""; 0], "the fourth can take it");
-        status(&mut more, 4).version = "2".to_owned();
-        assert_eq!(codes(&more), ["version-mix"]);
-    }
-}
+mod tests;

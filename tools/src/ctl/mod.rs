@@ -6,6 +6,7 @@ mod dev_cluster;
 mod dlq;
 mod doctor;
 mod inspect;
+mod meta;
 mod move_slot;
 mod replay;
 mod send;
@@ -18,6 +19,7 @@ mod store_node;
 mod tail;
 mod timeline;
 mod token;
+mod top;
 mod user;
 
 use std::process::ExitCode;
@@ -46,13 +48,16 @@ pub(crate) struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Status(status::Args),
-    /// See a cluster as a whole
+    /// Make a cluster, and see it as a whole
     #[command(subcommand)]
     Cluster(cluster::Command),
     #[command(subcommand)]
     Node(store_node::Command),
     #[command(subcommand)]
     Shard(shard::Command),
+    #[command(subcommand)]
+    Meta(meta::Command),
+    Top(top::Args),
     Doctor(doctor::Args),
     /// Make the tokens with which users connect
     #[command(subcommand)]
@@ -95,6 +100,8 @@ async fn run(command: Command, output: OutputArgs) -> anyhow::Result<bool> {
         Command::Cluster(command) => cluster::run(command, output).await,
         Command::Node(command) => store_node::run(command, output).await,
         Command::Shard(command) => shard::run(command, output).await,
+        Command::Meta(command) => meta::run(command, output).await,
+        Command::Top(args) => top::run(args, output).await,
         Command::Doctor(args) => doctor::run(args, output).await,
         Command::Token(command) => token::run(command, output),
         Command::User(command) => user::run(command, output).await,

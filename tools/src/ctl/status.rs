@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use comfy_table::Table;
 use mailbox_client::Client;
-use mailbox_client::v1::{ShardMapResponse, ShardStatus, StateHashRequest, StatusResponse};
+use mailbox_client::v1::{ClusterMap, MapReplica, ShardStatus, StateHashRequest, StatusResponse};
 use serde::Serialize;
 
 use super::show_table::plain_table;
 use crate::node::NodeArgs;
 use crate::output::{OutputArgs, grouped};
+use crate::survey::Survey;
 
 /// Show every node and shard of a cluster, and how many nodes it can lose.
 ///
@@ -85,44 +86,33 @@ struct ReplicaHash {
 
 pub(super) async fn run(args: Args, output: OutputArgs) -> anyhow::Result<bool> {
     let client = args.node.connect().await?;
-    let map = client.shard_map().await?;
-    let mut view = look(&client, &map).await;
-    if args.state_hash {
-        view.state_hashes = hash_all(&client, &map).await?;
-    }
+    let seen = Survey::take(&client).await?;
+    let hashes = match args.state_hash {
+        true => hash_all(&client, &seen.map).await?,
+        false => Vec::new(),
+    };
+    let view = ClusterView::new(seen, hashes);
     output.print(&view, human)?;
     let all_answer = view.nodes.iter().all(|node| node.error.is_none());
     Ok(all_answer && view.state_hashes.iter().all(|hash| hash.equal))
 }
 
-async fn look(client: &Client, map: &ShardMapResponse) -> ClusterView {
-    let mut nodes = Vec::new();
-    for node in &map.nodes {
-        let status = client.status(Some(&node.address)).await;
-        nodes.push(NodeView::new(node.node, node.address.clone(), status));
+impl ClusterView {
+    fn new(mut seen: Survey, state_hashes: Vec<HashView>) -> Self {
+        let can_lose = seen.can_lose();
+        let places = seen.nodes().map(|node| (node.node, node.address.clone()));
+        let places: Vec<(u64, String)> = places.collect();
+        let nodes = places.into_iter().filter_map(|(node, address)| {
+            let status = seen.statuses.remove(&node)?;
+            Some(NodeView::new(node, address, status))
+        });
+        Self {
+            nodes: nodes.collect(),
+            cluster_id: seen.map.cluster_id,
+            can_lose,
+            state_hashes,
+        }
     }
-    let up = |node: &u64| {
-        nodes
-            .iter()
-            .any(|view| view.node == *node && view.error.is_none())
-    };
-    let shards = map.shards.iter().map(|shard| {
-        let answering = shard.replicas.iter().filter(|node| up(node)).count();
-        (answering, shard.replicas.len())
-    });
-    let can_lose = can_lose(shards);
-    ClusterView {
-        cluster_id: map.cluster_id.clone(),
-        can_lose,
-        nodes,
-        state_hashes: Vec::new(),
-    }
-}
-
-/// Of each shard: replicas that answer, and all of them.
-fn can_lose(shards: impl Iterator<Item = (usize, usize)>) -> i64 {
-    let spare = |(answering, all): (usize, usize)| answering as i64 - (all as i64 / 2 + 1);
-    shards.map(spare).min().unwrap_or(0)
 }
 
 impl NodeView {
@@ -166,21 +156,22 @@ impl ShardView {
     }
 }
 
-async fn hash_all(client: &Client, map: &ShardMapResponse) -> anyhow::Result<Vec<HashView>> {
+async fn hash_all(client: &Client, map: &ClusterMap) -> anyhow::Result<Vec<HashView>> {
     let addresses: BTreeMap<u64, &str> = map
         .nodes
         .iter()
         .map(|node| (node.node, node.address.as_str()))
         .collect();
     let mut views = Vec::new();
-    for shard in &map.shards {
+    // Slots only: what the meta shard holds, every node is told.
+    for shard in map.shards.iter().filter(|shard| shard.shard != 0) {
         let request = StateHashRequest {
             shard: shard.shard,
             cut_index: 0,
         };
         let index = client.state_hash(None, request).await?.applied_index;
         let mut replicas = Vec::new();
-        for &node in &shard.replicas {
+        for MapReplica { node, .. } in shard.replicas.iter().copied() {
             let request = StateHashRequest {
                 shard: shard.shard,
                 cut_index: index,
@@ -331,14 +322,6 @@ mod tests {
     use super::*;
     use mailbox_client::CallError;
     use mailbox_client::v1::ErrorCode;
-
-    #[test]
-    fn what_may_be_lost_is_that_of_the_weakest_shard() {
-        assert_eq!(can_lose([(3, 3)].into_iter()), 1);
-        assert_eq!(can_lose([(3, 3), (2, 3)].into_iter()), 0);
-        assert_eq!(can_lose([(1, 3)].into_iter()), -1);
-        assert_eq!(can_lose([(1, 1)].into_iter()), 0);
-    }
 
     #[test]
     fn a_silent_node_is_shown_with_its_error() {

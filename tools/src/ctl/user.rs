@@ -1,6 +1,8 @@
 //! `mailboxctl user`: makes users.
 
-use mailbox_client::v1::RegisterUserRequest;
+use anyhow::bail;
+use mailbox_client::Client;
+use mailbox_client::v1::{ErrorCode, RegisterUserRequest, ResolveUserRequest, UserRef, user_ref};
 use serde::Serialize;
 
 use crate::node::NodeArgs;
@@ -16,6 +18,9 @@ pub(crate) enum Command {
     Register {
         /// The handle
         handle: String,
+        /// Say whether somebody has it; register nothing
+        #[arg(long)]
+        dry_run: bool,
         #[command(flatten)]
         node: NodeArgs,
     },
@@ -23,26 +28,65 @@ pub(crate) enum Command {
 
 #[derive(Serialize)]
 struct Registered {
-    user: String,
+    /// Absent in a dry run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user: Option<String>,
     handle: String,
+    /// `registered`; in a dry run `possible`.
+    state: &'static str,
+    dry_run: bool,
 }
 
 pub(super) async fn run(command: Command, output: OutputArgs) -> anyhow::Result<bool> {
     match command {
-        Command::Register { handle, node } => {
+        Command::Register {
+            handle,
+            dry_run,
+            node,
+        } => {
             let client = node.connect().await?;
             let handle = handle.strip_prefix('@').unwrap_or(&handle).to_owned();
-            let request = RegisterUserRequest {
-                handle: handle.clone(),
-                ..Default::default()
+            let registered = match dry_run {
+                true => judge(&client, handle).await?,
+                false => register(&client, handle).await?,
             };
-            let user = client.register_user(request).await?.user;
-            let registered = Registered {
-                user: user.to_string(),
-                handle,
-            };
-            output.print(&registered, |r| format!("@{} is user {}", r.handle, r.user))?;
+            output.print(&registered, |registered| match &registered.user {
+                Some(user) => format!("@{} is user {user}", registered.handle),
+                None => format!("nobody has @{}: it can be registered", registered.handle),
+            })?;
             Ok(true)
         }
+    }
+}
+
+async fn register(client: &Client, handle: String) -> anyhow::Result<Registered> {
+    let request = RegisterUserRequest {
+        handle: handle.clone(),
+        ..Default::default()
+    };
+    let user = client.register_user(request).await?.user;
+    Ok(Registered {
+        user: Some(user.to_string()),
+        handle,
+        state: "registered",
+        dry_run: false,
+    })
+}
+
+async fn judge(client: &Client, handle: String) -> anyhow::Result<Registered> {
+    let user = user_ref::User::Handle(handle.clone());
+    let user = Some(UserRef { user: Some(user) });
+    match client.resolve_user(ResolveUserRequest { user }).await {
+        Ok(found) => bail!(
+            "@{handle} belongs to user {}\n  choose another handle",
+            found.user
+        ),
+        Err(error) if error.code() == ErrorCode::UnknownUser => Ok(Registered {
+            user: None,
+            handle,
+            state: "possible",
+            dry_run: true,
+        }),
+        Err(error) => Err(error.into()),
     }
 }

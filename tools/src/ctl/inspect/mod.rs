@@ -36,7 +36,7 @@ const FAULTS_SHOWN_MAX: usize = 20;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Data directories of nodes that are not running
-    #[arg(required = true, value_name = "DIR")]
+    #[arg(required = true, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
     dirs: Vec<PathBuf>,
 }
 

@@ -65,7 +65,7 @@ pub(crate) struct IrcArgs {
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
     connections: u16,
     /// Start a cluster of so many nodes (1 or 3) on this machine and stop it at the end
-    #[arg(long, value_name = "N", value_parser = parse_nodes)]
+    #[arg(long, value_name = "N", value_parser = parse_nodes())]
     spawn: Option<usize>,
     /// Shards of a spawned cluster
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
@@ -81,7 +81,7 @@ pub(crate) struct IrcArgs {
     #[arg(long)]
     dry_run: bool,
     /// Keep a spawned cluster's data here; without it they are removed at the end
-    #[arg(long, value_name = "DIR", requires = "spawn")]
+    #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath, requires = "spawn")]
     dir: Option<PathBuf>,
     /// The `mailboxd` to spawn; default: the one beside this program
     #[arg(long, value_name = "FILE", env = "MAILBOXD")]
