@@ -548,6 +548,22 @@ pub enum Refusal {
         /// As asked.
         epoch: u64,
     },
+    /// A split of the shard is under way: it is left alone meanwhile.
+    #[error("shard {shard} splits into itself and shard {to} under epoch {epoch}")]
+    ShardSplits {
+        /// The shard.
+        shard: ShardId,
+        /// The new one.
+        to: ShardId,
+        /// The split's.
+        epoch: u64,
+    },
+    /// A split while the shard's members change.
+    #[error("the members of shard {shard} are changing: it does not split meanwhile")]
+    ShardChanges {
+        /// The shard.
+        shard: ShardId,
+    },
     /// No such dead letter, or not any more.
     #[error("{}", letters::unknown(*slot, *seq, *trim_point, *head))]
     UnknownDeadLetter {

@@ -14,7 +14,7 @@
 //! cluster_map.rs       nodes, shards and replicas, in the meta shard
 //! cluster_options.rs   what all replicas judge by, in the applied row (applied.rs)
 //! slot_move.rs, export.rs, import.rs   slots go to other shards
-//! split.rs   slots become another shard
+//! split.rs   slots become another shard, and shard_splits.rs which do, in the meta shard
 //! snapshot.rs, install.rs   to and from other nodes  hash.rs, verify.rs, walk.rs   comparisons
 //! ```
 //!
@@ -56,6 +56,7 @@ mod procedure;
 mod range;
 mod row;
 mod shard;
+mod shard_splits;
 mod slot_move;
 mod slot_moves;
 mod slot_rows;
@@ -105,6 +106,7 @@ pub use key::{DedupKey, Destination, KeyBytes, NodeKey, StateKey, StoredKey};
 pub use options::EngineOptions;
 pub use row::{Flags, MessageType, NewRow, RefusalCode, Row, StoredRow, content_crc};
 pub use shard::{Applied, ApplyEntry, ApplyPayload, Shard, ShardMetrics};
+pub use shard_splits::{ShardSplit, SplitScene, SplitVerdict, spans_of};
 pub use slot_move::{ImportWait, SlotStanding, SlotTable};
 pub use slot_moves::{MoveStage, SlotMove};
 pub use snapshot::{SNAPSHOT_FORMAT, Snapshot, SnapshotFile, SnapshotMeta};

@@ -12,10 +12,17 @@
 //! what it voted and acknowledged in a former life must not be forgotten. Else the child comes like any replica
 //! that is put on a node: empty, by [`Node::host`], and filled by a snapshot. Such a one may vote before it is
 //! filled. It has acknowledged nothing, and whoever stands for election has everything up to the split.
+//!
+//! A majority of the parent has the split in its logs, and with it all that the child's slots ever acknowledged; but
+//! only who applies it has the child. A replica that is slow, and gets the parent by a snapshot from behind the
+//! split, loses them. So nobody who has the child lets go of the parent's entries before the child has committed one
+//! of its own: by then a majority has its rows. Until then followers get the split, not a snapshot.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
 
-use mailbox_engine::{FrozenFlush, LogId};
+use fail::fail_point;
+use mailbox_engine::{FrozenFlush, LogId, ShardId, SlotStanding, Store};
 use tokio::sync::watch;
 
 use crate::base_thread::{error_chain, report};
@@ -28,14 +35,20 @@ use crate::types::{decode_stored_membership, log_id};
 pub(crate) struct Children {
     node: u64,
     log: SharedLog,
+    /// Gone when the node has stopped.
+    store: Weak<Store>,
     /// Moves when a flush has made some.
     made: watch::Sender<u64>,
 }
 
 impl Children {
-    pub(crate) fn new(node: u64, log: SharedLog) -> Arc<Children> {
-        let made = watch::Sender::new(0);
-        Arc::new(Children { node, log, made })
+    pub(crate) fn new(node: u64, log: SharedLog, store: &Arc<Store>) -> Arc<Children> {
+        Arc::new(Children {
+            node,
+            log,
+            store: Arc::downgrade(store),
+            made: watch::Sender::new(0),
+        })
     }
 
     /// Refuses the children of a flush that are none of this node's. True if there are others. Blocks.
@@ -55,11 +68,43 @@ impl Children {
                 frozen.refuse_child(child);
             }
         }
+        if any {
+            fail_point!("split_applied", |_| std::process::abort());
+        }
         Ok(any)
+    }
+
+    /// Whether the log of a parent may be purged: no child of it that was made here waits for its first entry.
+    pub(crate) fn let_go(&self, parent: &mailbox_engine::Shard) -> bool {
+        let Some(store) = self.store.upgrade() else {
+            return true;
+        };
+        let standings = parent.applied().slots;
+        let gone: BTreeSet<ShardId> = standings
+            .iter()
+            .filter_map(|(_, _, standing)| match standing {
+                SlotStanding::Gone { to } => Some(to),
+                _ => None,
+            })
+            .collect();
+        let mut here = gone.into_iter().filter_map(|child| store.shard(child));
+        !here.any(|child| self.is_unborn(&child))
+    }
+
+    /// It has applied nothing but the split that it was made of.
+    fn is_unborn(&self, child: &mailbox_engine::Shard) -> bool {
+        let Some(applied) = child.applied().log_id else {
+            return false;
+        };
+        // A log that cannot be opened now will fail whoever needs it.
+        let log = self.log.shard_log(child.id()).ok();
+        let life = log.and_then(|log| log.life());
+        life.is_none_or(|life| life.former == Some(log_id(applied.term, applied.index)))
     }
 
     /// A flush has made some.
     pub(crate) fn tell(&self) {
+        fail_point!("split_flushed", |_| std::process::abort());
         self.made.send_modify(|made| *made += 1);
     }
 
@@ -82,7 +127,9 @@ pub(crate) async fn begin_log(
         return Ok(());
     }
     let seeded = log.seed(log_id(term, index), node).await;
-    seeded.map_err(|error| Error::Log(error.to_string()))
+    seeded.map_err(|error| Error::Log(error.to_string()))?;
+    fail_point!("split_seeded", |_| std::process::abort());
+    Ok(())
 }
 
 /// Starts children as flushes make them.

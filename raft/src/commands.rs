@@ -38,6 +38,7 @@ pub(crate) fn len_bytes(command: &Command) -> u64 {
         Command::Deliver(call) => call.items.as_bytes().len(),
         Command::AckLanes(call) => call.acks.len() * 20,
         Command::SplitShard(call) => call.slots.len() * 2,
+        Command::Meta(MetaCommand::BeginSplit { slots, .. }) => slots.len() * 2,
         Command::Meta(MetaCommand::Begin(map)) => 128 * (map.nodes.len() + map.shards.len()),
         Command::JoinGroup(_)
         | Command::LeaveGroup(_)

@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use mailbox_engine::ShardId;
+use mailbox_engine::{ShardId, SlotStanding};
 
 use crate::base_thread::BaseThread;
 use crate::children::begin_log;
@@ -22,8 +22,8 @@ use crate::shard::Shard;
 impl Node {
     /// Makes an empty replica of a shard, with the slots that the shard had at bootstrap, and starts it: entries
     /// or a snapshot bring it what it lacks once the shard's leader has it as a learner. One that a split has made
-    /// later had none at bootstrap. It never begins a
-    /// membership by itself. Durable; if the replica is here already it is given as it is.
+    /// later had none at bootstrap; if the split is applied here and about to bring it, that is what comes. It never
+    /// begins a membership by itself. Durable; if the replica is here already it is given as it is.
     ///
     /// # Errors
     /// [`Error`]: a fault of the storage, or the node is stopping.
@@ -57,6 +57,9 @@ impl Node {
         if let Some(there) = self.shards.get(id) {
             return Ok(there);
         }
+        if let Some((engine, log)) = self.born_here(id).await? {
+            return self.run_replica(engine, log).await;
+        }
         // A shard that a split has made began with rows, which a snapshot brings, and the slots with them.
         let slots = self.shared.options.first_slots(id);
         let slots = slots.map_or_else(Vec::new, Iterator::collect);
@@ -73,6 +76,29 @@ impl Node {
         log.enter(Stage::Hosted).await.map_err(log_error)?;
         let engine = base.create(id, slots).await?;
         self.run_replica(engine, log).await
+    }
+
+    /// The rows of a replica that a split applied here has made, or makes once it is flushed.
+    async fn born_here(
+        &self,
+        id: ShardId,
+    ) -> Result<Option<(Arc<mailbox_engine::Shard>, ShardLog)>, Error> {
+        let Some(store) = self.store.lock().clone() else {
+            return Err(Error::Stopping);
+        };
+        let log = self.log.shard_log(id).map_err(log_error)?;
+        if log.life().is_some() {
+            // It has been here before, so that a split does not make it.
+            return Ok(None);
+        }
+        for parent in store.shards() {
+            let standings = store.shard(parent).map(|parent| parent.applied().slots);
+            let gone = |(_, _, standing)| standing == SlotStanding::Gone { to: id };
+            if standings.is_some_and(|standings| standings.iter().any(gone)) {
+                self.shared.base.flush(parent).await?;
+            }
+        }
+        Ok(store.shard(id).map(|engine| (engine, log)))
     }
 
     /// Starts a replica whose rows are here.

@@ -114,15 +114,16 @@ impl Node {
             .map_err(|error| Error::Log(error.to_string()))??;
         admit(&options, &opened).await?;
         let fault = watch::Sender::new(None);
-        let children = Children::new(options.node, opened.log.clone());
+        let children = Children::new(options.node, opened.log.clone(), &opened.store);
         // What a replica applies again as it starts may make some.
         let made = children.watch();
-        let base = BaseThread::spawn(opened.store.clone(), children, fault.clone())
+        let base = BaseThread::spawn(opened.store.clone(), children.clone(), fault.clone())
             .map_err(|error| Error::io("start a thread for", &options.dir, error))?;
         let peers = Peers::new(&options, &credentials)?;
         let staging = options.dir.join("staging");
         let shared = Shared {
             base,
+            children,
             clock: Arc::new(Clock::new(options.clock_skew_max_ms, peers.is_alone())),
             peers: peers.clone(),
             pulse: Pulse::new(options.node, &options.timing),

@@ -46,7 +46,9 @@ pub(crate) fn refusal(refusal: &Refusal) -> CallError {
         Refusal::StaleEpoch { .. }
         | Refusal::SlotStands { .. }
         | Refusal::SlotMoves { .. }
-        | Refusal::NoSuchMove { .. } => ErrorCode::StaleEpoch,
+        | Refusal::NoSuchMove { .. }
+        | Refusal::ShardSplits { .. }
+        | Refusal::ShardChanges { .. } => ErrorCode::StaleEpoch,
         Refusal::UnknownDeadLetter { .. } => ErrorCode::UnknownDeadLetter,
         Refusal::DeadLetterResolved { .. } => ErrorCode::DeadLetterResolved,
         // Only relays get these.

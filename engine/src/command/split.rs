@@ -17,26 +17,36 @@ pub struct SplitShard {
     pub slots: BTreeSet<SlotId>,
 }
 
-/// `shard u32 | epoch u64 | slots u16 | (slot u16)*`, the slots rising.
+/// `shard u32 | epoch u64`, and the slots.
 pub(super) fn encode(call: &SplitShard, out: &mut Vec<u8>) {
     out.extend_from_slice(&call.to.0.to_be_bytes());
     out.extend_from_slice(&call.epoch.to_be_bytes());
-    let count = u16::try_from(call.slots.len()).expect("a shard keeps one of at most 65 535");
+    put_slots(&call.slots, out);
+}
+
+/// `slots u32 | (slot u16)*`, the slots rising.
+pub(super) fn put_slots(slots: &BTreeSet<SlotId>, out: &mut Vec<u8>) {
+    let count = u32::try_from(slots.len()).expect("there are at most 65 536 slots");
     out.extend_from_slice(&count.to_be_bytes());
-    for slot in &call.slots {
+    for slot in slots {
         out.extend_from_slice(&slot.0.to_be_bytes());
     }
 }
 
 pub(super) fn decode(reader: &mut Reader<'_>) -> Result<SplitShard, Malformed> {
     let (to, epoch) = (ShardId(reader.u32()?), reader.u64()?);
+    let slots = read_slots(reader)?;
+    Ok(SplitShard { to, epoch, slots })
+}
+
+pub(super) fn read_slots(reader: &mut Reader<'_>) -> Result<BTreeSet<SlotId>, Malformed> {
     let mut slots = BTreeSet::new();
-    for _ in 0..reader.u16()? {
+    for _ in 0..reader.u32()? {
         let slot = SlotId(reader.u16()?);
         if slots.last().is_some_and(|last| *last >= slot) {
             return Err(reader.unknown(slot.0));
         }
         slots.insert(slot);
     }
-    Ok(SplitShard { to, epoch, slots })
+    Ok(slots)
 }

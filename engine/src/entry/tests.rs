@@ -211,6 +211,16 @@ fn meta() -> impl Strategy<Value = MetaCommand> {
             slot: SlotId(slot),
             epoch,
         }),
+        any::<(u32, std::collections::BTreeSet<u16>)>().prop_map(|(shard, slots)| {
+            MetaCommand::BeginSplit {
+                shard: ShardId(shard),
+                slots: slots.into_iter().map(SlotId).collect(),
+            }
+        }),
+        any::<(u32, u64)>().prop_map(|(shard, epoch)| MetaCommand::EndSplit {
+            shard: ShardId(shard),
+            epoch,
+        }),
     ]
 }
 

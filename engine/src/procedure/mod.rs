@@ -11,6 +11,7 @@ mod leave_group;
 mod mark_read;
 mod meta;
 mod meta_moves;
+mod meta_splits;
 mod move_slot;
 mod register_user;
 mod send;

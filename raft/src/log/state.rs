@@ -238,9 +238,10 @@ impl ShardState {
         let term = upto.leader_id.term;
         let cast = state.vote.filter(|vote| vote.leader_id.term >= term);
         let vote = cast.unwrap_or_else(|| Vote::new(term, node));
+        // What the replica was made of stays known: what it has beyond that is its own.
         let life = state.life.unwrap_or(Life {
             stage: Stage::Hosted,
-            former: None,
+            former: Some(upto),
         });
         state.purged = Some(upto);
         state.last = Some(upto);

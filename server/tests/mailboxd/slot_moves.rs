@@ -37,7 +37,10 @@ const POINTS: [&str; 8] = [
 ];
 
 /// Waits until what it looks for is there.
-async fn eventually<T, L: Future<Output = Option<T>>>(what: &str, look: impl Fn() -> L) -> T {
+pub(crate) async fn eventually<T, L: Future<Output = Option<T>>>(
+    what: &str,
+    look: impl Fn() -> L,
+) -> T {
     let begun = Instant::now();
     loop {
         if let Some(found) = look().await {
@@ -48,7 +51,7 @@ async fn eventually<T, L: Future<Output = Option<T>>>(what: &str, look: impl Fn(
     }
 }
 
-async fn holder(client: &Client, slot: u16) -> Option<u32> {
+pub(crate) async fn holder(client: &Client, slot: u16) -> Option<u32> {
     let map = client.cluster_map().await.ok()?;
     let holds = |row: &&v1::MapShard| {
         let mut spans = row.slots.iter();
@@ -170,7 +173,7 @@ async fn follow_by_subscription(
 }
 
 /// Sends, syncs and subscriptions that go on while slots move.
-struct Load {
+pub(crate) struct Load {
     client: Client,
     users: Vec<u64>,
     stop: Arc<AtomicBool>,
@@ -182,7 +185,7 @@ struct Load {
 
 impl Load {
     /// Users in as many slots as there are.
-    async fn start(client: &Client) -> Load {
+    pub(crate) async fn start(client: &Client) -> Load {
         let mut users = Vec::new();
         for number in 0..12 {
             users.push(register(client, format!("user{number}")).await);
@@ -214,7 +217,7 @@ impl Load {
 
     /// Ends it, and checks all that was promised: what was acked is there once and in order, for every pair of
     /// users; syncs and subscriptions have seen every seq once.
-    async fn check(self) {
+    pub(crate) async fn check(self) {
         self.stop.store(true, Ordering::Relaxed);
         for sending in self.sending {
             let acked = tokio::time::timeout(PATIENCE, sending).await;
@@ -239,7 +242,7 @@ impl Load {
 }
 
 /// Nodes, each started with nothing in its way.
-fn revive(trio: &mut Trio, dir: &Path, index: usize) {
+pub(crate) fn revive(trio: &mut Trio, dir: &Path, index: usize) {
     trio.nodes[index] = Some(trio.node(dir, index));
 }
 
@@ -286,8 +289,8 @@ async fn slots_move_to_and_fro_under_load_while_nodes_are_killed() {
     }
 }
 
-/// Has a node drive what is moved, which dies at a point of it.
-async fn drive_and_die(trio: &mut Trio, client: &Client, dir: &Path, index: usize, point: &str) {
+/// Restarts a node as one that dies when it comes to a point.
+pub(crate) fn arm(trio: &mut Trio, dir: &Path, index: usize, point: &str) {
     let before = trio.nodes[index].take().unwrap();
     assert!(before.stop(Signal::TERM).success());
     let args = trio.node_args(dir, index);
@@ -295,6 +298,17 @@ async fn drive_and_die(trio: &mut Trio, client: &Client, dir: &Path, index: usiz
     let process = Process::start_failing(&args, &format!("{point}=return"));
     assert_eq!(process.says()["ready"]["role"], "server");
     trio.nodes[index] = Some(process);
+}
+
+/// Has a node drive what is moved, which dies at a point of it.
+pub(crate) async fn drive_and_die(
+    trio: &mut Trio,
+    client: &Client,
+    dir: &Path,
+    index: usize,
+    point: &str,
+) {
+    arm(trio, dir, index, point);
     let (node, address) = (index as u64 + 1, trio.addresses()[index].clone());
     eventually("it leads the meta shard", || async {
         // It may lead already, or not be there yet.
