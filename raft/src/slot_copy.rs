@@ -169,10 +169,12 @@ impl SlotCopies {
         })
     }
 
-    /// Lets go of all read views: of one shard, or of all.
+    /// Lets go of what belongs to one shard, or to all: read views, and what was staged. A replica that is made
+    /// anew has nothing of it.
     pub(crate) fn forget(&self, shard: Option<ShardId>) {
-        let stays = |kept: &Kept| shard.is_some_and(|shard| kept.shard != shard);
-        self.kept.lock().retain(stays);
+        let stays = |of: ShardId| shard.is_some_and(|shard| of != shard);
+        self.kept.lock().retain(|kept| stays(kept.shard));
+        self.tasks.lock().retain(|(of, _), _| stays(*of));
     }
 
     /// Read views that nobody has asked for in a while hold files that nobody needs.

@@ -1,5 +1,7 @@
 //! The steps of a slot's move between shards, at its source and at its destination.
 
+use fail::fail_point;
+
 use crate::command::{MoveSlot, Reply};
 use crate::dedup::raise_floors;
 use crate::error::Error;
@@ -35,6 +37,21 @@ pub(crate) fn move_slot(ctx: &mut Context<'_>, call: &MoveSlot) -> Result<Reply,
                 refresh_floors(ctx)?;
             }
         }
+    }
+    // Where tests let a replica die: the step is in its log, and in no file.
+    match call {
+        MoveSlot::BeginImport { .. } => {
+            fail_point!("apply_begin_import", |_| std::process::abort())
+        }
+        MoveSlot::Freeze { .. } => fail_point!("apply_freeze", |_| std::process::abort()),
+        MoveSlot::CommitImport { .. } => {
+            fail_point!("apply_commit_import", |_| std::process::abort());
+        }
+        MoveSlot::AbortImport { .. } => {
+            fail_point!("apply_abort_import", |_| std::process::abort())
+        }
+        MoveSlot::Unfreeze { .. } => fail_point!("apply_unfreeze", |_| std::process::abort()),
+        MoveSlot::Drop { .. } => fail_point!("apply_drop", |_| std::process::abort()),
     }
     let (epoch, standing) = ctx.slot_standing(slot);
     Ok(Reply::SlotMoved {

@@ -4,14 +4,13 @@ use mailbox_api::CallError;
 use mailbox_api::v1::dead_letters_client::DeadLettersClient;
 use mailbox_api::v1::{
     CountDeadLettersRequest, CountDeadLettersResponse, DropDeadLetterRequest,
-    DropDeadLetterResponse, ErrorCode, ListDeadLettersRequest, ListDeadLettersResponse,
+    DropDeadLetterResponse, ListDeadLettersRequest, ListDeadLettersResponse,
     RequeueDeadLetterRequest, RequeueDeadLetterResponse,
 };
 use tonic::{Response, Status};
 
 use crate::channel::AuthChannel;
 use crate::client::Client;
-use crate::retry::Backoff;
 
 impl Client {
     /// Which slots of a shard have had dead letters, and what became of them.
@@ -23,7 +22,7 @@ impl Client {
         shard: u32,
     ) -> Result<CountDeadLettersResponse, CallError> {
         let call = CountDeadLettersRequest { shard };
-        self.ask_any(|mut node| async move { node.count_dead_letters(call).await })
+        self.ask_letters(|mut node| async move { node.count_dead_letters(call).await })
             .await
     }
 
@@ -35,7 +34,7 @@ impl Client {
         &self,
         call: ListDeadLettersRequest,
     ) -> Result<ListDeadLettersResponse, CallError> {
-        self.ask_any(|mut node| async move { node.list_dead_letters(call).await })
+        self.ask_letters(|mut node| async move { node.list_dead_letters(call).await })
             .await
     }
 
@@ -54,7 +53,7 @@ impl Client {
             let call = call.clone();
             async move { node.requeue_dead_letter(call).await }
         };
-        self.ask_any(requeue).await
+        self.ask_letters(requeue).await
     }
 
     /// Marks a dead letter as done with. `request_id` is made if it is empty.
@@ -70,31 +69,16 @@ impl Client {
             let call = call.clone();
             async move { node.drop_dead_letter(call).await }
         };
-        self.ask_any(drop).await
+        self.ask_letters(drop).await
     }
 
-    /// Asks one node after the other, until one has done it. Every call here bears being asked twice.
-    async fn ask_any<T, F>(
+    async fn ask_letters<T, F>(
         &self,
         call: impl Fn(DeadLettersClient<AuthChannel>) -> F,
     ) -> Result<T, CallError>
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
-        let inner = self.inner();
-        let mut backoff = Backoff::new(&inner.options.timeouts, self.deadline());
-        loop {
-            let mut last = CallError::new(ErrorCode::Unavailable, "no node is known");
-            for node in inner.router.nodes() {
-                match inner.once(call(node.dead_letters())).await {
-                    Ok(answer) => return Ok(answer),
-                    Err(failure) if failure.error.is_retryable() => last = failure.error,
-                    Err(failure) => return Err(failure.error),
-                }
-            }
-            if !backoff.wait(&last).await {
-                return Err(last);
-            }
-        }
+        self.ask_any(|node| call(node.dead_letters())).await
     }
 }

@@ -7,6 +7,7 @@ use tonic::{Response, Status};
 
 use crate::channel::AuthChannel;
 use crate::client::Client;
+use crate::node::Node;
 use crate::retry::Backoff;
 
 impl Client {
@@ -168,11 +169,18 @@ impl Client {
         splits.await.map(|answer| answer.splits)
     }
 
-    /// Asks one node after the other, until one has done it. Every call here bears being asked twice.
     async fn operate<T, F>(
         &self,
         call: impl Fn(ClusterClient<AuthChannel>) -> F,
     ) -> Result<T, CallError>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        self.ask_any(|node| call(node.cluster())).await
+    }
+
+    /// Asks one node after the other, until one has done it. For calls that bear being asked twice.
+    pub(crate) async fn ask_any<T, F>(&self, call: impl Fn(&Node) -> F) -> Result<T, CallError>
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
@@ -181,7 +189,7 @@ impl Client {
         loop {
             let mut last = CallError::new(ErrorCode::Unavailable, "no node is known");
             for node in inner.router.nodes() {
-                match inner.once(call(node.cluster())).await {
+                match inner.once(call(&node)).await {
                     Ok(answer) => return Ok(answer),
                     Err(failure) if failure.error.is_retryable() => last = failure.error,
                     Err(failure) => return Err(failure.error),

@@ -25,6 +25,7 @@
 //! Two things still go through every shard, rarely: a leader's own heartbeat (`QUIET`), which finds what a pulse
 //! cannot see, and one to a node that came back.
 
+mod known_peer;
 mod run;
 mod state;
 #[cfg(test)]

@@ -1,10 +1,11 @@
 //! What a node knows of its peers and of who leads its shards. Time comes in as an argument.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use mailbox_api::peer;
 
+use super::known_peer::Peer;
 use super::{Pace, is_quorum};
 
 /// What openraft says of one replica here.
@@ -62,46 +63,6 @@ struct Local {
     vacancy: Option<Vacancy>,
     /// A round of questions is under way.
     stands: bool,
-}
-
-/// What is known of a peer.
-struct Peer {
-    // As one that speaks.
-    boot: u64,
-    heard_at: Instant,
-    alive: bool,
-    vouches: HashMap<u32, u64>,
-    known: u64,
-    // As one that answers.
-    answering_boot: u64,
-    reached_at: Option<Instant>,
-    reached: bool,
-    /// Version of this node's vouches that it has.
-    told: u64,
-    /// Shards led here that it follows in a later term, or does not hold: term 0.
-    refused: BTreeMap<u32, u64>,
-}
-
-impl Peer {
-    /// A peer counts as alive until the lease is over, though it was never heard.
-    fn new(now: Instant) -> Peer {
-        Peer {
-            boot: 0,
-            heard_at: now,
-            alive: true,
-            vouches: HashMap::new(),
-            known: 0,
-            answering_boot: 0,
-            reached_at: None,
-            reached: false,
-            told: 0,
-            refused: BTreeMap::new(),
-        }
-    }
-
-    fn supports(&self, shard: u32) -> bool {
-        self.reached && !self.refused.contains_key(&shard)
-    }
 }
 
 pub(super) struct State {
@@ -184,6 +145,12 @@ impl State {
             && let Some(vacancy) = &mut local.vacancy
         {
             vacancy.stand_at = vacancy.stand_at.max(now + retry);
+        }
+        if view.term != local.view.term {
+            // What was refused was a term of before.
+            for peer in self.peers.values_mut() {
+                peer.refused.remove(&shard);
+            }
         }
         local.view = view;
         self.judge(shard, now);
@@ -473,18 +440,18 @@ impl State {
         reply: peer::PulseReply,
         now: Instant,
     ) {
-        let lease = self.pace.lease;
-        let peer = self.peer(from, now);
+        let (lease, again_at) = (self.pace.lease, now + self.pace.retry_min);
+        let peer = self.peers.entry(from).or_insert_with(|| Peer::new(now));
         peer.reached_at = peer.reached_at.max(Some(sent_at));
         let reached = peer.reached_at.is_some_and(|at| now < at + lease);
-        let refused: BTreeMap<u32, u64> = reply
-            .refused
-            .into_iter()
-            .map(|vouch| (vouch.shard, vouch.term))
-            .collect();
-        let changed = peer.reached != reached || peer.refused != refused;
+        let mut changed = peer.reached != reached;
+        let shards = &self.shards;
+        changed |= peer.refuses(&reply, again_at, |shard| {
+            let local = shards.get(&shard);
+            local.is_some_and(|local| local.vouched != 0 && local.version <= reply.version)
+        });
         let returned = reached && (!peer.reached || peer.answering_boot != reply.boot);
-        (peer.reached, peer.refused) = (reached, refused);
+        peer.reached = reached;
         (peer.answering_boot, peer.told) = (reply.boot, reply.version);
         if returned {
             self.returned.insert(from);
@@ -521,7 +488,7 @@ impl State {
     /// To be called often. `late` is by how much this call is: while this node stood still it could hear nobody.
     pub(super) fn look(&mut self, now: Instant, late: Duration) {
         let lease = self.pace.lease;
-        let (mut silent, mut unreached) = (Vec::new(), false);
+        let (mut silent, mut changed) = (Vec::new(), false);
         for (node, peer) in &mut self.peers {
             if late > self.pace.interval {
                 peer.heard_at = (peer.heard_at + late).min(now);
@@ -532,8 +499,11 @@ impl State {
                 silent.push(*node);
             }
             let reached = peer.reached_at.is_some_and(|at| now < at + lease);
-            unreached |= peer.reached && !reached;
+            changed |= peer.reached && !reached;
             peer.reached &= reached;
+            let refused = peer.refused.len();
+            peer.refused.retain(|_, again_at| now < *again_at);
+            changed |= peer.refused.len() != refused;
         }
         for node in silent {
             tracing::warn!(
@@ -542,7 +512,7 @@ impl State {
             );
             self.judge_all(|view| view.leader == Some(node), now);
         }
-        if unreached {
+        if changed {
             self.judge_all(|view| view.leads, now);
         }
     }

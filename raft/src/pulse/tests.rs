@@ -275,3 +275,22 @@ fn a_shard_that_left_is_vouched_for_no_more() {
     nodes.exchange(&[1, 2, 3]);
     assert!(!nodes.standing(1).has_quorum);
 }
+
+#[test]
+fn a_refusal_is_not_forgiven_at_once() {
+    let mut nodes = Nodes::led_by(1, 4);
+    nodes.at(2).forget(SHARD);
+    nodes.at(3).forget(SHARD);
+    nodes.exchange(&[1, 2, 3]);
+    let version = nodes.at(1).version();
+    // Each round brings an answer, and none of them another vouch.
+    for _ in 0..100 {
+        nodes.exchange(&[1, 2, 3]);
+        assert!(!nodes.standing(1).has_quorum);
+    }
+    assert_eq!(nodes.at(1).version(), version);
+    // Whoever holds a replica again is asked in time.
+    nodes.note(2, view(4, false, Some(1)));
+    nodes.pass(PACE.retry_min + PACE.interval, &[1, 2, 3]);
+    assert!(nodes.standing(1).has_quorum);
+}

@@ -7,7 +7,7 @@ use mailbox_client::v1::{ErrorCode, SlotSpan, SplitShardRequest};
 use rustix::process::Signal;
 
 use crate::cluster::Trio;
-use crate::slot_moves::{Load, arm, drive_and_die, eventually, holder, revive};
+use crate::slot_moves::{Load, drive_and_die, eventually, holder, revive, start_to_die};
 
 const SLOTS: u16 = 16;
 const SHARDS: u16 = 2;
@@ -151,7 +151,7 @@ async fn replicas_that_die_inside_a_split_finish_it() {
         // One of three: the others do without it.
         let index = turn % 3;
         let shard = largest(&client).await;
-        arm(&mut trio, dir.path(), index, point);
+        start_to_die(&mut trio, dir.path(), index, &format!("{point}=return"));
         let began = begin(&client, shard).await;
         let died = trio.nodes[index].take().unwrap().wait();
         assert!(!died.success(), "{point}: {died}");
@@ -160,7 +160,9 @@ async fn replicas_that_die_inside_a_split_finish_it() {
         over(&trio, &client, &began).await;
         // All three: nobody is left who has done it.
         let shard = largest(&client).await;
-        (0..3).for_each(|index| arm(&mut trio, dir.path(), index, point));
+        (0..3).for_each(|index| {
+            start_to_die(&mut trio, dir.path(), index, &format!("{point}=return"))
+        });
         let began = begin(&client, shard).await;
         all_die(&mut trio);
         (0..3).for_each(|index| revive(&mut trio, dir.path(), index));

@@ -1,6 +1,8 @@
 //! Slots that move between shards of real processes, under sends, syncs and subscriptions, and processes that die on
 //! the way.
 
+mod kills;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -289,17 +291,6 @@ async fn slots_move_to_and_fro_under_load_while_nodes_are_killed() {
     }
 }
 
-/// Restarts a node as one that dies when it comes to a point.
-pub(crate) fn arm(trio: &mut Trio, dir: &Path, index: usize, point: &str) {
-    let before = trio.nodes[index].take().unwrap();
-    assert!(before.stop(Signal::TERM).success());
-    let args = trio.node_args(dir, index);
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let process = Process::start_failing(&args, &format!("{point}=return"));
-    assert_eq!(process.says()["ready"]["role"], "server");
-    trio.nodes[index] = Some(process);
-}
-
 /// Has a node drive what is moved, which dies at a point of it.
 pub(crate) async fn drive_and_die(
     trio: &mut Trio,
@@ -308,15 +299,31 @@ pub(crate) async fn drive_and_die(
     index: usize,
     point: &str,
 ) {
-    arm(trio, dir, index, point);
+    start_to_die(trio, dir, index, &format!("{point}=return"));
+    give_lead(trio, client, index, 0).await;
+}
+
+/// Starts a node anew that dies at a point.
+pub(crate) fn start_to_die(trio: &mut Trio, dir: &Path, index: usize, failpoints: &str) {
+    let before = trio.nodes[index].take().unwrap();
+    assert!(before.stop(Signal::TERM).success());
+    let args = trio.node_args(dir, index);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let process = Process::start_failing(&args, failpoints);
+    assert_eq!(process.says()["ready"]["role"], "server");
+    trio.nodes[index] = Some(process);
+}
+
+/// Waits until a node leads a shard.
+async fn give_lead(trio: &Trio, client: &Client, index: usize, shard: u32) {
     let (node, address) = (index as u64 + 1, trio.addresses()[index].clone());
-    eventually("it leads the meta shard", || async {
+    eventually("it leads the shard", || async {
         // It may lead already, or not be there yet.
-        let _ = client.transfer_leader(0, node).await;
+        let _ = client.transfer_leader(shard, node).await;
         let status = client.status(Some(&address)).await.ok()?;
         let mut shards = status.shards.iter();
         shards
-            .any(|shard| shard.shard == 0 && shard.role == "leader")
+            .any(|found| found.shard == shard && found.role == "leader")
             .then_some(())
     })
     .await;
