@@ -535,7 +535,7 @@ fn a_random_run_meets_every_reply() {
         }
     }
     for name in "Map NoMap InvalidMap NodeTaken NodeRemoved StaleDisk UnknownNode NodeInUse \
-                 UnknownShard StaleEpoch SlotMoves NoSuchMove WrongShard ShardSplits SplitSize ShardChanges"
+                 UnknownShard StaleEpoch SlotMoves NoSuchMove WrongShard ShardSplits SplitSize"
         .split_whitespace()
     {
         assert!(seen.contains_key(name), "{name} never came: {seen:?}");

@@ -96,10 +96,15 @@ impl Children {
         let Some(applied) = child.applied().log_id else {
             return false;
         };
-        // A log that cannot be opened now will fail whoever needs it.
-        let log = self.log.shard_log(child.id()).ok();
-        let life = log.and_then(|log| log.life());
-        life.is_none_or(|life| life.former == Some(log_id(applied.term, applied.index)))
+        let Ok(log) = self.log.shard_log(child.id()) else {
+            // Whoever needs this log will fail.
+            return true;
+        };
+        match log.life() {
+            // One of the cluster's first shards, or its log has not begun.
+            None => log.last().is_none(),
+            Some(life) => life.former == Some(log_id(applied.term, applied.index)),
+        }
     }
 
     /// A flush has made some.
@@ -150,7 +155,7 @@ mod tests {
     use std::path::Path;
 
     use mailbox_engine::{
-        ApplyEntry, ApplyPayload, Command, EntryBuilder, ShardId, SlotId, SplitShard,
+        ApplyEntry, ApplyPayload, Command, EntryBuilder, MoveSlot, ShardId, SlotId, SplitShard,
     };
     use openraft::EntryPayload;
     use openraft::storage::RaftLogStorageExt as _;
@@ -247,6 +252,77 @@ mod tests {
         let shard = node.shard(SHARD).unwrap();
         stop(node, shard).await;
         assert!(open_log(dir.path()).knows(CHILD).unwrap());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_parent_keeps_its_log_until_the_child_has_an_entry_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let entry = with_split(dir.path()).await;
+        let (store, log) = (Arc::new(open_store(dir.path())), open_log(dir.path()));
+        let children = Children::new(1, log.clone(), &store);
+        let parent = store.shard(SHARD).unwrap();
+        parent.apply(std::slice::from_ref(&entry)).unwrap();
+        assert!(children.let_go(&parent), "nothing is flushed that could go");
+        let frozen = parent.freeze().unwrap();
+        let built = store.build(vec![(parent.clone(), frozen)]).unwrap();
+        assert!(store.ingest(built).unwrap());
+        let child = store.shard(CHILD).unwrap();
+        assert!(!children.let_go(&parent), "its log has not begun");
+        let child_log = log.shard_log(CHILD).unwrap();
+        begin_log(&child, &child_log, 1).await.unwrap();
+        assert!(!children.let_go(&parent), "it has nothing of its own");
+        let index = entry.log_id.index + 1;
+        let own = ApplyEntry {
+            log_id: LogId {
+                index,
+                ..entry.log_id
+            },
+            payload: ApplyPayload::Blank,
+        };
+        child.apply(&[own]).unwrap();
+        assert!(children.let_go(&parent));
+    }
+
+    /// A slot that has moved to one of the first shards is not waited for, however idle that shard is.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_shard_that_no_split_has_made_holds_nothing_up() {
+        let dir = tempfile::tempdir().unwrap();
+        with_split(dir.path()).await;
+        let (store, log) = (Arc::new(open_store(dir.path())), open_log(dir.path()));
+        let other = store.create_shard(CHILD, []).unwrap();
+        let first = log_id(1, 1);
+        let payload = EntryPayload::Blank;
+        let entry = Entry {
+            log_id: first,
+            payload,
+        };
+        let mut other_log = log.shard_log(CHILD).unwrap();
+        other_log.blocking_append([entry]).await.unwrap();
+        let blank = ApplyEntry {
+            log_id: engine_log_id(&first),
+            payload: ApplyPayload::Blank,
+        };
+        other.apply(&[blank]).unwrap();
+        let parent = store.shard(SHARD).unwrap();
+        let (slot, epoch) = (SlotId(0), 1);
+        let mut builder = EntryBuilder::new(1);
+        let freeze = MoveSlot::Freeze {
+            slot,
+            epoch,
+            to: CHILD,
+        };
+        builder.push(&Command::MoveSlot(freeze));
+        builder.push(&Command::MoveSlot(MoveSlot::Drop { slot, epoch }));
+        let last = parent.applied().log_id.unwrap();
+        let log_id = LogId {
+            index: last.index + 1,
+            ..last
+        };
+        let payload = ApplyPayload::Commands(builder.finish());
+        parent.apply(&[ApplyEntry { log_id, payload }]).unwrap();
+        assert!(!parent.serves(slot));
+        let children = Children::new(1, log, &store);
+        assert!(children.let_go(&parent));
     }
 
     #[tokio::test(flavor = "multi_thread")]

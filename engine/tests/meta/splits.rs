@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mailbox_engine::{
-    ClusterMap, MapShard, Refusal, ReplicaRole, ShardId, ShardSplit, SlotId, SlotMove,
+    ClusterMap, Command, MapShard, MetaCommand, Refusal, ReplicaRole, Reply, ShardId, ShardSplit,
+    SlotId, SlotMove,
 };
 
 use crate::moves::{moving, slots_of};
+use crate::{Replica, first};
 
 pub(crate) type Splits = BTreeMap<ShardId, ShardSplit>;
 
@@ -111,4 +113,40 @@ pub(crate) fn end_split(map: &mut ClusterMap, splits: &mut Splits, shard: ShardI
     };
     assert!(map.shards.insert(split.to, child).is_none());
     assert_eq!(map.check(), Ok(()));
+}
+
+#[test]
+fn a_shard_whose_members_change_does_not_split() {
+    let (mut replica, shard) = (Replica::new(), ShardId(1));
+    let mut replicas = first(true).shards[&shard].replicas.clone();
+    let voters = replicas.clone();
+    replicas[2].role = ReplicaRole::Learner { replaces: None };
+    let set = |expect_epoch, replicas| MetaCommand::SetReplicas {
+        shard,
+        expect_epoch,
+        replicas,
+    };
+    let split = MetaCommand::BeginSplit {
+        shard,
+        slots: [SlotId(3)].into(),
+    };
+    let (to, epoch) = (ShardId(3), 4);
+    let steps = [
+        (MetaCommand::Begin(first(true)), Reply::Map { epoch: 1 }),
+        (set(1, replicas.clone()), Reply::Map { epoch: 2 }),
+        (
+            split.clone(),
+            Reply::Refused(Refusal::ShardChanges { shard }),
+        ),
+        (set(2, voters), Reply::Map { epoch: 3 }),
+        (split, Reply::Map { epoch: 4 }),
+        // Nor do they change while it splits.
+        (
+            set(3, replicas),
+            Reply::Refused(Refusal::ShardSplits { shard, to, epoch }),
+        ),
+    ];
+    for (command, reply) in steps {
+        assert_eq!(replica.apply(&[Command::Meta(command)]), [reply]);
+    }
 }
