@@ -150,12 +150,10 @@ async fn last_slots(client: &Client, shard: u32, count: u32) -> anyhow::Result<V
     Ok(taken)
 }
 
-/// Slots in words.
+/// Slots in words, as they may be asked for.
 pub(super) fn spans_text(spans: &[SlotSpan]) -> String {
-    let spans = spans.iter().map(|span| match span.first == span.last {
-        true => span.first.to_string(),
-        false => format!("{}-{}", span.first, span.last),
-    });
+    let spans = spans.iter();
+    let spans = spans.map(|span| format!("{}-{}", span.first, span.last));
     spans.collect::<Vec<_>>().join(", ")
 }
 
