@@ -52,6 +52,7 @@ fn require_place(ctx: &Context<'_>, command: &Command) -> Result<(), Refusal> {
         | Command::Deliver(_)
         | Command::AckLanes(_)
         | Command::MoveSlot(_)
+        | Command::SplitShard(_)
         | Command::RequeueDeadLetter(_)
         | Command::DropDeadLetter(_) => !ctx.is_meta(),
     };
@@ -73,6 +74,7 @@ fn run(ctx: &mut Context<'_>, command: Command) -> Result<Reply, No> {
         | Command::SetClusterOptions(_)
         | Command::Meta(_)
         | Command::MoveSlot(_)
+        | Command::SplitShard(_)
         | Command::Cut => {}
         Command::Send(_)
         | Command::SendGroup(_)
@@ -101,6 +103,7 @@ fn run(ctx: &mut Context<'_>, command: Command) -> Result<Reply, No> {
         Command::SetClusterOptions(call) => procedure::set_cluster_options(ctx, &call),
         Command::Meta(call) => procedure::meta(ctx, &call),
         Command::MoveSlot(call) => procedure::move_slot(ctx, &call),
+        Command::SplitShard(call) => procedure::split_shard(ctx, &call),
         Command::RequeueDeadLetter(call) => procedure::requeue_dead_letter(ctx, &call),
         Command::DropDeadLetter(call) => procedure::drop_dead_letter(ctx, &call),
         Command::Cut => {

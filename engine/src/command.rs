@@ -4,8 +4,10 @@ pub(crate) mod encoding;
 mod group;
 mod lane;
 mod letters;
+mod marks;
 mod meta;
 mod slot;
+mod split;
 
 use bytes::Bytes;
 use uuid::Uuid;
@@ -24,8 +26,10 @@ use crate::slot_moves::MoveStage;
 pub use group::{CreateGroup, JoinGroup, LeaveGroup};
 pub use lane::{AckLanes, Deliver};
 pub use letters::{DropDeadLetter, RequeueDeadLetter};
+pub use marks::{AckCursor, Conversation, MarkRead};
 pub use meta::{LogReport, MetaCommand, PutNode};
 pub use slot::MoveSlot;
+pub use split::SplitShard;
 
 /// One call of one procedure.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +60,8 @@ pub enum Command {
     Meta(MetaCommand),
     /// A step of a slot's move between shards.
     MoveSlot(MoveSlot),
+    /// Some of the shard's slots become a new shard.
+    SplitShard(SplitShard),
     /// A dead letter goes to its recipient after all.
     RequeueDeadLetter(RequeueDeadLetter),
     /// A dead letter is done with.
@@ -83,6 +89,7 @@ impl Command {
             | Command::SetClusterOptions(_)
             | Command::Meta(_)
             | Command::MoveSlot(_)
+            | Command::SplitShard(_)
             | Command::DropDeadLetter(_)
             | Command::Cut => {}
         }
@@ -144,43 +151,6 @@ pub struct RegisterUser {
     pub request_id: Uuid,
     /// Without `@`; judged in apply, see `handle.rs`.
     pub handle: String,
-}
-
-/// What a user has read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Conversation {
-    /// With another user, in one's own mailbox.
-    Peer(UserId),
-    /// In a group.
-    Group(GroupId),
-}
-
-/// A user has read a conversation up to `seq`, inclusive.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MarkRead {
-    /// The caller's UUIDv7.
-    pub request_id: Uuid,
-    /// Who read.
-    pub user: UserId,
-    /// What.
-    pub conversation: Conversation,
-    /// Of one's own mailbox, or of the group's timeline.
-    pub seq: Seq,
-}
-
-/// A device holds a timeline up to `seq`, inclusive.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AckCursor {
-    /// The caller's UUIDv7.
-    pub request_id: Uuid,
-    /// Whose device.
-    pub user: UserId,
-    /// Which one.
-    pub device: DeviceId,
-    /// One's own mailbox, or the timeline of a group that one has joined.
-    pub timeline: TimelineId,
-    /// Greatest seq that the device has stored.
-    pub seq: Seq,
 }
 
 /// Sets what all replicas judge by, from the next command on.
@@ -282,6 +252,13 @@ pub enum Reply {
         epoch: u64,
         /// It stands here.
         standing: SlotStanding,
+    },
+    /// The shard has been split as was asked.
+    ShardSplit {
+        /// The new shard.
+        to: ShardId,
+        /// The split's.
+        epoch: u64,
     },
     /// No; nothing has changed.
     Refused(Refusal),
@@ -445,6 +422,22 @@ pub enum Refusal {
         /// As asked.
         shard: ShardId,
     },
+    /// A split into a shard that there is already.
+    #[error("there is a shard {shard} already")]
+    ShardExists {
+        /// As asked.
+        shard: ShardId,
+    },
+    /// A split that takes nothing, or everything.
+    #[error(
+        "a split takes {taken} of the shard's {held} slots: at least one must go, and one stay"
+    )]
+    SplitSize {
+        /// As asked.
+        taken: usize,
+        /// What the shard has.
+        held: usize,
+    },
     /// A lane between slots that do not exist, or of another incarnation of one.
     #[error("there is no lane {lane}")]
     UnknownLane {
@@ -554,6 +547,22 @@ pub enum Refusal {
         slot: SlotId,
         /// As asked.
         epoch: u64,
+    },
+    /// A split of the shard is under way: it is left alone meanwhile.
+    #[error("shard {shard} splits into itself and shard {to} under epoch {epoch}")]
+    ShardSplits {
+        /// The shard.
+        shard: ShardId,
+        /// The new one.
+        to: ShardId,
+        /// The split's.
+        epoch: u64,
+    },
+    /// A split while the shard's members change.
+    #[error("the members of shard {shard} are changing: it does not split meanwhile")]
+    ShardChanges {
+        /// The shard.
+        shard: ShardId,
     },
     /// No such dead letter, or not any more.
     #[error("{}", letters::unknown(*slot, *seq, *trim_point, *head))]

@@ -198,6 +198,7 @@ impl Ask {
             | Reply::LanesAcked
             | Reply::Map { .. }
             | Reply::SlotMoved { .. }
+            | Reply::ShardSplit { .. }
             | Reply::Refused(_) => {
                 unreachable!("none is remembered")
             }

@@ -10,15 +10,16 @@ use std::sync::atomic::Ordering;
 
 use fail::fail_point;
 
-use crate::applied::LogId;
+use crate::applied::{AppliedState, LogId};
 use crate::base::{FileLife, FileWriter, ReadView, StagedFile};
 use crate::error::Error;
-use crate::id::{RangeId, SlotId, TimelineId};
+use crate::id::{RangeId, ShardId, SlotId, TimelineId};
 use crate::key::{NodeKey, StateKey, StoredKey, hour_of};
 use crate::known::KnownKeys;
 use crate::memtable::{Memtable, Tail};
-use crate::range::Ranges;
+use crate::range::{RangeRow, RangeState, Ranges};
 use crate::shard::Shard;
+use crate::split::Handover;
 use crate::state::{CutView, Frozen};
 use crate::store::{NodeFile, Store, StoreCore, drop_ranges};
 
@@ -36,6 +37,20 @@ impl FrozenFlush {
     /// Bytes that it pins in memory.
     pub fn bytes(&self) -> u64 {
         self.frozen.memtable.bytes()
+    }
+
+    /// The shards that its flush makes of slots of this one, and what they begin with.
+    pub fn children(&self) -> impl Iterator<Item = (ShardId, &AppliedState)> {
+        let handovers = self.frozen.handovers.iter();
+        handovers.map(|handover| (handover.child, &handover.applied))
+    }
+
+    /// This node has no use for such a shard: its rows are dropped. To be called before the build.
+    pub fn refuse_child(&self, child: ShardId) {
+        let mut handovers = self.frozen.handovers.iter();
+        if let Some(found) = handovers.find(|handover| handover.child == child) {
+            found.refuse();
+        }
     }
 }
 
@@ -101,7 +116,9 @@ impl Store {
             .iter()
             .map(|(shard, frozen)| (shard.as_ref(), frozen))
             .collect();
-        ingest_file(&self.core, &parts, file)
+        let ingested = ingest_file(&self.core, &parts, file)?;
+        self.open_children();
+        Ok(ingested)
     }
 }
 
@@ -112,10 +129,12 @@ fn build_file(core: &StoreCore, parts: &[(&Shard, &Arc<Frozen>)]) -> Result<Stag
         for (range, row) in &frozen.map_changes {
             node_rows.put(NodeKey::Range(*range), row.encode());
         }
+        put_handovers(core, shard.id(), &frozen.handovers, &mut node_rows);
     }
     let rows = parts.iter().map(|(_, frozen)| Part {
         memtable: &frozen.memtable,
         ranges: frozen.ranges.as_ref(),
+        handovers: &frozen.handovers,
         dropped: frozen.dead().map(|(_, slot)| slot).collect(),
     });
     let rows: Vec<Part<'_>> = rows.collect();
@@ -123,6 +142,27 @@ fn build_file(core: &StoreCore, parts: &[(&Shard, &Arc<Frozen>)]) -> Result<Stag
     node_rows.write(writer.as_mut())?;
     write_parts(&rows, writer.as_mut())?;
     writer.finish()
+}
+
+/// The map rows of what becomes other shards, or dead, and the applied rows of those shards.
+fn put_handovers(core: &StoreCore, parent: ShardId, handovers: &[Handover], rows: &mut NodeFile) {
+    for handover in handovers {
+        let child = handover.child;
+        if core.replicas.lock().ids.contains(&child) {
+            handover.refuse();
+        }
+        let (shard, state) = match handover.is_refused() {
+            true => (parent, RangeState::Dead),
+            false => (child, RangeState::Live),
+        };
+        for (slot, range) in handover.ranges.by_slot() {
+            let row = RangeRow { shard, slot, state };
+            rows.put(NodeKey::Range(range), row.encode());
+        }
+        if !handover.is_refused() {
+            rows.put(NodeKey::Applied(child), handover.applied.encode());
+        }
+    }
 }
 
 fn ingest_file(
@@ -141,6 +181,12 @@ fn ingest_file(
     let mut bytes = file.bytes;
     core.base.ingest(vec![file], &[])?;
     fail_point!("after_ingest", |_| std::process::abort());
+    {
+        let mut replicas = core.replicas.lock();
+        let handovers = parts.iter().flat_map(|(_, frozen)| &frozen.handovers);
+        let taken = handovers.filter(|handover| !handover.is_refused());
+        taken.for_each(|handover| replicas.add_child(handover));
+    }
     let (files, level0_files) = (core.base.view(), core.base.level0_files());
     for (shard, frozen) in parts {
         shard.publish(frozen, &files);
@@ -231,9 +277,7 @@ impl Shard {
             .flushed(frozen.floor_ms.map(hour_of), files);
         state.flushed = frozen.applied.clone();
         state.flushed_ranges = frozen.ranges.clone();
-        state
-            .dropped
-            .retain(|(_, range)| frozen.dead().all(|(dead, _)| dead != *range));
+        state.dropped.retain(|(_, range)| !frozen.ends(*range));
         if frozen.cut {
             let (ranges, applied) = (frozen.ranges.clone(), frozen.applied.clone());
             state.cut_hash = None;
@@ -275,6 +319,7 @@ pub(crate) fn write_rows(
     let part = Part {
         memtable,
         ranges,
+        handovers: &[],
         dropped: dropped.to_vec(),
     };
     write_parts(&[part], writer)
@@ -284,14 +329,23 @@ pub(crate) fn write_rows(
 struct Part<'a> {
     memtable: &'a Memtable,
     ranges: &'a Ranges,
+    /// What becomes of others of the shard's slots.
+    handovers: &'a [Handover],
     /// Slots whose rows in the memtable are nobody's.
     dropped: Vec<SlotId>,
 }
 
 impl Part<'_> {
+    /// The shard's ranges, and those that it hands over.
+    fn all_ranges(&self) -> impl Iterator<Item = &Ranges> {
+        let taken = self.handovers.iter().filter(|other| !other.is_refused());
+        std::iter::once(self.ranges).chain(taken.map(|other| &other.ranges))
+    }
+
     /// The range that a row of the memtable belongs to; none, if its slot was dropped.
     fn range_of(&self, slot: SlotId) -> Result<Option<RangeId>, Error> {
-        match self.ranges.of_slot(slot) {
+        let mut all = self.all_ranges();
+        match all.find_map(|ranges| ranges.of_slot(slot)) {
             None if !self.dropped.contains(&slot) => Err(Error::UnknownSlot { slot }),
             range => Ok(range),
         }
@@ -315,7 +369,7 @@ fn write_state(parts: &[Part<'_>], writer: &mut dyn FileWriter) -> Result<(), Er
                 timelines.push((range, *timeline, tail));
             }
         }
-        let of_part = part.ranges.by_range();
+        let of_part = part.all_ranges().flat_map(Ranges::by_range);
         ranges.extend(of_part.map(|(range, slot)| (range, slot, part.memtable)));
     }
     timelines.sort_unstable_by_key(|(range, timeline, _)| (*range, *timeline));

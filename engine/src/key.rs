@@ -203,6 +203,13 @@ pub enum StateKey {
         /// The slot that moves; no slot of the meta shard.
         slot: SlotId,
     },
+    /// A shard's split that is under way. Written when it begins, removed at its end.
+    ///
+    /// Key: `17 | 5 | shard u32`. Value: see `shard_splits.rs`.
+    MetaSplit {
+        /// The shard that splits.
+        shard: ShardId,
+    },
     /// What stands beside a dead letter's message row: whom it was for, why they did not get it, and what
     /// became of it. Scope: the slot that owns the letter. Written with the message row, overwritten once
     /// when the letter is requeued or dropped; trim removes both.
@@ -249,6 +256,7 @@ const META_NODE: u8 = 1;
 const META_SHARD: u8 = 2;
 const META_LOG: u8 = 3;
 const META_MOVE: u8 = 4;
+const META_SPLIT: u8 = 5;
 
 impl StateKey {
     /// What all trim points of a range begin with.
@@ -281,7 +289,8 @@ impl StateKey {
             | StateKey::MetaNode { .. }
             | StateKey::MetaShard { .. }
             | StateKey::MetaLog { .. }
-            | StateKey::MetaMove { .. } => SlotId::META,
+            | StateKey::MetaMove { .. }
+            | StateKey::MetaSplit { .. } => SlotId::META,
         }
     }
 
@@ -330,6 +339,9 @@ impl StateKey {
             }
             StateKey::MetaLog { node } => KeyBytes::tag(TAG_META).bytes(&[META_LOG]).u64(*node),
             StateKey::MetaMove { slot } => KeyBytes::tag(TAG_META).bytes(&[META_MOVE]).u16(slot.0),
+            StateKey::MetaSplit { shard } => {
+                KeyBytes::tag(TAG_META).bytes(&[META_SPLIT]).u32(shard.0)
+            }
             StateKey::DeadLetter { slot, seq } => {
                 KeyBytes::tag(TAG_DEAD_LETTER).u16(slot.0).u64(seq.0)
             }
@@ -444,6 +456,11 @@ impl StateKey {
         KeyBytes::tag(TAG_META).bytes(&[META_MOVE])
     }
 
+    /// What the keys of all splits of shards begin with.
+    pub fn meta_splits_prefix() -> KeyBytes {
+        KeyBytes::tag(TAG_META).bytes(&[META_SPLIT])
+    }
+
     /// What all members of a group begin with.
     pub fn members_prefix(group: GroupId) -> KeyBytes {
         KeyBytes::tag(TAG_MEMBER).u64(group.0)
@@ -485,6 +502,9 @@ fn read_meta(reader: &mut Reader<'_>) -> Result<StateKey, Malformed> {
         }),
         META_MOVE => Ok(StateKey::MetaMove {
             slot: SlotId(reader.u16()?),
+        }),
+        META_SPLIT => Ok(StateKey::MetaSplit {
+            shard: ShardId(reader.u32()?),
         }),
         kind => Err(reader.unknown(kind)),
     }

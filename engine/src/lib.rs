@@ -14,6 +14,7 @@
 //! cluster_map.rs       nodes, shards and replicas, in the meta shard
 //! cluster_options.rs   what all replicas judge by, in the applied row (applied.rs)
 //! slot_move.rs, export.rs, import.rs   slots go to other shards
+//! split.rs   slots become another shard, and shard_splits.rs which do, in the meta shard
 //! snapshot.rs, install.rs   to and from other nodes  hash.rs, verify.rs, walk.rs   comparisons
 //! ```
 //!
@@ -55,10 +56,12 @@ mod procedure;
 mod range;
 mod row;
 mod shard;
+mod shard_splits;
 mod slot_move;
 mod slot_moves;
 mod slot_rows;
 mod snapshot;
+mod split;
 mod state;
 mod store;
 mod table;
@@ -82,7 +85,7 @@ pub use cluster_options::{ClusterOptions, OptionDifference, OptionFault, UserLim
 pub use command::{
     AckCursor, AckLanes, Command, Conversation, CreateGroup, Deliver, DropDeadLetter, JoinGroup,
     LeaveGroup, LogReport, MarkRead, MetaCommand, MoveSlot, PutNode, Refusal, RegisterUser, Reply,
-    RequeueDeadLetter, Send, SendGroup, SetClusterOptions,
+    RequeueDeadLetter, Send, SendGroup, SetClusterOptions, SplitShard,
 };
 pub use dead_letter::{DeadLetter, DeadLetterPage, DeadLetterTotals, LetterStanding};
 pub use decode::Malformed;
@@ -103,6 +106,7 @@ pub use key::{DedupKey, Destination, KeyBytes, NodeKey, StateKey, StoredKey};
 pub use options::EngineOptions;
 pub use row::{Flags, MessageType, NewRow, RefusalCode, Row, StoredRow, content_crc};
 pub use shard::{Applied, ApplyEntry, ApplyPayload, Shard, ShardMetrics};
+pub use shard_splits::{ShardSplit, SplitScene, SplitVerdict, spans_of};
 pub use slot_move::{ImportWait, SlotStanding, SlotTable};
 pub use slot_moves::{MoveStage, SlotMove};
 pub use snapshot::{SNAPSHOT_FORMAT, Snapshot, SnapshotFile, SnapshotMeta};

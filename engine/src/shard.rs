@@ -246,8 +246,8 @@ impl Shard {
             }
         };
         state.applied.log_id = Some(entry.log_id);
-        if cut {
-            state.freeze(true);
+        if cut || !state.handovers.is_empty() {
+            state.freeze(cut);
         }
         Ok(replies)
     }

@@ -250,13 +250,12 @@ impl SlotTable {
                 });
             }
         };
-        let epoch = call.epoch();
-        self.put(slot, SlotEntry { epoch, standing });
+        self.set(slot, call.epoch(), standing);
         Ok(Step::Done)
     }
 
-    fn put(&mut self, slot: SlotId, entry: SlotEntry) {
-        self.slots.insert(slot, entry);
+    pub(crate) fn set(&mut self, slot: SlotId, epoch: u64, standing: SlotStanding) {
+        self.slots.insert(slot, SlotEntry { epoch, standing });
         let count = |wanted: fn(&SlotStanding) -> bool| {
             let standings = self.slots.values().map(|entry| entry.standing);
             standings.filter(wanted).count()
@@ -318,7 +317,7 @@ impl SlotTable {
                 },
                 number => return Err(reader.unknown(number)),
             };
-            table.put(slot, SlotEntry { epoch, standing });
+            table.set(slot, epoch, standing);
         }
         Ok(table)
     }

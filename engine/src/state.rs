@@ -28,6 +28,7 @@ use crate::memtable::{Memtable, TailPlace};
 use crate::options::EngineOptions;
 use crate::range::{RangeRow, Ranges};
 use crate::row::{NewRow, Row, StoredRow};
+use crate::split::Handover;
 use crate::table;
 use crate::view::{self, Overlay};
 
@@ -46,8 +47,10 @@ pub(crate) struct ShardState {
     pub(crate) flushed_ranges: Arc<Ranges>,
     /// Map rows that apply has changed since the last freeze.
     pub(crate) map_changes: BTreeMap<RangeId, RangeRow>,
-    /// What apply has dropped and no ingested flush has: memtables may hold rows of these slots, which
-    /// are nobody's.
+    /// What the entry that is applied has made other shards of.
+    pub(crate) handovers: Vec<Handover>,
+    /// What apply has dropped or handed over and no ingested flush has: memtables may hold rows of these
+    /// slots, which are nobody's here.
     pub(crate) dropped: Vec<(SlotId, RangeId)>,
     pub(crate) heads: HeadCache,
     pub(crate) applied: AppliedState,
@@ -126,11 +129,13 @@ impl ShardState {
         let floor_ms = self.floors.lowest();
         let ranges = self.ranges.clone();
         let map_changes = std::mem::take(&mut self.map_changes);
+        let handovers = std::mem::take(&mut self.handovers);
         self.frozen.push_back(Arc::new(Frozen {
             memtable,
             applied,
             ranges,
             map_changes,
+            handovers,
             floor_ms,
             generation,
             cut,

@@ -26,6 +26,7 @@ use crate::memtable::Memtable;
 use crate::options::EngineOptions;
 use crate::range::{RangeRow, RangeState, Ranges};
 use crate::shard::Shard;
+use crate::split::Replicas;
 use crate::state::ShardState;
 use crate::view::{after_prefix, state_key};
 
@@ -48,6 +49,8 @@ pub(crate) struct StoreCore {
     pub(crate) hours_dropped: AtomicU32,
     /// The ranges that imports fill. Taken last of all locks.
     pub(crate) staged: Mutex<StagedRanges>,
+    /// Which shards have replicas here. Taken last of all locks.
+    pub(crate) replicas: Mutex<Replicas>,
     /// Bytes pinned by all memtables of the node.
     pub(crate) memtable_bytes: AtomicU64,
 }
@@ -121,21 +124,20 @@ impl Store {
             change,
             hours_dropped: AtomicU32::new(0),
             staged: Mutex::new(staged),
+            replicas: Mutex::default(),
             memtable_bytes: AtomicU64::new(0),
         });
         let files = core.base.view();
-        let mut shards = BTreeMap::new();
+        let store = Store {
+            core,
+            shards: RwLock::default(),
+        };
         for (shard, applied) in node.applied {
             let ranges = node.live.get(&shard).cloned().unwrap_or_default();
-            shards.insert(
-                shard,
-                Arc::new(new_shard(&core, shard, files.clone(), ranges, applied)),
-            );
+            let opened = new_shard(&store.core, shard, files.clone(), ranges, applied);
+            store.insert(Arc::new(opened));
         }
-        Ok(Store {
-            core,
-            shards: RwLock::new(shards),
-        })
+        Ok(store)
     }
 
     /// The shards with a replica here.
@@ -194,12 +196,18 @@ impl Store {
             ranges,
             applied,
         ));
-        self.shards.write().insert(shard, made.clone());
+        self.insert(made.clone());
         Ok(made)
+    }
+
+    pub(crate) fn insert(&self, shard: Arc<Shard>) {
+        self.core.replicas.lock().ids.insert(shard.id());
+        self.shards.write().insert(shard.id(), shard);
     }
 
     /// After the ingest that removed its rows.
     pub(crate) fn forget(&self, shard: ShardId) {
+        self.core.replicas.lock().ids.remove(&shard);
         self.shards.write().remove(&shard);
     }
 
@@ -215,6 +223,10 @@ impl Store {
             let staged = self.core.staged.lock();
             staged.values().map(|found| found.floor_hour).collect()
         };
+        if !self.core.replicas.lock().born.is_empty() {
+            // Nobody knows their floors yet.
+            return Ok(());
+        }
         let ends = self
             .shards
             .read()
@@ -246,7 +258,7 @@ impl Store {
     }
 }
 
-fn new_shard(
+pub(crate) fn new_shard(
     core: &Arc<StoreCore>,
     shard: ShardId,
     files: Arc<dyn ReadView>,
@@ -279,6 +291,7 @@ fn new_shard(
         flushed_ranges: ranges.clone(),
         ranges,
         map_changes: BTreeMap::new(),
+        handovers: Vec::new(),
         dropped: Vec::new(),
         heads: HeadCache::new(core.options.head_cache_entries),
         known,

@@ -15,3 +15,5 @@ mod hostile;
 mod moves;
 #[path = "lanes/rules.rs"]
 mod rules;
+#[path = "lanes/splits.rs"]
+mod splits;

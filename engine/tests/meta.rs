@@ -17,8 +17,11 @@ use proptest::prelude::*;
 
 #[path = "meta/moves.rs"]
 mod moves;
+#[path = "meta/splits.rs"]
+mod splits;
 
 use moves::{begin_move, moving, step_move};
+use splits::{Splits, begin_split, end_split, whole};
 
 const SLOT_COUNT: u16 = 8;
 const TIME_MS: u64 = 1_800_000_000_000;
@@ -100,6 +103,12 @@ fn command() -> impl Strategy<Value = MetaCommand> {
         }),
         4 => (0..9_u16, 2..9_u64)
             .prop_map(|(slot, epoch)| MetaCommand::EndMove { slot: SlotId(slot), epoch }),
+        5 => (0..5_u32, 0..9_u16, 0..3_u16).prop_map(|(shard, first, count)| {
+            let slots = (first..first + count).map(SlotId).collect();
+            MetaCommand::BeginSplit { shard: ShardId(shard), slots }
+        }),
+        5 => (1..5_u32, 2..9_u64)
+            .prop_map(|(shard, epoch)| MetaCommand::EndSplit { shard: ShardId(shard), epoch }),
     ]
 }
 
@@ -163,6 +172,7 @@ struct Model {
     map: Option<ClusterMap>,
     logs: BTreeMap<u64, u64>,
     moves: BTreeMap<SlotId, SlotMove>,
+    splits: Splits,
 }
 
 impl Model {
@@ -193,17 +203,7 @@ impl Model {
                     }
                 }
             }
-            MetaCommand::SetStanding { node, standing } => {
-                let is_removed = standing_of(map, *node)? == Standing::Removed;
-                let removes = *standing == Standing::Removed;
-                if is_removed && !removes {
-                    return Err(Refusal::NodeRemoved { node: *node });
-                }
-                if !is_removed && removes {
-                    not_in_use(map, *node)?;
-                }
-                map.nodes.get_mut(node).unwrap().standing = *standing;
-            }
+            MetaCommand::SetStanding { node, standing } => set_standing(map, *node, *standing)?,
             MetaCommand::RemoveNode { node } => {
                 if standing_of(map, *node)? != Standing::Removed {
                     not_in_use(map, *node)?;
@@ -214,16 +214,25 @@ impl Model {
                 shard,
                 expect_epoch,
                 replicas,
-            } => set_replicas(map, *shard, *expect_epoch, replicas)?,
+            } => set_replicas(map, &self.splits, (*shard, *expect_epoch), replicas)?,
             // Its epoch is its own.
             MetaCommand::BeginMove { slot, to } => {
-                if begin_move(map, &mut self.moves, *slot, *to)? {
+                if begin_move(map, &mut self.moves, &self.splits, (*slot, *to))? {
                     map.epoch += 1;
                     return Ok(Reply::Map { epoch: map.epoch });
                 }
             }
             MetaCommand::StepMove { slot, epoch, stage } => {
                 step_move(map, &mut self.moves, (*slot, *epoch), *stage)?;
+            }
+            MetaCommand::BeginSplit { shard, slots } => {
+                if begin_split(map, &self.moves, &mut self.splits, *shard, slots)? {
+                    map.epoch += 1;
+                    return Ok(Reply::Map { epoch: map.epoch });
+                }
+            }
+            MetaCommand::EndSplit { shard, epoch } => {
+                end_split(map, &mut self.splits, *shard, *epoch);
             }
             MetaCommand::EndMove { slot, epoch } => {
                 let found = self.moves.get(slot).filter(|found| found.epoch == *epoch);
@@ -241,6 +250,19 @@ impl Model {
         }
         Ok(Reply::Map { epoch: map.epoch })
     }
+}
+
+fn set_standing(map: &mut ClusterMap, node: u64, standing: Standing) -> Result<(), Refusal> {
+    let is_removed = standing_of(map, node)? == Standing::Removed;
+    let removes = standing == Standing::Removed;
+    if is_removed && !removes {
+        return Err(Refusal::NodeRemoved { node });
+    }
+    if !is_removed && removes {
+        not_in_use(map, node)?;
+    }
+    map.nodes.get_mut(&node).unwrap().standing = standing;
+    Ok(())
 }
 
 fn standing_of(map: &ClusterMap, node: u64) -> Result<Standing, Refusal> {
@@ -293,8 +315,8 @@ fn put_node(
 
 fn set_replicas(
     map: &mut ClusterMap,
-    shard: ShardId,
-    expect_epoch: u64,
+    splits: &Splits,
+    (shard, expect_epoch): (ShardId, u64),
     replicas: &[MapReplica],
 ) -> Result<(), Refusal> {
     let row = map.shards.get(&shard).cloned();
@@ -302,6 +324,7 @@ fn set_replicas(
     if row.replicas == replicas {
         return Ok(());
     }
+    whole(splits, shard)?;
     if row.epoch != expect_epoch {
         let (expected, found) = (expect_epoch, row.epoch);
         return Err(Refusal::StaleEpoch {
@@ -446,6 +469,8 @@ fn run(steps: &[Step]) -> (Replica, Model) {
             .map(|(slot, row)| (*slot, *row))
             .collect();
         assert_eq!(shard.slot_moves().unwrap(), moves);
+        let splits = model.splits.clone().into_iter().collect::<Vec<_>>();
+        assert_eq!(shard.shard_splits().unwrap(), splits);
     }
     (replica, model)
 }
@@ -510,7 +535,7 @@ fn a_random_run_meets_every_reply() {
         }
     }
     for name in "Map NoMap InvalidMap NodeTaken NodeRemoved StaleDisk UnknownNode NodeInUse \
-                 UnknownShard StaleEpoch SlotMoves NoSuchMove WrongShard"
+                 UnknownShard StaleEpoch SlotMoves NoSuchMove WrongShard ShardSplits SplitSize"
         .split_whitespace()
     {
         assert!(seen.contains_key(name), "{name} never came: {seen:?}");

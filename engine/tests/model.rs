@@ -385,6 +385,7 @@ fn the_scripts_reach_every_reply_and_cuts() {
                 | Reply::DeadLetterDropped
                 | Reply::Map { .. }
                 | Reply::SlotMoved { .. }
+                | Reply::ShardSplit { .. }
                 | Reply::ClusterOptions { .. }
                 | Reply::Cut { .. } => format!("{reply:?}"),
             };

@@ -1,7 +1,6 @@
 //! The one thread that changes the store of rows: flushes, installs, replicas that come and go, and checkpoints,
 //! one at a time.
 
-use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +13,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot, watch};
 
+use crate::children::Children;
 use crate::error::Error;
 use crate::log::ShardLog;
 use crate::types::log_id;
@@ -40,7 +40,7 @@ enum Job {
     /// Make an empty replica with these slots, unless it is there.
     Create {
         shard: ShardId,
-        slots: RangeInclusive<u16>,
+        slots: Vec<u16>,
         done: oneshot::Sender<Result<Arc<Shard>, Error>>,
     },
     /// Remove a replica with all its rows, if it is there.
@@ -82,6 +82,7 @@ impl BaseThread {
     /// Must be called in a tokio runtime: the thread waits for the log on it.
     pub(crate) fn spawn(
         store: Arc<Store>,
+        children: Arc<Children>,
         fault: watch::Sender<Option<String>>,
     ) -> Result<Arc<BaseThread>, std::io::Error> {
         let (jobs, queue) = mpsc::channel();
@@ -90,6 +91,7 @@ impl BaseThread {
         let mut run = Run {
             looking: looking.clone(),
             store,
+            children,
             shards: Vec::new(),
             changed: changed.clone(),
             runtime: Handle::current(),
@@ -146,7 +148,7 @@ impl BaseThread {
     pub(crate) async fn create(
         &self,
         shard: ShardId,
-        slots: RangeInclusive<u16>,
+        slots: Vec<u16>,
     ) -> Result<Arc<Shard>, Error> {
         let (done, answer) = oneshot::channel();
         self.push(Job::Create { shard, slots, done });
@@ -250,6 +252,7 @@ enum Due {
 
 struct Run {
     store: Arc<Store>,
+    children: Arc<Children>,
     shards: Vec<Entry>,
     looking: Arc<AtomicBool>,
     changed: Arc<Notify>,
@@ -406,6 +409,10 @@ impl Run {
             .iter()
             .map(|(index, _, frozen)| (*index, frozen.log_id()))
             .collect();
+        let mut has_children = false;
+        for (_, _, frozen) in &part {
+            has_children |= self.children.judge(frozen)?;
+        }
         let flushes = part.into_iter().map(|(_, engine, frozen)| (engine, frozen));
         let built = self.store.build(flushes.collect())?;
         for (index, id) in &ids {
@@ -419,6 +426,9 @@ impl Run {
         let bytes = built.bytes();
         // Installs are made by this thread: none can have come in between.
         let ingested = self.store.ingest(built)?;
+        if has_children && ingested {
+            self.children.tell();
+        }
         tracing::debug!(shards = ids.len(), bytes, ingested, "flushed");
         for (index, _) in ids {
             let entry = &mut self.shards[index];
@@ -455,7 +465,7 @@ impl Run {
         installed
     }
 
-    fn create(&self, shard: ShardId, slots: RangeInclusive<u16>) -> Result<Arc<Shard>, Error> {
+    fn create(&self, shard: ShardId, slots: Vec<u16>) -> Result<Arc<Shard>, Error> {
         if let Some(there) = self.store.shard(shard) {
             return Ok(there);
         }

@@ -20,6 +20,7 @@ pub(crate) fn may_ride_a_lane(command: &Command) -> bool {
         | Command::SetClusterOptions(_)
         | Command::Meta(_)
         | Command::MoveSlot(_)
+        | Command::SplitShard(_)
         | Command::RequeueDeadLetter(_)
         | Command::DropDeadLetter(_)
         | Command::Cut => false,
@@ -36,6 +37,8 @@ pub(crate) fn len_bytes(command: &Command) -> u64 {
         Command::CreateGroup(call) => call.name.len(),
         Command::Deliver(call) => call.items.as_bytes().len(),
         Command::AckLanes(call) => call.acks.len() * 20,
+        Command::SplitShard(call) => call.slots.len() * 2,
+        Command::Meta(MetaCommand::BeginSplit { slots, .. }) => slots.len() * 2,
         Command::Meta(MetaCommand::Begin(map)) => 128 * (map.nodes.len() + map.shards.len()),
         Command::JoinGroup(_)
         | Command::LeaveGroup(_)

@@ -122,14 +122,6 @@ pub enum Error {
         /// What the cluster has said.
         reason: String,
     },
-    /// The cluster was not made with such a shard.
-    #[error("shard {shard} is none of the cluster's {shard_count} shards")]
-    UnknownShard {
-        /// The shard asked for.
-        shard: ShardId,
-        /// The cluster's shards.
-        shard_count: u16,
-    },
     /// A replica that its shard still counts on is not removed.
     #[error(
         "node {node} is a member of shard {shard} as far as it knows: the shard's leader must remove it first"

@@ -9,22 +9,24 @@
 
 use std::sync::Arc;
 
-use mailbox_engine::ShardId;
+use mailbox_engine::{ShardId, SlotStanding};
 
 use crate::base_thread::BaseThread;
+use crate::children::begin_log;
 use crate::error::Error;
-use crate::log::{SharedLog, Stage};
+use crate::log::{ShardLog, SharedLog, Stage};
 use crate::node::{HANDOVER_WAIT, Node};
 use crate::replica::Replica;
 use crate::shard::Shard;
 
 impl Node {
     /// Makes an empty replica of a shard, with the slots that the shard had at bootstrap, and starts it: entries
-    /// or a snapshot bring it what it lacks once the shard's leader has it as a learner. It never begins a
-    /// membership by itself. Durable; if the replica is here already it is given as it is.
+    /// or a snapshot bring it what it lacks once the shard's leader has it as a learner. One that a split has made
+    /// later had none at bootstrap; if the split is applied here and about to bring it, that is what comes. It never
+    /// begins a membership by itself. Durable; if the replica is here already it is given as it is.
     ///
     /// # Errors
-    /// [`Error`]: no such shard, a fault of the storage, or the node is stopping.
+    /// [`Error`]: a fault of the storage, or the node is stopping.
     pub async fn host(self: &Arc<Self>, shard: ShardId) -> Result<Shard, Error> {
         let node = self.clone();
         // What has begun goes on when its caller goes away.
@@ -55,13 +57,12 @@ impl Node {
         if let Some(there) = self.shards.get(id) {
             return Ok(there);
         }
-        let Some(slots) = self.shared.options.first_slots(id) else {
-            let shard_count = self.shared.options.shard_count;
-            return Err(Error::UnknownShard {
-                shard: id,
-                shard_count,
-            });
-        };
+        if let Some((engine, log)) = self.born_here(id).await? {
+            return self.run_replica(engine, log).await;
+        }
+        // A shard that a split has made began with rows, which a snapshot brings, and the slots with them.
+        let slots = self.shared.options.first_slots(id);
+        let slots = slots.map_or_else(Vec::new, Iterator::collect);
         let base = &self.shared.base;
         let log = self.log.shard_log(id).map_err(log_error)?;
         let log = match log.life().map(|life| life.stage) {
@@ -74,6 +75,40 @@ impl Node {
         };
         log.enter(Stage::Hosted).await.map_err(log_error)?;
         let engine = base.create(id, slots).await?;
+        self.run_replica(engine, log).await
+    }
+
+    /// The rows of a replica that a split applied here has made, or makes once it is flushed.
+    async fn born_here(
+        &self,
+        id: ShardId,
+    ) -> Result<Option<(Arc<mailbox_engine::Shard>, ShardLog)>, Error> {
+        let Some(store) = self.store.lock().clone() else {
+            return Err(Error::Stopping);
+        };
+        let log = self.log.shard_log(id).map_err(log_error)?;
+        if log.life().is_some() {
+            // It has been here before, so that a split does not make it.
+            return Ok(None);
+        }
+        for parent in store.shards() {
+            let standings = store.shard(parent).map(|parent| parent.applied().slots);
+            let gone = |(_, _, standing)| standing == SlotStanding::Gone { to: id };
+            if standings.is_some_and(|standings| standings.iter().any(gone)) {
+                self.shared.base.flush(parent).await?;
+            }
+        }
+        Ok(store.shard(id).map(|engine| (engine, log)))
+    }
+
+    /// Starts a replica whose rows are here.
+    async fn run_replica(
+        &self,
+        engine: Arc<mailbox_engine::Shard>,
+        log: ShardLog,
+    ) -> Result<Shard, Error> {
+        let (id, base) = (engine.id(), &self.shared.base);
+        begin_log(&engine, &log, self.shared.options.node).await?;
         let replica = match Replica::start(&self.shared, engine, log).await {
             Ok(replica) => replica,
             Err(error) => {
@@ -86,6 +121,29 @@ impl Node {
         self.shards.insert(shard.clone());
         tracing::info!(shard = id.0, "hosted");
         Ok(shard)
+    }
+
+    /// Starts the replicas that splits have made and nobody has started.
+    pub(crate) async fn host_children(&self) -> Result<(), Error> {
+        let hosting = self.hosting.lock().await;
+        if hosting.stopping {
+            return Err(Error::Stopping);
+        }
+        let Some(store) = self.store.lock().clone() else {
+            return Err(Error::Stopping);
+        };
+        for id in store.shards() {
+            let engine = store.shard(id).filter(|_| self.shards.get(id).is_none());
+            let Some(engine) = engine else {
+                continue;
+            };
+            let log = self.log.shard_log(id).map_err(log_error)?;
+            // One that the log knows has been started before, and did not come up.
+            if log.life().is_none() {
+                self.run_replica(engine, log).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn unhost_now(&self, id: ShardId, force: bool) -> Result<(), Error> {

@@ -3,6 +3,7 @@
 mod ballot;
 mod base_thread;
 mod change;
+mod children;
 mod clock;
 mod cluster_options;
 mod commands;

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::base_thread::{BaseThread, report};
+use crate::children::{self, Children};
 use crate::clock::{self, Clock};
 use crate::disk::DiskRoom;
 use crate::error::{ClockFault, Error};
@@ -44,7 +45,7 @@ const COPIES_LOOK: Duration = Duration::from_secs(30);
 pub struct Node {
     pub(crate) shared: Shared,
     pub(crate) log: SharedLog,
-    store: Mutex<Option<Arc<Store>>>,
+    pub(crate) store: Mutex<Option<Arc<Store>>>,
     incarnation: u64,
     pub(crate) peer_service: PeerService,
     pub(crate) copies: Arc<SlotCopies>,
@@ -114,12 +115,16 @@ impl Node {
             .map_err(|error| Error::Log(error.to_string()))??;
         admit(&options, &opened).await?;
         let fault = watch::Sender::new(None);
-        let base = BaseThread::spawn(opened.store.clone(), fault.clone())
+        let children = Children::new(options.node, opened.log.clone(), &opened.store);
+        // What a replica applies again as it starts may make some.
+        let made = children.watch();
+        let base = BaseThread::spawn(opened.store.clone(), children.clone(), fault.clone())
             .map_err(|error| Error::io("start a thread for", &options.dir, error))?;
         let peers = Peers::new(&options, &credentials)?;
         let staging = options.dir.join("staging");
         let shared = Shared {
             base,
+            children,
             clock: Arc::new(Clock::new(options.clock_skew_max_ms, peers.is_alone())),
             peers: peers.clone(),
             pulse: Pulse::new(options.node, &options.timing),
@@ -160,6 +165,8 @@ impl Node {
             }
             return Err(error);
         }
+        let children = tokio::spawn(children::run(Arc::downgrade(&node), made));
+        node.tasks.lock().push(children);
         node.spawn_tasks();
         Ok(node)
     }

@@ -8,6 +8,7 @@ use mailbox_engine::{ShardId, Store};
 use openraft::storage::RaftLogStorage;
 use tokio::runtime::Handle;
 
+use crate::children::begin_log;
 use crate::cluster_options;
 use crate::error::Error;
 use crate::identity::{Identity, new_incarnation};
@@ -61,6 +62,8 @@ pub(crate) fn open(options: &NodeOptions, runtime: &Handle) -> Result<Opened, Er
     for id in store.shards() {
         let engine = store.shard(id).ok_or_else(|| lost(dir, "shard"))?;
         let shard_log = log.shard_log(id).map_err(log_error)?;
+        // It may have come by a split, whose flush was the last that this node did.
+        runtime.block_on(begin_log(&engine, &shard_log, options.node))?;
         check_log(&engine, &shard_log, &log_dir, runtime)?;
         cluster_options::compare(&options.cluster_options, &engine)?;
         shards.push((engine, shard_log));
@@ -175,7 +178,7 @@ fn check_log(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::time::Duration;
 
     use openraft::raft::AppendEntriesRequest;
@@ -189,9 +192,9 @@ mod tests {
     use crate::options::Timing;
     use crate::types::{Entry, LogId, Membership, TypeConfig, Vote, log_id};
 
-    const SHARD: ShardId = ShardId(1);
+    pub(crate) const SHARD: ShardId = ShardId(1);
 
-    fn options(dir: &Path) -> NodeOptions {
+    pub(crate) fn options(dir: &Path) -> NodeOptions {
         // A cluster of one calls no peer.
         let members = BTreeMap::from([(1, "127.0.0.1:1".to_owned())]);
         let mut options = NodeOptions::new(1, "test", dir, members, b"secret".to_vec());
@@ -207,7 +210,7 @@ mod tests {
     }
 
     /// A node that has led its shard, stopped. Gives its vote, and its last log id.
-    async fn used(dir: &Path) -> (Vote, LogId) {
+    pub(crate) async fn used(dir: &Path) -> (Vote, LogId) {
         let node = Node::start(options(dir)).await.unwrap();
         let shard = node.shard(SHARD).unwrap();
         let mut leadership = shard.watch_leadership();
@@ -221,12 +224,12 @@ mod tests {
         (log.read_vote().await.unwrap().unwrap(), log.last().unwrap())
     }
 
-    async fn stop(node: Arc<Node>, shard: crate::Shard) {
+    pub(crate) async fn stop(node: Arc<Node>, shard: crate::Shard) {
         drop(shard);
         node.shutdown().await.unwrap();
     }
 
-    fn open_log(dir: &Path) -> SharedLog {
+    pub(crate) fn open_log(dir: &Path) -> SharedLog {
         let options = LogOptions {
             wal_ahead_bytes: 0,
             ..LogOptions::default()
@@ -234,7 +237,7 @@ mod tests {
         SharedLog::open(&dir.join("log"), options).unwrap()
     }
 
-    fn open_store(dir: &Path) -> Store {
+    pub(crate) fn open_store(dir: &Path) -> Store {
         Store::open(dir, options(dir).engine).unwrap()
     }
 

@@ -166,9 +166,12 @@ impl Proposer {
             });
         }
         // A full disk is mended by moving replicas and slots: what does that is not refused for it.
-        let spared = commands
-            .iter()
-            .all(|command| matches!(command, Command::Meta(_) | Command::MoveSlot(_)));
+        let spared = commands.iter().all(|command| {
+            matches!(
+                command,
+                Command::Meta(_) | Command::MoveSlot(_) | Command::SplitShard(_)
+            )
+        });
         self.queue(commands, bytes, spared).await
     }
 

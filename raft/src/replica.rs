@@ -18,6 +18,7 @@ use tokio::task::JoinHandle;
 
 use crate::ballot::Ballot;
 use crate::base_thread::{BaseThread, FlushedShard};
+use crate::children::Children;
 use crate::clock::Clock;
 use crate::cluster_options;
 use crate::disk::DiskRoom;
@@ -109,6 +110,7 @@ impl Road {
 pub(crate) struct Shared {
     pub(crate) options: NodeOptions,
     pub(crate) base: Arc<BaseThread>,
+    pub(crate) children: Arc<Children>,
     pub(crate) peers: Arc<Peers>,
     pub(crate) pulse: Arc<Pulse>,
     pub(crate) pace: Arc<SnapshotPace>,
@@ -166,7 +168,7 @@ async fn start_raft(
     shared: &Shared,
     shard: ShardId,
     log: ShardLog,
-    machine: StateMachine,
+    applier: &Arc<Applier>,
     filling: &Arc<Filling>,
     lease: &Arc<Lease>,
 ) -> Result<Raft, Error> {
@@ -179,7 +181,7 @@ async fn start_raft(
         filling: filling.clone(),
         lease: lease.clone(),
     };
-    let applier = machine.0.clone();
+    let machine = StateMachine(applier.clone());
     applier.applies_at_start(log.committed_index());
     let (other_log, other_machine) = (log.clone(), machine.clone());
     let mut raft = Raft::new(options.node, config.clone(), network(), log, machine).await;
@@ -298,10 +300,10 @@ impl Replica {
         found(options, &engine, &mut log).await?;
         let applier = applier(shared, &engine, &log);
         let (applied, outbox) = (&applier.applied, &applier.outbox);
-        let machine = StateMachine(applier.clone());
         let filling = Arc::new(Filling::default());
         let lease = Lease::new(options.node, &shared.pledge, &shared.clock);
-        let raft = start_raft(shared, id, log, machine, &filling, &lease).await?;
+        let raft = start_raft(shared, id, log, &applier, &filling, &lease).await?;
+        let kept = (filling, shared.children.clone(), engine.clone());
         shared.pulse.add(id.0, raft.clone(), ballot.clone());
         let road = Road {
             node: options.node,
@@ -330,7 +332,7 @@ impl Replica {
             reading,
             tokio::spawn(watcher.run()),
             cluster_options::watch(shared, engine.clone(), applied.subscribe()),
-            tokio::spawn(announce_flushes(raft.clone(), flushed.subscribe(), filling)),
+            tokio::spawn(announce_flushes(raft.clone(), flushed.subscribe(), kept)),
         ];
         let replica = Arc::new(Replica {
             freshness: freshness(shared, &applier, &barrier, &leadership),
@@ -509,11 +511,11 @@ pub(crate) fn apply_lag(raft: &Raft, engine: &mailbox_engine::Shard) -> u64 {
 }
 
 /// Tells openraft of every flush, so that it purges what is in files; but not what a follower that is being filled
-/// needs next.
+/// needs next, nor what one needs that has not split yet.
 async fn announce_flushes(
     raft: Raft,
     mut flushed: watch::Receiver<Option<mailbox_engine::LogId>>,
-    filling: Arc<Filling>,
+    (filling, children, engine): (Arc<Filling>, Arc<Children>, Arc<mailbox_engine::Shard>),
 ) {
     while flushed.changed().await.is_ok() {
         loop {
@@ -524,7 +526,7 @@ async fn announce_flushes(
                 let matched = replication.as_ref()?.get(&node)?;
                 Some(matched.map_or(0, |id| id.index))
             };
-            if filling.lets_go(upto, matched) {
+            if filling.lets_go(upto, matched) && children.let_go(&engine) {
                 break;
             }
             tokio::time::sleep(FILLING_LOOK).await;

@@ -230,6 +230,12 @@ impl Shard {
         self.replica.give_leadership_away(Duration::ZERO).await;
     }
 
+    /// Has this replica stand for election now, if it votes and nobody is known to lead: for a new shard, which nobody
+    /// has led yet.
+    pub fn hasten_election(&self) {
+        self.replica.pulse.hasten(self.id().0);
+    }
+
     /// Who holds replicas, as far as this one knows.
     pub fn membership(&self) -> Membership {
         self.replica.membership()

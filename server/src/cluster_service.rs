@@ -4,6 +4,7 @@
 
 pub(crate) mod placement_calls;
 pub(crate) mod slot_calls;
+pub(crate) mod split_calls;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -441,6 +442,41 @@ impl Cluster for ClusterService {
         };
         let done = done.map(Response::new).map_err(Status::from);
         self.count("stage_slot", done)
+    }
+
+    async fn split_shard(
+        &self,
+        request: Request<v1::SplitShardRequest>,
+    ) -> Result<Response<v1::SplitShardResponse>, Status> {
+        let here = |call| split_calls::split_here(&self.core, call);
+        let done = self.at_meta(request, here, |mut leader, call| async move {
+            leader.split_shard(call).await
+        });
+        self.count("split_shard", done.await)
+    }
+
+    async fn shard_splits(
+        &self,
+        request: Request<v1::ShardSplitsRequest>,
+    ) -> Result<Response<v1::ShardSplitsResponse>, Status> {
+        let here = |_| split_calls::splits_here(&self.core);
+        let done = self.at_meta(request, here, |mut leader, call| async move {
+            leader.shard_splits(call).await
+        });
+        self.count("shard_splits", done.await)
+    }
+
+    async fn step_split(
+        &self,
+        request: Request<v1::StepSplitRequest>,
+    ) -> Result<Response<v1::StepSplitResponse>, Status> {
+        let (metadata, _, call) = request.into_parts();
+        let done = match self.core.authority.require_cluster(&metadata) {
+            Ok(()) => split_calls::step_here(&self.core, call).await,
+            Err(error) => Err(error),
+        };
+        let done = done.map(Response::new).map_err(Status::from);
+        self.count("step_split", done)
     }
 
     async fn membership(

@@ -24,6 +24,7 @@ use crate::metrics::ServerMetrics;
 use crate::peers::Peers;
 use crate::placement::Placement;
 use crate::shard_map::ShardMap;
+use crate::shard_splits::ShardSplits;
 use crate::slot_moves::SlotMoves;
 use crate::status;
 
@@ -63,6 +64,8 @@ pub(crate) struct Core {
     pub(crate) placement: Placement,
     /// What moves slots between shards.
     pub(crate) slot_moves: SlotMoves,
+    /// What makes two shards of one.
+    pub(crate) shard_splits: ShardSplits,
     pub(crate) handles: HandleCache,
     pub(crate) started: Instant,
     /// Which build this is, if known.

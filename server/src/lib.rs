@@ -4,7 +4,8 @@
 //! then `submit.rs` and `feed.rs`, the two hot paths, and `unary.rs`, every other call. Only this
 //! crate knows both the protocol's messages and the engine's types: `convert.rs` and `status.rs` are
 //! the border. `cluster_map.rs` is what a node knows of all others, and `forward.rs` who is asked what this node
-//! cannot say; `placement.rs` moves replicas and leaders, `slot_moves.rs` moves slots between shards.
+//! cannot say; `placement.rs` moves replicas and leaders, `slot_moves.rs` moves slots between shards,
+//! `shard_splits.rs` makes two shards of one.
 
 mod admin_service;
 mod auth;
@@ -28,6 +29,7 @@ mod limits;
 mod listener;
 mod logging;
 mod mailbox_service;
+mod meta_leader;
 mod metrics;
 mod node_role;
 mod own_process;
@@ -38,6 +40,7 @@ mod relay;
 mod replica_metrics;
 mod run;
 mod shard_map;
+mod shard_splits;
 mod shutdown;
 mod slot_moves;
 mod status;

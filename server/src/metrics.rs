@@ -92,6 +92,7 @@ pub(crate) struct ServerMetrics {
     pub(crate) lanes: LaneMetrics,
     pub(crate) placement: PlacementMetrics,
     pub(crate) slot_moves: SlotMoveMetrics,
+    pub(crate) shard_splits: ShardSplitMetrics,
 }
 
 /// A step of the placement, and how it ended.
@@ -202,6 +203,55 @@ impl SlotMoveMetrics {
     }
 }
 
+/// What the splits of shards count. Clones count together.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ShardSplitMetrics {
+    running: Level,
+    done: Counter,
+    unserved_seconds: Counter<f64, AtomicU64>,
+    longest_unserved: Gauge<f64, AtomicU64>,
+}
+
+impl ShardSplitMetrics {
+    /// So many splits are under way.
+    pub(crate) fn set_running(&self, splits: usize) {
+        let splits = i64::try_from(splits).unwrap_or(i64::MAX);
+        self.running.0.set(splits);
+    }
+
+    /// Both shards are in the map. Nobody served what has gone for so long, at most.
+    pub(crate) fn count_done(&self, unserved: Duration) {
+        self.done.inc();
+        self.unserved_seconds.inc_by(unserved.as_secs_f64());
+        let longest = self.longest_unserved.get().max(unserved.as_secs_f64());
+        self.longest_unserved.set(longest);
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        let splits = registry.sub_registry_with_prefix("mailbox_shard_splits");
+        splits.register(
+            "running",
+            "Splits of shards that are under way",
+            self.running.0.clone(),
+        );
+        splits.register(
+            "done",
+            "Splits of shards that this node has brought into the map",
+            self.done.clone(),
+        );
+        splits.register(
+            "unserved_seconds",
+            "Time in which nobody served slots that a split carried on here had taken",
+            self.unserved_seconds.clone(),
+        );
+        splits.register(
+            "longest_unserved_seconds",
+            "The longest of these times since the node started",
+            self.longest_unserved.clone(),
+        );
+    }
+}
+
 /// What the relay counts. Clones count together.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct LaneMetrics {
@@ -253,6 +303,7 @@ impl ServerMetrics {
         self.lanes.register(registry);
         self.placement.register(registry);
         self.slot_moves.register(registry);
+        self.shard_splits.register(registry);
         let server = registry.sub_registry_with_prefix("mailbox_server");
         server.register("calls", "Calls by name and outcome", self.calls.clone());
         server.register(

@@ -41,6 +41,7 @@ use crate::peers::Peers;
 use crate::placement::{self, Placement};
 use crate::relay::{self, FRAME_ENCODED_MAX, LanesService};
 use crate::replica_metrics::ReplicaMetrics;
+use crate::shard_splits::{self, ShardSplits};
 use crate::slot_moves::{self, SlotMoves};
 
 /// HTTP/2 windows that keep a stream of batches flowing over a long round trip.
@@ -93,6 +94,7 @@ impl RunningNode {
         cluster_map::spawn(&core, config, joiner);
         tokio::spawn(placement::run(Arc::clone(&core)));
         tokio::spawn(slot_moves::run(Arc::clone(&core)));
+        tokio::spawn(shard_splits::run(Arc::clone(&core)));
         let connections = listener::connections(
             listener,
             config.node.connections_max,
@@ -242,6 +244,7 @@ async fn open(
     register_metrics(registry, &metrics, &node);
     let placement = Placement::new(&config.placement, metrics.placement.clone());
     let slot_moves = SlotMoves::new(metrics.slot_moves.clone());
+    let shard_splits = ShardSplits::new(metrics.shard_splits.clone());
     let core = Core {
         node,
         node_id: config.node.id,
@@ -254,6 +257,7 @@ async fn open(
         leaders: Leaders::default(),
         placement,
         slot_moves,
+        shard_splits,
         evicted: watch::Sender::new(None),
         handles: HandleCache::default(),
         started: Instant::now(),

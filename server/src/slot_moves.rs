@@ -32,15 +32,14 @@ use mailbox_api::v1::{
 use mailbox_engine::{
     MessageId, MetaCommand, MoveSlot, MoveStage, ReplicaRole, ShardId, SlotId, SlotMove,
 };
-use mailbox_raft::Leadership;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
 use crate::cluster_service::slot_calls::{self, digest_in};
 use crate::cluster_service::{self, change};
 use crate::core::Core;
+use crate::meta_leader::{leads, while_leading};
 use crate::metrics::SlotMoveMetrics;
 use crate::status;
 
@@ -117,40 +116,15 @@ impl SlotMoves {
 
 /// Carries on whenever this node leads the meta shard, until it stops.
 pub(crate) async fn run(core: Arc<Core>) {
-    let stopping = core.stopping.clone();
-    let carrying = async {
-        loop {
-            if !lead(&core, &stopping).await {
-                return;
-            }
-        }
+    let carrying = || {
+        let core = Arc::clone(&core);
+        async move { carry_all(&core).await }
     };
-    tokio::select! {
-        () = carrying => {}
-        () = stopping.cancelled() => {}
-    }
-}
-
-/// From gaining the meta shard to losing it. False once the node stops.
-async fn lead(core: &Arc<Core>, stopping: &CancellationToken) -> bool {
-    let Some(meta) = core.node.shard(ShardId::META) else {
-        let mut maps = core.maps.watch();
-        maps.borrow_and_update();
-        let waits = core.node.shard(ShardId::META).is_none();
-        return !waits || maps.changed().await.is_ok();
+    let ended = || {
+        core.slot_moves.notes.lock().clear();
+        core.slot_moves.metrics.set_running(0);
     };
-    let mut leadership = meta.watch_leadership();
-    if leadership.wait_for(|now| now.is_ready()).await.is_err() {
-        tokio::time::sleep(LOOK).await;
-        return !stopping.is_cancelled();
-    }
-    tokio::select! {
-        () = carry_all(core) => {}
-        _ = leadership.wait_for(|now| !now.is_ready()) => {}
-    }
-    core.slot_moves.notes.lock().clear();
-    core.slot_moves.metrics.set_running(0);
-    !stopping.is_cancelled()
+    while_leading(&core, carrying, ended).await;
 }
 
 /// All moves that are under way, some at once, for ever.
@@ -558,9 +532,4 @@ impl Carrier<'_> {
         self.core.slot_moves.metrics.given_up.inc();
         Ok(())
     }
-}
-
-fn leads(core: &Core, shard: ShardId) -> bool {
-    let replica = core.node.shard(shard);
-    replica.is_some_and(|replica| matches!(replica.leadership(), Leadership::Leader { .. }))
 }

@@ -33,7 +33,9 @@ pub(crate) fn refusal(refusal: &Refusal) -> CallError {
         Refusal::OptionOutOfBounds { .. }
         | Refusal::ReservedType { .. }
         | Refusal::InvalidMap { .. }
-        | Refusal::MoveToItself { .. } => ErrorCode::InvalidArgument,
+        | Refusal::MoveToItself { .. }
+        | Refusal::ShardExists { .. }
+        | Refusal::SplitSize { .. } => ErrorCode::InvalidArgument,
         Refusal::WrongShard { .. } | Refusal::WrongOwner { .. } => ErrorCode::WrongShard,
         Refusal::NodeTaken { .. } => ErrorCode::NodeTaken,
         Refusal::NodeRemoved { .. } => ErrorCode::NodeRemoved,
@@ -44,7 +46,9 @@ pub(crate) fn refusal(refusal: &Refusal) -> CallError {
         Refusal::StaleEpoch { .. }
         | Refusal::SlotStands { .. }
         | Refusal::SlotMoves { .. }
-        | Refusal::NoSuchMove { .. } => ErrorCode::StaleEpoch,
+        | Refusal::NoSuchMove { .. }
+        | Refusal::ShardSplits { .. }
+        | Refusal::ShardChanges { .. } => ErrorCode::StaleEpoch,
         Refusal::UnknownDeadLetter { .. } => ErrorCode::UnknownDeadLetter,
         Refusal::DeadLetterResolved { .. } => ErrorCode::DeadLetterResolved,
         // Only relays get these.

@@ -56,7 +56,7 @@ fn assert_help(program: &str, subcommand: &[&str]) {
 
 #[test]
 fn every_help_text_is_the_kept_one() {
-    let ctl: [&[&str]; 37] = [
+    let ctl: [&[&str]; 38] = [
         &[],
         &["status"],
         &["token", "issue"],
@@ -88,6 +88,7 @@ fn every_help_text_is_the_kept_one() {
         &["shard", "show"],
         &["shard", "move"],
         &["shard", "move-slot"],
+        &["shard", "split"],
         &["shard", "transfer"],
         &["doctor"],
         &["cluster", "init"],

@@ -258,3 +258,35 @@ async fn a_slot_is_moved_by_hand() {
     let words = operator.refused(&["shard", "move-slot", "0", "--abort"]);
     assert!(words.contains("on no move"), "{words}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_is_split_by_hand() {
+    let (_cluster, operator) = start().await;
+    operator.until(&["cluster", "status"], settled);
+    let ask = ["shard", "split", "1"];
+    let (judged, _) = operator.json(&[&ask[..], &["--dry-run"]].concat());
+    assert_eq!(judged["state"], "possible", "{judged}");
+    assert_eq!(judged["to"], 5, "{judged}");
+    let (listed, _) = operator.json(&["shard", "list"]);
+    assert_eq!(column(&listed, "shard"), [0, 1, 2, 3, 4]);
+    // Half of it, as it was said.
+    let slots = judged["slots"].as_str().unwrap().to_owned();
+    let ask = [&ask[..], &["--slots", &slots]].concat();
+    let (split, _) = operator.json(&[&ask[..], &["--wait"]].concat());
+    assert_eq!(split["state"], "split", "{split}");
+    assert_eq!(split["to"], 5, "{split}");
+    // The node that is asked learns the map a moment later.
+    operator.until(&["shard", "show", "5"], |shown| {
+        shown["slots"] == slots && shown["leader"].is_u64()
+    });
+    let (again, _) = operator.json(&ask);
+    assert_eq!(again["state"], "split", "{again}");
+    operator.until(&["cluster", "status"], settled);
+
+    let words = operator.refused(&["shard", "split", "9"]);
+    assert!(words.contains("no shard 9"), "{words}");
+    let words = operator.refused(&["shard", "split", "1", "--slots", "9999"]);
+    assert!(words.contains("cannot give 9999"), "{words}");
+    let words = operator.refused(&["shard", "split", "2", "--slots", "0-0"]);
+    assert!(words.contains("slot 0 is not in shard 2"), "{words}");
+}

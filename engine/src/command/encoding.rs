@@ -12,7 +12,7 @@ use crate::command::{
     AckCursor, AckLanes, Command, Conversation, CreateGroup, Deliver, DropDeadLetter, JoinGroup,
     LeaveGroup, MarkRead, RegisterUser, RequeueDeadLetter, Send, SendGroup, SetClusterOptions,
 };
-use crate::command::{meta, slot};
+use crate::command::{meta, slot, split};
 use crate::decode::{Malformed, Reader};
 use crate::id::{DeviceId, GroupId, MessageId, Seq, SlotId, TimelineId, TimelineKind, UserId};
 use crate::item::{Items, LaneId};
@@ -34,6 +34,7 @@ const TAG_META: u8 = 13;
 const TAG_REQUEUE_DEAD_LETTER: u8 = 14;
 const TAG_DROP_DEAD_LETTER: u8 = 15;
 const TAG_MOVE_SLOT: u8 = 16;
+const TAG_SPLIT_SHARD: u8 = 17;
 
 fn put_u64(out: &mut Vec<u8>, number: u64) {
     out.extend_from_slice(&number.to_be_bytes());
@@ -164,6 +165,10 @@ pub(crate) fn encode_command(command: &Command, out: &mut Vec<u8>) {
             out.push(TAG_MOVE_SLOT);
             slot::encode(call, out);
         }
+        Command::SplitShard(call) => {
+            out.push(TAG_SPLIT_SHARD);
+            split::encode(call, out);
+        }
         Command::RequeueDeadLetter(call) => put_requeue(call, out),
         Command::DropDeadLetter(call) => put_drop(call, out),
         Command::Cut => out.push(TAG_CUT),
@@ -281,6 +286,7 @@ pub(crate) fn decode_command(reader: &mut Reader<'_>, entry: &Bytes) -> Result<C
         TAG_ACK_LANES => decode_ack_lanes(reader).map(Command::AckLanes),
         TAG_META => meta::decode(reader).map(Command::Meta),
         TAG_MOVE_SLOT => slot::decode(reader).map(Command::MoveSlot),
+        TAG_SPLIT_SHARD => split::decode(reader).map(Command::SplitShard),
         TAG_REQUEUE_DEAD_LETTER => decode_requeue(reader).map(Command::RequeueDeadLetter),
         TAG_DROP_DEAD_LETTER => decode_drop(reader).map(Command::DropDeadLetter),
         TAG_CUT => Ok(Command::Cut),

@@ -1,8 +1,11 @@
 //! Commands of the meta shard, and their bytes.
 
+use std::collections::BTreeSet;
+
 use crate::cluster_map::{
     ClusterMap, MapNode, MapReplica, MapShard, Standing, put_replicas, read_replicas,
 };
+use crate::command::split::{put_slots, read_slots};
 use crate::decode::{Malformed, Reader};
 use crate::id::{ShardId, SlotId};
 use crate::slot_moves::MoveStage;
@@ -60,6 +63,20 @@ pub enum MetaCommand {
         /// The move's.
         epoch: u64,
     },
+    /// A shard is to split: the slots become a shard of their own, whose id is the first free one.
+    BeginSplit {
+        /// The shard.
+        shard: ShardId,
+        /// What goes.
+        slots: BTreeSet<SlotId>,
+    },
+    /// A split is over: the new shard serves.
+    EndSplit {
+        /// The shard that has split.
+        shard: ShardId,
+        /// The split's.
+        epoch: u64,
+    },
 }
 
 /// What a node tells of itself.
@@ -93,6 +110,8 @@ const TAG_SET_REPLICAS: u8 = 6;
 const TAG_BEGIN_MOVE: u8 = 7;
 const TAG_STEP_MOVE: u8 = 8;
 const TAG_END_MOVE: u8 = 9;
+const TAG_BEGIN_SPLIT: u8 = 16;
+const TAG_END_SPLIT: u8 = 17;
 
 fn put_u32(out: &mut Vec<u8>, number: u32) {
     out.extend_from_slice(&number.to_be_bytes());
@@ -170,6 +189,17 @@ pub(super) fn encode(command: &MetaCommand, out: &mut Vec<u8>) {
             put_u64(out, *expect_epoch);
             put_replicas(replicas, out);
         }
+        MetaCommand::BeginMove { .. }
+        | MetaCommand::StepMove { .. }
+        | MetaCommand::EndMove { .. }
+        | MetaCommand::BeginSplit { .. }
+        | MetaCommand::EndSplit { .. } => encode_decision(command, out),
+    }
+}
+
+/// Of slots that go elsewhere: moves and splits.
+fn encode_decision(command: &MetaCommand, out: &mut Vec<u8>) {
+    match command {
         MetaCommand::BeginMove { slot, to } => {
             put_move(out, TAG_BEGIN_MOVE, *slot);
             put_u32(out, to.0);
@@ -183,6 +213,17 @@ pub(super) fn encode(command: &MetaCommand, out: &mut Vec<u8>) {
             put_move(out, TAG_END_MOVE, *slot);
             put_u64(out, *epoch);
         }
+        MetaCommand::BeginSplit { shard, slots } => {
+            out.push(TAG_BEGIN_SPLIT);
+            put_u32(out, shard.0);
+            put_slots(slots, out);
+        }
+        MetaCommand::EndSplit { shard, epoch } => {
+            out.push(TAG_END_SPLIT);
+            put_u32(out, shard.0);
+            put_u64(out, *epoch);
+        }
+        _ => unreachable!("encoded above"),
     }
 }
 
@@ -240,6 +281,14 @@ pub(super) fn decode(reader: &mut Reader<'_>) -> Result<MetaCommand, Malformed> 
         TAG_STEP_MOVE => decode_step(reader),
         TAG_END_MOVE => Ok(MetaCommand::EndMove {
             slot: SlotId(reader.u16()?),
+            epoch: reader.u64()?,
+        }),
+        TAG_BEGIN_SPLIT => Ok(MetaCommand::BeginSplit {
+            shard: ShardId(reader.u32()?),
+            slots: read_slots(reader)?,
+        }),
+        TAG_END_SPLIT => Ok(MetaCommand::EndSplit {
+            shard: ShardId(reader.u32()?),
             epoch: reader.u64()?,
         }),
         kind => Err(reader.unknown(kind)),

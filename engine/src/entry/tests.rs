@@ -10,7 +10,7 @@ use crate::cluster_options::ClusterOptions;
 use crate::command::{
     AckCursor, AckLanes, Conversation, CreateGroup, Deliver, DropDeadLetter, JoinGroup, LeaveGroup,
     LogReport, MarkRead, MetaCommand, MoveSlot, PutNode, RegisterUser, RequeueDeadLetter, Send,
-    SendGroup, SetClusterOptions,
+    SendGroup, SetClusterOptions, SplitShard,
 };
 use crate::id::{DeviceId, GroupId, MessageId, Seq, ShardId, SlotId, UserId};
 use crate::item::{Items, LaneId};
@@ -211,6 +211,16 @@ fn meta() -> impl Strategy<Value = MetaCommand> {
             slot: SlotId(slot),
             epoch,
         }),
+        any::<(u32, std::collections::BTreeSet<u16>)>().prop_map(|(shard, slots)| {
+            MetaCommand::BeginSplit {
+                shard: ShardId(shard),
+                slots: slots.into_iter().map(SlotId).collect(),
+            }
+        }),
+        any::<(u32, u64)>().prop_map(|(shard, epoch)| MetaCommand::EndSplit {
+            shard: ShardId(shard),
+            epoch,
+        }),
     ]
 }
 
@@ -247,6 +257,15 @@ fn move_slot() -> impl Strategy<Value = MoveSlot> {
     })
 }
 
+fn split_shard() -> impl Strategy<Value = SplitShard> {
+    let numbers = any::<(u32, u64, std::collections::BTreeSet<u16>)>();
+    numbers.prop_map(|(to, epoch, slots)| SplitShard {
+        to: ShardId(to),
+        epoch,
+        slots: slots.into_iter().map(SlotId).collect(),
+    })
+}
+
 fn command() -> impl Strategy<Value = Command> {
     prop_oneof![
         send().prop_map(Command::Send),
@@ -263,6 +282,7 @@ fn command() -> impl Strategy<Value = Command> {
         }),
         meta().prop_map(Command::Meta),
         move_slot().prop_map(Command::MoveSlot),
+        split_shard().prop_map(Command::SplitShard),
         proptest::collection::vec((lane(), any::<u64>()), 0..5)
             .prop_map(|acks| Command::AckLanes(AckLanes { acks })),
     ]

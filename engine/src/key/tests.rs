@@ -72,6 +72,9 @@ fn state_key() -> impl Strategy<Value = StateKey> {
         }),
         any::<u64>().prop_map(|node| StateKey::MetaLog { node }),
         any::<u16>().prop_map(|slot| StateKey::MetaMove { slot: SlotId(slot) }),
+        any::<u32>().prop_map(|shard| StateKey::MetaSplit {
+            shard: ShardId(shard)
+        }),
     ]
 }
 
@@ -237,6 +240,7 @@ fn encoded_keys_of_the_map_never_change() {
         (StateKey::MetaShard { shard }, "1102 00000405"),
         (StateKey::MetaLog { node }, "1103 0000000000000009"),
         (StateKey::MetaMove { slot: SlotId(7) }, "1104 0007"),
+        (StateKey::MetaSplit { shard: ShardId(9) }, "1105 00000009"),
     ] {
         assert_eq!(format!("{:?}", key.encode()), text.replace(' ', ""));
         assert!(

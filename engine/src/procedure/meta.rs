@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::id::{ShardId, SlotId};
 use crate::key::StateKey;
 use crate::procedure::meta_moves::{begin_move, end_move, step_move};
+use crate::procedure::meta_splits::{begin_split, end_split, require_whole};
 use crate::procedure::{No, number};
 use crate::state::Context;
 use crate::table;
@@ -31,6 +32,8 @@ pub(crate) fn meta(ctx: &mut Context<'_>, call: &MetaCommand) -> Result<Reply, N
         MetaCommand::BeginMove { slot, to } => begin_move(ctx, *slot, *to),
         MetaCommand::StepMove { slot, epoch, stage } => step_move(ctx, *slot, *epoch, *stage),
         MetaCommand::EndMove { slot, epoch } => end_move(ctx, *slot, *epoch),
+        MetaCommand::BeginSplit { shard, slots } => begin_split(ctx, *shard, slots),
+        MetaCommand::EndSplit { shard, epoch } => end_split(ctx, *shard, *epoch),
     }
 }
 
@@ -170,6 +173,7 @@ fn set_replicas(
     if row.replicas == replicas {
         return Ok(Reply::Map { epoch: map.epoch });
     }
+    require_whole(ctx, shard)?;
     if row.epoch != expect_epoch {
         return Err(Refusal::StaleEpoch {
             shard,

@@ -8,6 +8,7 @@ use crate::id::{ShardId, SlotId};
 use crate::key::StateKey;
 use crate::procedure::No;
 use crate::procedure::meta::{put_shard_row, raise_epoch, require_map, shard_row, shard_rows};
+use crate::procedure::meta_splits::require_whole;
 use crate::slot_moves::{MoveStage, SlotMove, with, without};
 use crate::state::Context;
 
@@ -34,6 +35,8 @@ pub(super) fn begin_move(ctx: &mut Context<'_>, slot: SlotId, to: ShardId) -> Re
     if *from == to {
         return Ok(Reply::Map { epoch: map.epoch });
     }
+    require_whole(ctx, *from)?;
+    require_whole(ctx, to)?;
     let reply = raise_epoch(ctx, map);
     let row = SlotMove {
         epoch: map.epoch + 1,
@@ -105,6 +108,19 @@ pub(super) fn end_move(ctx: &mut Context<'_>, slot: SlotId, epoch: u64) -> Resul
         Some(_) | None => {}
     }
     Ok(Reply::Map { epoch: map.epoch })
+}
+
+/// All moves that are under way.
+pub(super) fn move_rows(ctx: &mut Context<'_>) -> Result<Vec<(SlotId, SlotMove)>, Error> {
+    let mut moves = Vec::new();
+    for (suffix, value) in ctx.scan_prefix(SlotId::META, &StateKey::meta_moves_prefix())? {
+        let corrupt = |malformed| Error::corrupt_row(suffix.as_slice(), malformed);
+        let key = StateKey::decode(suffix.as_slice()).map_err(corrupt)?;
+        if let StateKey::MetaMove { slot } = key {
+            moves.push((slot, SlotMove::decode(&value).map_err(corrupt)?));
+        }
+    }
+    Ok(moves)
 }
 
 fn moving(slot: SlotId, row: &SlotMove) -> No {

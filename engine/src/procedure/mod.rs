@@ -11,11 +11,13 @@ mod leave_group;
 mod mark_read;
 mod meta;
 mod meta_moves;
+mod meta_splits;
 mod move_slot;
 mod register_user;
 mod send;
 mod send_group;
 mod set_cluster_options;
+mod split_shard;
 
 pub(crate) use ack_cursor::ack_cursor;
 pub(crate) use create_group::create_group;
@@ -30,6 +32,7 @@ pub(crate) use register_user::register_user;
 pub(crate) use send::send;
 pub(crate) use send_group::send_group;
 pub(crate) use set_cluster_options::set_cluster_options;
+pub(crate) use split_shard::split_shard;
 
 use bytes::Bytes;
 use uuid::Uuid;

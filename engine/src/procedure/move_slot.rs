@@ -62,7 +62,7 @@ pub(crate) fn move_slot(ctx: &mut Context<'_>, call: &MoveSlot) -> Result<Reply,
 }
 
 /// What apply knows of the floors is of other slots now.
-fn refresh_floors(ctx: &mut Context<'_>) -> Result<(), Error> {
+pub(crate) fn refresh_floors(ctx: &mut Context<'_>) -> Result<(), Error> {
     *ctx.floors() = Default::default();
     raise_floors(ctx)
 }

@@ -8,6 +8,7 @@ use crate::base::ReadView;
 use crate::id::{RangeId, SlotId};
 use crate::memtable::Memtable;
 use crate::range::{RangeRow, RangeState, Ranges};
+use crate::split::Handover;
 
 /// A memtable on its way into a file, with the applied row of its last entry.
 pub(crate) struct Frozen {
@@ -17,6 +18,8 @@ pub(crate) struct Frozen {
     pub(crate) ranges: Arc<Ranges>,
     /// Map rows that its entries have changed.
     pub(crate) map_changes: BTreeMap<RangeId, RangeRow>,
+    /// The shards that its last entry has made of slots of this one.
+    pub(crate) handovers: Vec<Handover>,
     /// The lowest floor of the shard's slots after that entry, if apply knew it.
     pub(crate) floor_ms: Option<u64>,
     pub(crate) generation: u64,
@@ -30,7 +33,15 @@ impl Frozen {
             .map_changes
             .iter()
             .filter(|(_, row)| row.state == RangeState::Dead);
-        dead.map(|(range, row)| (*range, row.slot))
+        let dead = dead.map(|(range, row)| (*range, row.slot));
+        dead.chain(self.handovers.iter().flat_map(Handover::dead))
+    }
+
+    /// The flush of this memtable ends what the shard has to do with a range.
+    pub(crate) fn ends(&self, range: RangeId) -> bool {
+        let mut handovers = self.handovers.iter();
+        self.dead().any(|(dead, _)| dead == range)
+            || handovers.any(|handover| handover.ranges.slot_of(range).is_some())
     }
 }
 

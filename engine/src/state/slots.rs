@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::command::{MoveSlot, Refusal};
+use crate::applied::AppliedState;
+use crate::command::{MoveSlot, Refusal, SplitShard};
 use crate::dead_letter;
 use crate::error::Error;
 use crate::id::SlotId;
@@ -10,7 +11,8 @@ use crate::key::StateKey;
 use crate::known::KnownKeys;
 use crate::lanes;
 use crate::range::{RangeRow, RangeState, Ranges};
-use crate::slot_move::{SlotStanding, Step, StepContext};
+use crate::slot_move::{SlotStanding, SlotTable, Step, StepContext};
+use crate::split::{Handover, SplitContext};
 use crate::state::{Context, ShardState};
 
 impl ShardState {
@@ -60,12 +62,18 @@ impl Context<'_> {
         found.unwrap_or((0, SlotStanding::Held))
     }
 
-    /// Forgets a slot. Its range is dead in the flush that carries this.
-    pub(crate) fn drop_slot(&mut self, slot: SlotId) -> Result<(), Error> {
+    /// Counts the dead letters of a slot that is about to go no more.
+    fn forget_letters(&mut self, slot: SlotId) -> Result<(), Error> {
         // The row may be in a memtable: it is read before its range goes.
         let key = StateKey::DeadLetterTotals { slot };
         let letters = dead_letter::totals_value(&key, self.get(&key)?)?;
         self.state.letters.subtract(letters);
+        Ok(())
+    }
+
+    /// Forgets a slot. Its range is dead in the flush that carries this.
+    pub(crate) fn drop_slot(&mut self, slot: SlotId) -> Result<(), Error> {
+        self.forget_letters(slot)?;
         let mut ranges = Ranges::clone(&self.state.ranges);
         let range = ranges
             .remove(slot)
@@ -102,6 +110,49 @@ impl Context<'_> {
         let unacked = state.lanes.unacked(|source| source == slot);
         self.effects.outbox.extend(unacked);
         self.note_range(slot, range, RangeState::Live);
+        Ok(())
+    }
+
+    /// Judges a split, and takes it in the table if it is due.
+    pub(crate) fn judge_split(&mut self, call: &SplitShard) -> Result<Step, Refusal> {
+        let at = SplitContext {
+            shard: self.shard,
+            slot_count: self.slot_count(),
+            ranges: &self.state.ranges,
+        };
+        self.state.applied.slots.split(call, &at)
+    }
+
+    /// Forgets slots that become a shard of their own with the flush of this memtable, which ends with this
+    /// entry.
+    pub(crate) fn hand_over(&mut self, call: &SplitShard) -> Result<(), Error> {
+        for slot in call.slots.iter().copied() {
+            self.forget_letters(slot)?;
+        }
+        let log_id = Some(self.log_id);
+        let state = &mut *self.state;
+        // All that has changed of the lanes is in rows now, those of the slots that go among them.
+        state.lanes.freeze(&mut state.active);
+        let mut ranges = Ranges::clone(&state.ranges);
+        let mut of_child = Ranges::default();
+        for slot in call.slots.iter().copied() {
+            let range = ranges
+                .remove(slot)
+                .expect("a slot that is held has its rows here");
+            of_child.insert(slot, range);
+            // Until the flush the memtables have rows of it, which are nobody's here.
+            state.dropped.push((slot, range));
+            state.lanes.remove_slot(slot);
+        }
+        state.ranges = Arc::new(ranges);
+        let applied = AppliedState {
+            log_id,
+            last_install: log_id,
+            slots: SlotTable::of_child(call),
+            ..state.applied.clone()
+        };
+        let handover = Handover::new(call.to, of_child, applied);
+        state.handovers.push(handover);
         Ok(())
     }
 

@@ -9,6 +9,7 @@ mod installs;
 mod lanes;
 mod letters;
 mod moves;
+mod splits;
 
 use bytes::Bytes;
 use tempfile::TempDir;

@@ -43,7 +43,7 @@ fn key(time_ms: u64) -> DedupKey {
     }
 }
 
-fn entry(shard: &Shard, time_ms: u64, commands: &[Command]) -> ApplyEntry {
+pub(super) fn entry(shard: &Shard, time_ms: u64, commands: &[Command]) -> ApplyEntry {
     let mut entry = EntryBuilder::new(time_ms);
     commands.iter().for_each(|command| entry.push(command));
     ApplyEntry {
@@ -56,7 +56,7 @@ fn entry(shard: &Shard, time_ms: u64, commands: &[Command]) -> ApplyEntry {
     }
 }
 
-fn apply(shard: &Shard, commands: &[Command]) -> Applied {
+pub(super) fn apply(shard: &Shard, commands: &[Command]) -> Applied {
     let time_ms = shard.applied().time_ms;
     shard.apply(&[entry(shard, time_ms, commands)]).unwrap()
 }

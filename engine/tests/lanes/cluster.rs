@@ -9,7 +9,7 @@ use mailbox_engine::{
     DropDeadLetter, EngineOptions, EntryBuilder, Error, Flags, GroupId, IngestCrash, Item, Items,
     JoinGroup, LaneId, LeaveGroup, LogId, MemoryDisk, MessageId, MessageType, MoveSlot, OutboxItem,
     RegisterUser, Reply, RequeueDeadLetter, Row, Send, Seq, SetClusterOptions, Shard, ShardId,
-    SlotId, Store, UserId, content_crc, slot_of_handle, slot_of_owner,
+    SlotId, SplitShard, Store, UserId, content_crc, slot_of_handle, slot_of_owner,
 };
 use uuid::Uuid;
 
@@ -22,15 +22,47 @@ const START_MS: u64 = 1_800_000_000_000;
 pub(crate) struct Replica {
     pub(crate) store: usize,
     pub(crate) id: ShardId,
+    /// Of one that was split off: from which other, and by which of its entries.
+    seed: Option<(usize, u64)>,
     log: Vec<ApplyEntry>,
     replies: Vec<Vec<Reply>>,
     built: Option<BuiltFlush>,
+}
+
+impl Replica {
+    fn new(store: usize, id: ShardId) -> Replica {
+        Replica {
+            store,
+            id,
+            seed: None,
+            log: Vec::new(),
+            replies: Vec::new(),
+            built: None,
+        }
+    }
+
+    pub(crate) fn seeded(store: usize, id: ShardId, parent: usize, seed: u64) -> Replica {
+        let mut replica = Replica::new(store, id);
+        replica.seed = Some((parent, seed));
+        replica
+    }
+
+    /// The entry before the first of its log.
+    fn before(&self) -> u64 {
+        self.seed.map_or(0, |(_, index)| index)
+    }
+
+    pub(crate) fn forget_built(&mut self) {
+        self.built = None;
+    }
 }
 
 /// All shards.
 pub(crate) struct Cluster {
     pub(crate) disks: Vec<Disk>,
     stores: Vec<Option<Store>>,
+    /// Shards that there were first.
+    founders: usize,
     pub(crate) replicas: Vec<Replica>,
     /// Whatever was put into an outbox, by lane: what a relay may have in its hands.
     pub(crate) sent: BTreeMap<LaneId, Vec<Item>>,
@@ -40,6 +72,9 @@ pub(crate) struct Cluster {
     /// Steps of moves that were accepted, and where.
     pub(crate) taken: Vec<(usize, MoveSlot)>,
     pub(crate) archive: Archive,
+    /// Splits that were accepted, and where.
+    pub(crate) splits: Vec<(usize, SplitShard)>,
+    epochs: u64,
     made: u64,
 }
 
@@ -91,6 +126,9 @@ impl Cluster {
             moves: Vec::new(),
             taken: Vec::new(),
             archive: Archive::default(),
+            splits: Vec::new(),
+            epochs: 0,
+            founders: shards,
             made: 0,
         };
         for number in 0..shards {
@@ -99,13 +137,7 @@ impl Cluster {
             let slots = slots_of(number, shards);
             let made = cluster.stores[store].as_ref().unwrap();
             made.create_shard(id, slots).unwrap();
-            cluster.replicas.push(Replica {
-                store,
-                id,
-                log: Vec::new(),
-                replies: Vec::new(),
-                built: None,
-            });
+            cluster.replicas.push(Replica::new(store, id));
         }
         cluster
     }
@@ -148,7 +180,7 @@ impl Cluster {
             entry.push(command);
         }
         let replica = &mut self.replicas[number];
-        let index = replica.log.len() as u64 + 1;
+        let index = replica.before() + replica.log.len() as u64 + 1;
         let entry = ApplyEntry {
             log_id: log_id(index),
             payload: ApplyPayload::Commands(entry.finish()),
@@ -180,8 +212,8 @@ impl Cluster {
     fn again(&mut self, number: usize) {
         let shard = self.shard(number);
         let applied = shard.applied().log_id.map_or(0, |log_id| log_id.index);
-        let from = usize::try_from(applied).unwrap();
         let replica = &self.replicas[number];
+        let from = usize::try_from(applied - replica.before()).unwrap();
         let entries = replica.log[from..].iter().cloned();
         let again: Vec<_> = entries.zip(replica.replies[from..].to_vec()).collect();
         for (entry, replies) in &again {
@@ -212,7 +244,25 @@ impl Cluster {
                 return;
             };
             self.shard(number).ingest(built).unwrap();
+            self.store(number).open_children();
         }
+    }
+
+    pub(crate) fn store(&self, number: usize) -> &Store {
+        let store = self.replicas[number].store;
+        self.stores[store].as_ref().unwrap()
+    }
+
+    /// The last entry of a shard's log.
+    pub(crate) fn last_index(&self, number: usize) -> u64 {
+        let replica = &self.replicas[number];
+        replica.before() + replica.log.len() as u64
+    }
+
+    /// Above all epochs given before; the one after it is for a way back.
+    pub(crate) fn next_epoch(&mut self) -> u64 {
+        self.epochs += 2;
+        self.epochs
     }
 
     /// The process of a store ends and starts again.
@@ -245,13 +295,32 @@ impl Cluster {
         self.reopen(store);
     }
 
-    /// A copy of a shard that has applied a part of its log, flushed now and then.
-    pub(crate) fn replay(&self, number: usize, upto: usize, flush_every: usize) -> Cluster {
+    fn empty_copy(&self) -> Cluster {
         let disk = Disk::Memory(MemoryDisk::new());
-        let mut copy = Cluster::on(self.replicas.len(), vec![disk]);
+        let mut copy = Cluster::on(self.founders, vec![disk]);
         copy.sent = self.sent.clone();
         copy.archive = self.archive.clone();
+        let later = self.replicas.iter().skip(self.founders);
+        copy.replicas.extend(later.map(|replica| Replica {
+            seed: replica.seed,
+            ..Replica::new(0, replica.id)
+        }));
+        copy
+    }
+
+    /// A copy of a shard that has applied a part of its log, flushed now and then.
+    pub(crate) fn replay(&self, number: usize, upto: usize, flush_every: usize) -> Cluster {
         let replica = &self.replicas[number];
+        let mut copy = match replica.seed {
+            None => self.empty_copy(),
+            Some((parent, seed)) => {
+                let before = self.replicas[parent].before();
+                let upto = usize::try_from(seed - before).unwrap();
+                let mut copy = self.replay(parent, upto, flush_every);
+                copy.flush(parent);
+                copy
+            }
+        };
         for (entry, replies) in replica.log.iter().zip(&replica.replies).take(upto) {
             let applied = copy.apply_whole(number, entry);
             assert_eq!(applied.replies, std::slice::from_ref(replies));
@@ -280,7 +349,9 @@ impl Cluster {
         match self.shard(number).install(snapshot.meta(), &files) {
             Ok(()) => self.again(number),
             // From before a slot's move here: as it is, it stays.
-            Err(Error::Stopped { .. }) if !self.moves.is_empty() => self.flush(number),
+            Err(Error::Stopped { .. }) if !self.moves.is_empty() || !self.splits.is_empty() => {
+                self.flush(number);
+            }
             Err(fault) => panic!("{fault}"),
         }
     }

@@ -10,6 +10,7 @@ use mailbox_engine::{
 
 use crate::cluster::{Cluster, SLOT_COUNT};
 use crate::moves::MoveStep;
+use crate::splits::Way;
 
 /// Alice, and a handle whose user, once it is registered, is in the other shard; with that user's slot.
 struct Scene {
@@ -387,6 +388,45 @@ fn a_full_slot_trims_the_oldest_and_counts_those_that_nobody_saw() {
         scene.cluster.install(1, 0);
         scene.refused("h");
         assert_eq!(scene.letters()[0].row.seq, Seq(8));
+    }
+}
+
+#[test]
+fn letters_go_with_a_slot_that_is_split_off() {
+    for cluster in [Cluster::new(2, 2), Cluster::on_rocksdb(2, 2)] {
+        let mut scene = scene(cluster);
+        scene.cluster.set_options(letters_max(Some(2)));
+        let slot = scene.slot;
+        // Some in files, some trimmed, some only in memory.
+        for body in ["a", "b"] {
+            scene.refused(body);
+        }
+        scene.cluster.flush(1);
+        scene.refused("c");
+        let dropping = scene.cluster.drop_command(slot, Seq(2));
+        assert_eq!(
+            scene.cluster.call(dropping.clone()),
+            Reply::DeadLetterDropped
+        );
+        let (letters, totals) = (scene.letters(), scene.totals());
+        scene.cluster.split(1, &[slot], Way::Flush);
+        let stays = scene.cluster.shard(1).metrics().dead_letters;
+        assert_eq!(stays, DeadLetterTotals::default());
+        scene.cluster.reopen(1);
+        let shard = scene.cluster.shard(2);
+        let page = shard.dead_letters(slot, Seq(1), 10, usize::MAX).unwrap();
+        assert_eq!((page.letters, page.trim_point), (letters, Seq(1)));
+        assert_eq!(shard.metrics().dead_letters, totals);
+        drop(shard);
+        assert_eq!(scene.cluster.call(dropping), Reply::DeadLetterDropped);
+        scene.register();
+        let requeue = scene.cluster.requeue_command(slot, Seq(3));
+        let requeued = scene.cluster.call(requeue);
+        assert!(
+            matches!(requeued, Reply::DeadLetterRequeued { .. }),
+            "{requeued:?}"
+        );
+        assert_eq!(scene.cluster.bodies(scene.expected), ["c"]);
     }
 }
 

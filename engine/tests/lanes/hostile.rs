@@ -15,6 +15,7 @@ use proptest::sample::Index;
 use crate::checks::{check_hashes, check_messages, check_tables};
 use crate::cluster::{Cluster, SLOT_COUNT, slot_of};
 use crate::moves::MoveStep;
+use crate::splits::Way;
 
 /// One thing that happens.
 #[derive(Clone, Debug)]
@@ -32,6 +33,9 @@ enum Step {
     Move(Index, MoveStep, Option<bool>),
     /// A step that was taken at some time comes again.
     MoveAgain(Index),
+    /// A shard splits, in an entry with commands before and behind.
+    Split(Index, u8, Way, Vec<Call>),
+    SplitAgain(Index),
 }
 
 #[derive(Clone, Debug)]
@@ -86,6 +90,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         20 => (index(), MoveStep::any(), prop::option::weighted(0.1, any::<bool>()))
             .prop_map(|(which, step, crash)| Step::Move(which, step, crash)),
         1 => index().prop_map(Step::MoveAgain),
+        2 => (index(), any::<u8>(), Way::any(), prop::collection::vec(call(), 0..8))
+            .prop_map(|(shard, mask, way, calls)| Step::Split(shard, mask, way, calls)),
+        1 => index().prop_map(Step::SplitAgain),
     ];
     prop::collection::vec(step, 1..80)
 }
@@ -240,6 +247,36 @@ impl Run {
         }
     }
 
+    fn split(&mut self, cluster: &mut Cluster, shard: usize, mask: u8, way: Way, calls: &[Call]) {
+        let Some(call) = cluster.plan_split(shard, mask) else {
+            return;
+        };
+        let mut commands = Vec::new();
+        for call in calls {
+            let command = self.command(cluster, call);
+            commands.extend(command.and_then(|(at, command)| (at == shard).then_some(command)));
+        }
+        sort_message_ids(&mut commands);
+        let (before, split) = (commands.len() / 2, Command::SplitShard(call.clone()));
+        commands.insert(before, split.clone());
+        let replies = cluster.apply(shard, &commands);
+        let mut noted = Vec::new();
+        for (command, reply) in commands.into_iter().zip(replies) {
+            if command == split {
+                let (to, epoch) = (call.to, call.epoch);
+                assert_eq!(reply, Reply::ShardSplit { to, epoch });
+                let what = cluster.finish_split(shard, call.clone(), way);
+                self.saw(what);
+            } else {
+                noted.push(slot_of(&command));
+                self.note(cluster, shard, command, reply);
+            }
+        }
+        if noted.len() > before && noted[before..].iter().any(|slot| call.slots.contains(slot)) {
+            self.saw("behind a split");
+        }
+    }
+
     fn note(&mut self, cluster: &Cluster, shard: usize, command: Command, reply: Reply) {
         if cluster.shard_of(slot_of(&command)) != shard {
             // Never do two shards accept.
@@ -374,7 +411,14 @@ impl Run {
                 cluster.move_again(which.index(cluster.taken.len()));
                 self.saw("move again");
             }
-            Step::MoveAgain(_) => {}
+            Step::Split(shard, mask, way, calls) => {
+                self.split(cluster, shard.index(shards), *mask, *way, calls);
+            }
+            Step::SplitAgain(which) if !cluster.splits.is_empty() => {
+                cluster.split_again(which.index(cluster.splits.len()));
+                self.saw("split again");
+            }
+            Step::MoveAgain(_) | Step::SplitAgain(_) => {}
         }
         self.check_marks(cluster);
     }
@@ -509,7 +553,7 @@ fn the_scripts_reach_every_interleaving() {
     use proptest::strategy::ValueTree;
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
-    for _ in 0..60 {
+    for _ in 0..90 {
         let steps = steps().new_tree(&mut runner).unwrap().current();
         let mut cluster = Cluster::new(3, 2);
         for (what, count) in run(&mut cluster, &steps).seen {
@@ -541,6 +585,14 @@ fn the_scripts_reach_every_interleaving() {
         "unfreeze",
         "crash in a copy",
         "move again",
+        "split",
+        "split and reopen",
+        "split and crash before",
+        "split and crash after",
+        "split and refused",
+        "split and there already",
+        "split again",
+        "behind a split",
         "refused",
         "repeat",
         "flush of an outbox",

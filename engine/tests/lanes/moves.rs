@@ -41,6 +41,12 @@ pub(crate) struct Move {
     over: bool,
 }
 
+impl Move {
+    pub(crate) fn slot(&self) -> SlotId {
+        self.slot
+    }
+}
+
 /// What a driver may do.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum MoveStep {
@@ -137,11 +143,12 @@ impl Cluster {
         if from == to || open {
             return;
         }
+        let epoch = self.next_epoch();
         self.moves.push(Move {
             slot,
             from,
             to,
-            epoch: 2 * self.moves.len() as u64 + 2,
+            epoch,
             export: None,
             begun: false,
             frozen: None,

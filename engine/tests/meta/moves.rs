@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use mailbox_engine::{ClusterMap, MapShard, MoveStage, Refusal, ShardId, SlotId, SlotMove};
 
+use crate::splits::{Splits, whole};
+
 pub(crate) fn moving(slot: SlotId, found: &SlotMove) -> Refusal {
     let SlotMove {
         epoch, to, stage, ..
@@ -16,7 +18,7 @@ pub(crate) fn moving(slot: SlotId, found: &SlotMove) -> Refusal {
     }
 }
 
-fn slots_of(row: &MapShard) -> Vec<u16> {
+pub(crate) fn slots_of(row: &MapShard) -> Vec<u16> {
     let spans = row.slots.iter();
     spans.flat_map(|(first, last)| first.0..=last.0).collect()
 }
@@ -25,8 +27,8 @@ fn slots_of(row: &MapShard) -> Vec<u16> {
 pub(crate) fn begin_move(
     map: &ClusterMap,
     moves: &mut BTreeMap<SlotId, SlotMove>,
-    slot: SlotId,
-    to: ShardId,
+    splits: &Splits,
+    (slot, to): (SlotId, ShardId),
 ) -> Result<bool, Refusal> {
     if to == ShardId::META || !map.shards.contains_key(&to) {
         return Err(Refusal::UnknownShard { shard: to });
@@ -43,6 +45,8 @@ pub(crate) fn begin_move(
     if *from == to {
         return Ok(false);
     }
+    whole(splits, *from)?;
+    whole(splits, to)?;
     let row = SlotMove {
         epoch: map.epoch + 1,
         from: *from,

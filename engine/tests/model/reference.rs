@@ -141,6 +141,7 @@ impl Reference {
             | Command::SetClusterOptions(_)
             | Command::Meta(_)
             | Command::MoveSlot(_)
+            | Command::SplitShard(_)
             | Command::Cut => unreachable!("has no id"),
         }
     }
@@ -560,6 +561,7 @@ fn identity(command: &Command) -> Identity {
         | Command::SetClusterOptions(_)
         | Command::Meta(_)
         | Command::MoveSlot(_)
+        | Command::SplitShard(_)
         | Command::Cut => unreachable!("has no id"),
     }
 }
@@ -589,6 +591,7 @@ fn asked(command: &Command) -> Command {
         | Command::SetClusterOptions(_)
         | Command::Meta(_)
         | Command::MoveSlot(_)
+        | Command::SplitShard(_)
         | Command::Cut => {}
     }
     asked

@@ -470,6 +470,7 @@ fn assigned(mut command: Command, id: MessageId) -> Command {
         | Command::SetClusterOptions(_)
         | Command::Meta(_)
         | Command::MoveSlot(_)
+        | Command::SplitShard(_)
         | Command::Cut => {}
     }
     command
@@ -492,6 +493,7 @@ fn id_of(command: &Command) -> Uuid {
         | Command::SetClusterOptions(_)
         | Command::Meta(_)
         | Command::MoveSlot(_)
+        | Command::SplitShard(_)
         | Command::Cut => Uuid::nil(),
     }
 }

@@ -144,6 +144,31 @@ impl Client {
         moves.await.map(|answer| answer.moves)
     }
 
+    /// Begins the split of a shard, or with `dry_run` judges whether it could be.
+    ///
+    /// # Errors
+    /// `StaleEpoch` if something is done to the shard already, `UnknownShard`; else as [`Client::set_standing`].
+    pub async fn split_shard(
+        &self,
+        call: v1::SplitShardRequest,
+    ) -> Result<v1::SplitShardResponse, CallError> {
+        let split = |mut node: ClusterClient<AuthChannel>| {
+            let call = call.clone();
+            async move { node.split_shard(call).await }
+        };
+        self.operate(split).await
+    }
+
+    /// The splits of shards that are under way.
+    ///
+    /// # Errors
+    /// As [`Client::plan_steps`].
+    pub async fn shard_splits(&self) -> Result<Vec<v1::ShardSplit>, CallError> {
+        let call = v1::ShardSplitsRequest {};
+        let splits = self.operate(|mut node| async move { node.shard_splits(call).await });
+        splits.await.map(|answer| answer.splits)
+    }
+
     async fn operate<T, F>(
         &self,
         call: impl Fn(ClusterClient<AuthChannel>) -> F,

@@ -55,6 +55,14 @@ pub(super) enum Op {
         life: Life,
         done: oneshot::Sender<Result<(), Error>>,
     },
+    /// Begins the log behind an entry that it never held.
+    Seed {
+        shard: u32,
+        upto: LogId,
+        vote: Vote,
+        life: Life,
+        done: oneshot::Sender<Result<(), Error>>,
+    },
     /// Removes everything of the shard but its vote and its life.
     Wipe {
         shard: u32,
@@ -73,6 +81,7 @@ impl Op {
                 | Op::Vote { .. }
                 | Op::Committed { .. }
                 | Op::Life { .. }
+                | Op::Seed { .. }
                 | Op::Wipe { .. } => 0,
             }
     }
@@ -84,6 +93,7 @@ impl Op {
             | Op::Truncate { .. }
             | Op::Vote { .. }
             | Op::Life { .. }
+            | Op::Seed { .. }
             | Op::Wipe { .. } => true,
             Op::Purge { .. } | Op::Committed { .. } => false,
         }
@@ -92,7 +102,10 @@ impl Op {
     pub(super) fn fail(self, error: &Error) {
         match self {
             Op::Append { done, .. } => done.io_completed(Err(error.clone().into())),
-            Op::Vote { done, .. } | Op::Life { done, .. } | Op::Wipe { done, .. } => {
+            Op::Vote { done, .. }
+            | Op::Life { done, .. }
+            | Op::Seed { done, .. }
+            | Op::Wipe { done, .. } => {
                 drop(done.send(Err(error.clone())));
             }
             Op::Truncate { .. } | Op::Purge { .. } | Op::Committed { .. } => {}

@@ -60,6 +60,7 @@ use self::core::Core;
 use self::mark::MarkFile;
 use self::options::{check_opened, rocksdb_options};
 use self::state::ShardState;
+use self::stored::StoredShard;
 use self::writer::{Marker, Writer};
 
 /// The log of all shards of one node. Clones are the same log; the last one dropped closes it.
@@ -138,6 +139,22 @@ impl SharedLog {
             }
         };
         Ok(ShardLog::new(Arc::clone(core), state))
+    }
+
+    /// Whether this node has, or once had, a replica of `shard`. Nothing of it is kept in memory for that.
+    ///
+    /// # Errors
+    /// If the shard's rows are damaged or cannot be read.
+    pub(crate) fn knows(&self, shard: ShardId) -> Result<bool, Error> {
+        let core = &self.inner.core;
+        let shards = self.inner.shards.lock();
+        match shards.get(&shard) {
+            Some(state) => Ok(state.is_known()),
+            None => {
+                let stored = StoredShard::read(&core.dir, &*core.db()?, shard.0)?;
+                Ok(stored.is_known())
+            }
+        }
     }
 
     /// The shards that have rows here, be it only what a former life has left, in order.

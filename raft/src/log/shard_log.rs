@@ -104,6 +104,16 @@ impl ShardLog {
         synced.await.unwrap_or_else(|_| Err(super::core::closed()))
     }
 
+    /// Begins an empty log behind `upto`, durably: entries up to there are in the replica's rows, and this node never
+    /// held them in this log.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] after a fault, or if the log was wiped.
+    pub(crate) async fn seed(&self, upto: LogId, node: u64) -> Result<(), Error> {
+        let synced = self.shard.seed(&self.core, upto, node)?;
+        synced.await.unwrap_or_else(|_| Err(super::core::closed()))
+    }
+
     fn read(&self, start: u64, end: u64, bytes_max: usize) -> Result<Vec<Entry>, io::Error> {
         read(&self.core, &self.shard, start, end, bytes_max).map_err(|error| {
             match &error {

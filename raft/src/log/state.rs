@@ -228,6 +228,43 @@ impl ShardState {
         Ok(receiver)
     }
 
+    /// Begins an empty log behind an entry that its rows cover, in one batch with a vote in that entry's term: no
+    /// leader of an earlier one may come. The receiver tells when that is synced.
+    pub(super) fn seed(&self, core: &Core, upto: LogId, node: u64) -> Result<Synced, Error> {
+        let (done, receiver) = oneshot::channel();
+        let mut state = self.state.lock();
+        state.check()?;
+        assert!(state.last.is_none(), "a log that has begun goes on");
+        let term = upto.leader_id.term;
+        let cast = state.vote.filter(|vote| vote.leader_id.term >= term);
+        let vote = cast.unwrap_or_else(|| Vote::new(term, node));
+        // What the replica was made of stays known: what it has beyond that is its own.
+        let life = state.life.unwrap_or(Life {
+            stage: Stage::Hosted,
+            former: Some(upto),
+        });
+        state.purged = Some(upto);
+        state.last = Some(upto);
+        state.first = upto.index + 1;
+        state.written_end = upto.index + 1;
+        state.vote = Some(vote);
+        state.life = Some(life);
+        core.push(Op::Seed {
+            shard: self.shard,
+            upto,
+            vote,
+            life,
+            done,
+        })?;
+        Ok(receiver)
+    }
+
+    /// There is, or was, a replica of the shard here.
+    pub(super) fn is_known(&self) -> bool {
+        let state = self.state.lock();
+        state.life.is_some() || state.last.is_some() || state.vote.is_some()
+    }
+
     /// Forgets everything but the vote and what the next life must know. The receiver tells when that is synced.
     pub(super) fn wipe(&self, core: &Core) -> Result<Synced, Error> {
         let (done, receiver) = oneshot::channel();

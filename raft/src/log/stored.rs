@@ -26,6 +26,11 @@ pub(super) struct StoredShard {
 }
 
 impl StoredShard {
+    /// There is, or was, a replica of the shard here.
+    pub(super) fn is_known(&self) -> bool {
+        self.life.is_some() || self.last.is_some() || self.vote.is_some()
+    }
+
     /// Reads the shard's rows, verifies the last entry, and sees that the first one is there.
     pub(super) fn read(dir: &Path, db: &DB, shard: u32) -> Result<StoredShard, Error> {
         let purged = row(dir, db, Key::Purged(shard), decode_log_id)?;

@@ -122,6 +122,19 @@ impl Writer {
                 }
             }
             Op::Life { shard, life, .. } => self.put_life(batch, *shard, life),
+            Op::Seed {
+                shard,
+                upto,
+                vote,
+                life,
+                ..
+            } => {
+                Key::Purged(*shard).put(&mut self.key);
+                batch.put(&self.key, encode_log_id(upto));
+                Key::Vote(*shard).put(&mut self.key);
+                batch.put(&self.key, encode_vote(vote));
+                self.put_life(batch, *shard, life);
+            }
             Op::Wipe { shard, life, .. } => {
                 // The bound is exclusive; no log ever reaches the last index.
                 batch.delete_range(entry_key(*shard, 0), entry_key(*shard, u64::MAX));
@@ -155,7 +168,10 @@ impl Writer {
                     done.io_completed(Ok(()));
                 }
                 // The replica may have stopped waiting.
-                Op::Vote { done, .. } | Op::Life { done, .. } | Op::Wipe { done, .. } => {
+                Op::Vote { done, .. }
+                | Op::Life { done, .. }
+                | Op::Seed { done, .. }
+                | Op::Wipe { done, .. } => {
                     drop(done.send(Ok(())));
                 }
                 Op::Truncate { .. } | Op::Purge { .. } | Op::Committed { .. } => {}

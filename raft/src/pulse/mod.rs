@@ -32,7 +32,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher as _, Hasher as _};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -47,7 +47,7 @@ use crate::replica::Raft;
 use state::State;
 
 pub(crate) use run::run;
-pub(crate) use state::{Standing, View, is_quorum};
+pub(crate) use state::{Standing, View};
 
 /// A leader speaks to every follower of a shard after so much silence, though nothing happens.
 pub(crate) const QUIET: Duration = Duration::from_secs(15);
@@ -73,6 +73,15 @@ impl Pace {
             retry_max: Duration::from_millis(timing.election_max_ms),
         }
     }
+}
+
+fn is_majority(voters: &BTreeSet<u64>, counts: impl Fn(u64) -> bool) -> bool {
+    voters.iter().filter(|voter| counts(**voter)).count() * 2 > voters.len()
+}
+
+/// Whether those that `counts` says are a majority of every set.
+pub(crate) fn is_quorum(sets: &[BTreeSet<u64>], counts: impl Fn(u64) -> bool) -> bool {
+    !sets.is_empty() && sets.iter().all(|voters| is_majority(voters, &counts))
 }
 
 /// A number that no other start of a process has.
@@ -147,6 +156,11 @@ impl Pulse {
     /// This node is about to hand a leadership over: others may stand for it, whatever becomes of the try.
     pub(crate) fn resign(&self, shard: u32) {
         self.with(|state| state.resign(shard, Instant::now()));
+    }
+
+    /// This node stands for the shard at its next look, if nobody is known to lead it.
+    pub(crate) fn hasten(&self, shard: u32) {
+        self.with(|state| state.hasten(shard, Instant::now()));
     }
 
     /// Whether a vote for `candidate` would depose a leader that is alive as far as is known here.

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use mailbox_api::peer;
 
-use super::Pace;
 use super::known_peer::Peer;
+use super::{Pace, is_quorum};
 
 /// What openraft says of one replica here.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -78,15 +78,6 @@ pub(super) struct State {
     /// Peers that are reached again, or anew.
     returned: BTreeSet<u64>,
     dice: u64,
-}
-
-fn is_majority(voters: &BTreeSet<u64>, counts: impl Fn(u64) -> bool) -> bool {
-    voters.iter().filter(|voter| counts(**voter)).count() * 2 > voters.len()
-}
-
-/// Whether those that `counts` says are a majority of every set.
-pub(crate) fn is_quorum(sets: &[BTreeSet<u64>], counts: impl Fn(u64) -> bool) -> bool {
-    !sets.is_empty() && sets.iter().all(|voters| is_majority(voters, &counts))
 }
 
 impl State {
@@ -523,6 +514,14 @@ impl State {
         }
         if changed {
             self.judge_all(|view| view.leads, now);
+        }
+    }
+
+    /// If the shard has no leader, this node waits for its turn no longer.
+    pub(super) fn hasten(&mut self, shard: u32, now: Instant) {
+        let local = self.shards.get_mut(&shard);
+        if let Some(vacancy) = local.and_then(|local| local.vacancy.as_mut()) {
+            vacancy.stand_at = vacancy.stand_at.min(now);
         }
     }
 

@@ -12,3 +12,4 @@ mod proposals;
 mod restarts;
 mod shards;
 mod slots;
+mod splits;

@@ -87,6 +87,10 @@ impl TestNode {
         &self.running.as_ref().unwrap().node
     }
 
+    pub(crate) fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
     /// Runs, and has a replica of the first shard.
     pub(crate) fn hosts(&self) -> bool {
         let running = self.running.as_ref();

@@ -4,10 +4,14 @@
 //! the map no longer names it, which is after the shard's members were changed; but this node's map may be old,
 //! and a voter that forgets what it has acknowledged loses it for all. So it goes only when the shard's leader,
 //! behind a read barrier, says that it is no member.
+//!
+//! A shard that a split has made may be named here before this node's replica of the old one has applied the split,
+//! which makes the replica without copying a row. So it is waited for that, for some time: an empty replica would be
+//! no fault, but have to be sent all of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mailbox_api::v1::MembershipRequest;
 use mailbox_engine::{ShardId, Standing};
@@ -19,6 +23,8 @@ use crate::status;
 
 /// When something that did not work is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How long a split that this node has not applied yet is waited for.
+const SPLIT_WAIT: Duration = Duration::from_secs(30);
 /// One question to a voter.
 const ASK_WAIT: Duration = Duration::from_secs(2);
 
@@ -26,10 +32,11 @@ const ASK_WAIT: Duration = Duration::from_secs(2);
 pub(super) async fn run(core: Arc<Core>) {
     let mut maps = core.maps.watch();
     let stopping = core.stopping.clone();
+    let mut awaited = BTreeMap::new();
     let following = async {
         loop {
             let view = Arc::clone(&maps.borrow_and_update());
-            let done = follow(&core, &view).await;
+            let done = follow(&core, &view, &mut awaited).await;
             let again = async {
                 if done {
                     std::future::pending::<()>().await;
@@ -49,7 +56,7 @@ pub(super) async fn run(core: Arc<Core>) {
 }
 
 /// True if all is as the map says.
-async fn follow(core: &Core, view: &View) -> bool {
+async fn follow(core: &Core, view: &View, awaited: &mut BTreeMap<ShardId, Instant>) -> bool {
     if view.cluster.epoch == 0 {
         // Nobody has told a map: what is here was made by the cluster's first start, and stays.
         return true;
@@ -66,7 +73,19 @@ async fn follow(core: &Core, view: &View) -> bool {
     let wanted: BTreeSet<ShardId> = view.cluster.shards_on(core.node_id).collect();
     let held: BTreeSet<ShardId> = core.node.shards().iter().map(|shard| shard.id()).collect();
     let mut done = true;
+    awaited.retain(|shard, _| wanted.contains(shard) && !held.contains(shard));
     for shard in wanted.difference(&held) {
+        if will_split_off(core, view, *shard) {
+            let since = awaited.entry(*shard).or_insert_with(Instant::now);
+            if since.elapsed() < SPLIT_WAIT {
+                tracing::debug!(
+                    shard = shard.0,
+                    "comes by a split that is not applied here yet"
+                );
+                done = false;
+                continue;
+            }
+        }
         match core.node.host(*shard).await {
             Ok(_) => tracing::info!(shard = shard.0, "a replica is made"),
             Err(error) => {
@@ -79,6 +98,24 @@ async fn follow(core: &Core, view: &View) -> bool {
         done &= drop_replica(core, view, *shard).await;
     }
     done
+}
+
+/// A replica here that is to stay still serves slots which the map gives to the shard: it has not come to their
+/// leaving yet.
+fn will_split_off(core: &Core, view: &View, shard: ShardId) -> bool {
+    let Some(row) = view.cluster.shards.get(&shard) else {
+        return false;
+    };
+    let stays = |held: &ShardId| {
+        let row = view.cluster.shards.get(held);
+        row.is_some_and(|row| row.replica(core.node_id).is_some())
+    };
+    let held = core.node.shards();
+    let mut held = held.iter().filter(|held| stays(&held.id()));
+    held.any(|held| {
+        let mut spans = row.slots.iter();
+        spans.any(|(first, _)| held.engine().serves(*first))
+    })
 }
 
 /// All nodes that may be talked to.

@@ -64,6 +64,9 @@ pub(super) trait Effects: Send + Sync + 'static {
     /// The newest map, for which this node must lead the meta shard.
     fn map(&self) -> impl Future<Output = Result<ClusterMap, CallError>> + Send;
 
+    /// The shards that are splitting: nothing is done to them meanwhile.
+    fn splitting(&self) -> impl Future<Output = Result<BTreeSet<ShardId>, CallError>> + Send;
+
     /// What a node leads and how it is. `Unavailable` means that it is out of reach.
     fn told_by(
         &self,

@@ -1,5 +1,6 @@
 //! What the executor does, done to the cluster that this node is part of.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -127,6 +128,11 @@ impl Effects for Live {
             .read(&meta, mailbox_engine::Shard::cluster_map)
             .await?;
         read.ok_or_else(|| status::unavailable("the cluster has no map yet"))
+    }
+
+    async fn splitting(&self) -> Result<BTreeSet<ShardId>, CallError> {
+        let splits = crate::shard_splits::splits(&self.core).await?;
+        Ok(splits.into_iter().map(|(shard, _)| shard).collect())
     }
 
     async fn told_by(&self, node: u64, address: &str) -> Result<Told, CallError> {

@@ -36,7 +36,8 @@ pub(super) struct Sight {
     pub(super) unlike: Vec<ShardId>,
 }
 
-/// Looks at the map and then at all nodes at once. Shards in `busy` have a step under way.
+/// Looks at the map and then at all nodes at once. Shards in `busy` have a step under way; those that split are left
+/// alone, even if they are unlike the map.
 ///
 /// # Errors
 /// The map could not be read.
@@ -47,6 +48,7 @@ pub(super) async fn look<E: Effects>(
 ) -> Result<Sight, CallError> {
     // In this order: what nodes say is then never older than the map.
     let map = effects.map().await?;
+    let splitting = effects.splitting().await?;
     let present = map.nodes.iter();
     let present = present.filter(|(_, row)| row.standing != Standing::Removed);
     let asked = present.map(async |(id, row)| (*id, effects.told_by(*id, &row.address).await));
@@ -78,12 +80,12 @@ pub(super) async fn look<E: Effects>(
         }
     }
     let unlike = |(id, row): (&ShardId, &MapShard)| {
-        let led = leaders.get(id)?;
+        let led = leaders.get(id).filter(|_| !splitting.contains(id))?;
         (!led.members.changing && !led.members.are_those_of(row)).then_some(*id)
     };
     let unlike: Vec<ShardId> = map.shards.iter().filter_map(unlike).collect();
     let shards = map.shards.iter().map(|(id, row)| {
-        let waits = busy.contains(id) || unlike.contains(id);
+        let waits = busy.contains(id) || unlike.contains(id) || splitting.contains(id);
         shard(*id, row, leaders.get(id), waits)
     });
     let state = State {

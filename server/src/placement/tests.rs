@@ -5,7 +5,7 @@ mod world;
 
 use std::sync::Arc;
 
-use mailbox_engine::Standing;
+use mailbox_engine::{ShardId, Standing};
 use mailbox_placement::{Goals, plan};
 use parking_lot::Mutex;
 
@@ -130,6 +130,23 @@ fn nodes_come_and_go_and_all_ends_even() {
         let before = fake.done();
         to_rest(&fake).await;
         assert_eq!(fake.done(), before, "there was nothing to do");
+    });
+}
+
+#[test]
+fn a_shard_that_splits_is_left_alone_until_it_has_split() {
+    block_on(async {
+        let fake = growing(5);
+        let shard = ShardId(1);
+        let before = fake.map_now().shards[&shard].clone();
+        assert!(before.replica(1).is_some());
+        fake.set_splitting(&[shard]);
+        to_rest(&fake).await;
+        assert_eq!(fake.map_now().shards[&shard], before);
+        assert_eq!(fake.held_by(1).0, 1);
+        fake.set_splitting(&[]);
+        to_rest(&fake).await;
+        assert_eq!(fake.held_by(1), (0, 0));
     });
 }
 

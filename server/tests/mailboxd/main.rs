@@ -21,6 +21,7 @@ mod operate;
 mod peer_tls;
 mod placement;
 mod process;
+mod shard_splits;
 mod shards;
 mod slot_moves;
 mod slow_subscriber;

@@ -127,6 +127,11 @@ impl Process {
         self.wait()
     }
 
+    /// How it ended, if it has.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
     /// Waits until it ends by itself.
     pub(crate) fn wait(mut self) -> ExitStatus {
         wait(&mut self.child)

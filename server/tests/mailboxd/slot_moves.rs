@@ -39,7 +39,10 @@ const POINTS: [&str; 8] = [
 ];
 
 /// Waits until what it looks for is there.
-async fn eventually<T, L: Future<Output = Option<T>>>(what: &str, look: impl Fn() -> L) -> T {
+pub(crate) async fn eventually<T, L: Future<Output = Option<T>>>(
+    what: &str,
+    look: impl Fn() -> L,
+) -> T {
     let begun = Instant::now();
     loop {
         if let Some(found) = look().await {
@@ -50,7 +53,7 @@ async fn eventually<T, L: Future<Output = Option<T>>>(what: &str, look: impl Fn(
     }
 }
 
-async fn holder(client: &Client, slot: u16) -> Option<u32> {
+pub(crate) async fn holder(client: &Client, slot: u16) -> Option<u32> {
     let map = client.cluster_map().await.ok()?;
     let holds = |row: &&v1::MapShard| {
         let mut spans = row.slots.iter();
@@ -172,7 +175,7 @@ async fn follow_by_subscription(
 }
 
 /// Sends, syncs and subscriptions that go on while slots move.
-struct Load {
+pub(crate) struct Load {
     client: Client,
     users: Vec<u64>,
     stop: Arc<AtomicBool>,
@@ -184,7 +187,7 @@ struct Load {
 
 impl Load {
     /// Users in as many slots as there are.
-    async fn start(client: &Client) -> Load {
+    pub(crate) async fn start(client: &Client) -> Load {
         let mut users = Vec::new();
         for number in 0..12 {
             users.push(register(client, format!("user{number}")).await);
@@ -216,7 +219,7 @@ impl Load {
 
     /// Ends it, and checks all that was promised: what was acked is there once and in order, for every pair of
     /// users; syncs and subscriptions have seen every seq once.
-    async fn check(self) {
+    pub(crate) async fn check(self) {
         self.stop.store(true, Ordering::Relaxed);
         for sending in self.sending {
             let acked = tokio::time::timeout(PATIENCE, sending).await;
@@ -241,7 +244,7 @@ impl Load {
 }
 
 /// Nodes, each started with nothing in its way.
-fn revive(trio: &mut Trio, dir: &Path, index: usize) {
+pub(crate) fn revive(trio: &mut Trio, dir: &Path, index: usize) {
     trio.nodes[index] = Some(trio.node(dir, index));
 }
 
@@ -289,13 +292,19 @@ async fn slots_move_to_and_fro_under_load_while_nodes_are_killed() {
 }
 
 /// Has a node drive what is moved, which dies at a point of it.
-async fn drive_and_die(trio: &mut Trio, client: &Client, dir: &Path, index: usize, point: &str) {
+pub(crate) async fn drive_and_die(
+    trio: &mut Trio,
+    client: &Client,
+    dir: &Path,
+    index: usize,
+    point: &str,
+) {
     start_to_die(trio, dir, index, &format!("{point}=return"));
     give_lead(trio, client, index, 0).await;
 }
 
 /// Starts a node anew that dies at a point.
-fn start_to_die(trio: &mut Trio, dir: &Path, index: usize, failpoints: &str) {
+pub(crate) fn start_to_die(trio: &mut Trio, dir: &Path, index: usize, failpoints: &str) {
     let before = trio.nodes[index].take().unwrap();
     assert!(before.stop(Signal::TERM).success());
     let args = trio.node_args(dir, index);

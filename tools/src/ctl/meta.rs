@@ -7,6 +7,7 @@ use mailbox_client::v1::{ClusterMap, ClusterOptions, MapReplica, MapShard};
 use serde::Serialize;
 
 use super::show_table::plain_table;
+use super::split_shard;
 use crate::node::NodeArgs;
 use crate::output::{OutputArgs, grouped};
 use crate::survey::standing_text;
@@ -39,6 +40,9 @@ struct MetaView {
     applied_index: Option<u64>,
     nodes: Vec<NodeView>,
     shards: Vec<ShardView>,
+    /// Splits under way, in words.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    splits: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     options: Option<OptionsView>,
 }
@@ -94,7 +98,10 @@ pub(super) async fn run(command: Command, output: OutputArgs) -> anyhow::Result<
              what is wrong",
         )?;
         let map = rows.map.unwrap_or_default();
-        MetaView::new(map, rows.options, Some(rows.applied_index))
+        let mut view = MetaView::new(map, rows.options, Some(rows.applied_index));
+        let splits = client.shard_splits().await.unwrap_or_default();
+        view.splits = splits.iter().map(split_shard::words).collect();
+        view
     };
     output.print(&view, human)?;
     Ok(true)
@@ -114,6 +121,7 @@ impl MetaView {
         Self {
             nodes: nodes.collect(),
             shards: map.shards.iter().map(ShardView::new).collect(),
+            splits: Vec::new(),
             cluster_id: map.cluster_id,
             epoch: map.epoch,
             stale: applied_index.is_none(),
@@ -210,6 +218,9 @@ fn human(view: &MetaView) -> String {
         ]);
     }
     let _ = write!(text, "\n\n{}", shards.trim_fmt());
+    for words in &view.splits {
+        let _ = write!(text, "\n{words}");
+    }
     if let Some(options) = &view.options {
         let OptionsView {
             body_bytes_max,

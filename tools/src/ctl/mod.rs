@@ -13,6 +13,7 @@ mod send;
 mod shard;
 mod show;
 mod show_table;
+mod split_shard;
 mod status;
 mod steps;
 mod store_node;

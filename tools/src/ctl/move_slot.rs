@@ -1,16 +1,13 @@
 //! `mailboxctl shard move-slot`: a slot goes to another shard.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::bail;
 use mailbox_client::Client;
 use mailbox_client::v1::{MoveSlotRequest, SlotMove, SlotMoveStage};
 use serde::Serialize;
 
-use super::steps::WaitArgs;
-
-/// Between two looks.
-const LOOK: Duration = Duration::from_millis(300);
+use super::steps::{WaitArgs, wait_until_over};
 
 /// What is asked.
 pub(super) struct Ask {
@@ -116,29 +113,12 @@ async fn give_up(client: &Client, ask: Ask) -> anyhow::Result<Outcome> {
 }
 
 async fn wait_for_end(client: &Client, slot: u32, within: Duration) -> anyhow::Result<()> {
-    let begun = Instant::now();
-    let mut told = String::new();
-    loop {
-        let now = match client.slot_moves().await {
-            Ok(moves) => match moves.iter().find(|found| found.slot == slot) {
-                None => return Ok(()),
-                Some(found) => words(found),
-            },
-            // The one that answered may have been the one that goes.
-            Err(error) => format!("nobody tells the moves: {error}"),
-        };
-        if told != now {
-            eprintln!("{:>4} s  {now}", begun.elapsed().as_secs());
-            told = now;
-        }
-        if begun.elapsed() >= within {
-            bail!(
-                "not done within {within:?}: {told}\n  It goes on by itself. `mailboxctl doctor` says what hinders \
-                 it; the same command with --wait waits on"
-            );
-        }
-        tokio::time::sleep(LOOK).await;
-    }
+    let left = async || {
+        let moves = client.slot_moves().await?;
+        let found = moves.iter().find(|found| found.slot == slot);
+        Ok(found.map(words))
+    };
+    wait_until_over(within, left).await
 }
 
 /// A move as a sentence.

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::move_slot;
 use super::show_table::plain_table;
+use super::split_shard;
 use super::steps::{WaitArgs, step_text, wait_for};
 use crate::node::NodeArgs;
 use crate::output::{OutputArgs, grouped};
@@ -72,6 +73,18 @@ pub(crate) enum Command {
         #[command(flatten)]
         node: NodeArgs,
     },
+    /// Split a shard: some of its slots become a shard of their own
+    ///
+    /// The new shard begins on the nodes of the old one, with the rows that are there: nothing is copied. While it
+    /// gets its leader nobody serves what has gone, less than a second as a rule, and clients try again. Afterwards
+    /// it is placed like any other. Begins only while all voters are there and keep up; goes on by itself then,
+    /// whatever node dies, and cannot be given up. Its slots can be moved back one by one.
+    Split {
+        #[command(flatten)]
+        ask: split_shard::Ask,
+        #[command(flatten)]
+        node: NodeArgs,
+    },
     /// Let another voter lead a shard
     ///
     /// Sends wait for some milliseconds, none is lost. The placement keeps leaders even, and may move this
@@ -101,6 +114,9 @@ pub(super) struct ShardRow {
     /// Slots on their way to it or from it, in words.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     moves: Vec<String>,
+    /// Its split that is under way, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    split: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -138,10 +154,7 @@ pub(super) async fn run(command: Command, output: OutputArgs) -> anyhow::Result<
         Command::List { node } => {
             let client = node.connect().await?;
             let mut rows = shard_rows(&Survey::take(&client).await?);
-            let moves = client.slot_moves().await.unwrap_or_default();
-            for row in &mut rows {
-                row.moves = move_slot::of_shard(&moves, row.shard);
-            }
+            under_way(&client, &mut rows).await;
             output.print(&rows, |rows| list_text(rows))?;
             return Ok(true);
         }
@@ -181,6 +194,11 @@ pub(super) async fn run(command: Command, output: OutputArgs) -> anyhow::Result<
                 wait,
             };
             let outcome = move_slot::run(&node.connect().await?, ask).await?;
+            output.print(&outcome, |outcome| outcome.words.clone())?;
+            return Ok(true);
+        }
+        Command::Split { ask, node } => {
+            let outcome = split_shard::run(&node.connect().await?, ask).await?;
             output.print(&outcome, |outcome| outcome.words.clone())?;
             return Ok(true);
         }
@@ -290,13 +308,24 @@ async fn transfer(client: &Client, shard: u32, to: u64, dry_run: bool) -> anyhow
     })
 }
 
-fn find(map: &ClusterMap, shard: u32) -> anyhow::Result<&MapShard> {
+/// What is being done to the slots of shards; nothing, if nobody tells.
+async fn under_way(client: &Client, rows: &mut [ShardRow]) {
+    let moves = client.slot_moves().await.unwrap_or_default();
+    let splits = client.shard_splits().await.unwrap_or_default();
+    for row in rows {
+        row.moves = move_slot::of_shard(&moves, row.shard);
+        let split = splits.iter().find(|found| found.shard == row.shard);
+        row.split = split.map(split_shard::words);
+    }
+}
+
+pub(super) fn find(map: &ClusterMap, shard: u32) -> anyhow::Result<&MapShard> {
     match map.shards.iter().find(|row| row.shard == shard) {
         Some(row) => Ok(row),
-        None => bail!(
-            "there is no shard {shard}: the cluster has 0 to {}",
-            map.shards.len().saturating_sub(1)
-        ),
+        None => {
+            let last = map.shards.iter().map(|row| row.shard).max().unwrap_or(0);
+            bail!("there is no shard {shard}: the cluster has 0 to {last}")
+        }
     }
 }
 
@@ -315,8 +344,7 @@ async fn show(client: &Client, shard: u32) -> anyhow::Result<ShardView> {
         .map(|span| format!("{}-{}", span.first, span.last))
         .collect();
     let mut row = shard_row(&seen, found);
-    let moves = client.slot_moves().await.unwrap_or_default();
-    row.moves = move_slot::of_shard(&moves, shard);
+    under_way(client, std::slice::from_mut(&mut row)).await;
     Ok(ShardView {
         row,
         slots: spans.join(", "),
@@ -356,8 +384,10 @@ fn human(view: &ShardView) -> String {
         ]);
     }
     text.push_str(&table.trim_fmt());
+    let split: Vec<String> = row.split.iter().cloned().collect();
     for (title, steps) in [
         ("under way", &view.running),
+        ("split under way", &split),
         ("slots under way", &row.moves),
         ("done last", &view.done),
     ] {
@@ -378,6 +408,9 @@ fn list_text(rows: &[ShardRow]) -> String {
     }
     for words in moves {
         text.push_str(&format!("\n  {words}"));
+    }
+    for words in rows.iter().filter_map(|row| row.split.as_ref()) {
+        text.push_str(&format!("\n{words}"));
     }
     text
 }
@@ -404,6 +437,7 @@ fn shard_row(seen: &Survey, shard: &MapShard) -> ShardRow {
         changing: leader.is_some_and(|(_, status)| status.changing),
         replicas: shard.replicas.iter().map(replica).collect(),
         moves: Vec::new(),
+        split: None,
     }
 }
 

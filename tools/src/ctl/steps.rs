@@ -54,6 +54,34 @@ pub(crate) fn step_text(step: &PlacementStep) -> String {
     }
 }
 
+/// Looks until nothing is left, or time is up. `left` gives what is left in words, which go to stderr as they change.
+pub(crate) async fn wait_until_over(
+    within: Duration,
+    left: impl AsyncFn() -> Result<Option<String>, CallError>,
+) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    let mut told = String::new();
+    loop {
+        let now = match left().await {
+            Ok(None) => return Ok(()),
+            Ok(Some(words)) => words,
+            // The one that answered may have been the one that goes.
+            Err(error) => format!("nobody tells how far it is: {error}"),
+        };
+        if told != now {
+            eprintln!("{:>4} s  {now}", begun.elapsed().as_secs());
+            told = now;
+        }
+        if begun.elapsed() >= within {
+            bail!(
+                "not done within {within:?}: {told}\n  It goes on by itself. `mailboxctl doctor` says what hinders \
+                 it; the same command with --wait waits on"
+            );
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
 /// Looks at the map until `left` says that nothing is left, or time is up. `left` gives what is left in words.
 pub(crate) async fn wait_for(
     client: &Client,

@@ -1,6 +1,7 @@
 //! What the executor does, done to a pretended cluster: each call can be cut off before, in the midst of, or after
 //! what it does.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -116,6 +117,11 @@ impl Fake {
         self.world.lock().held_by(node)
     }
 
+    /// These shards are splitting, and no others.
+    pub(super) fn set_splitting(&self, shards: &[ShardId]) {
+        self.world.lock().splitting = shards.iter().copied().collect();
+    }
+
     pub(super) fn assert_at_rest(&self) {
         self.world.lock().assert_at_rest();
     }
@@ -184,6 +190,11 @@ impl Effects for Fake {
     async fn map(&self) -> Result<ClusterMap, CallError> {
         self.wait().await;
         Ok(self.map_now())
+    }
+
+    async fn splitting(&self) -> Result<BTreeSet<ShardId>, CallError> {
+        self.wait().await;
+        Ok(self.world.lock().splitting.clone())
     }
 
     async fn told_by(&self, node: u64, _: &str) -> Result<Told, CallError> {

@@ -1,0 +1,268 @@
+//! Shards that split in place, while they are used and while nodes die.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use mailbox_engine::{
+    Command, Refusal, Reply, Seq, Shard as Engine, ShardId, SlotId, SplitShard, UserId,
+    slot_of_owner,
+};
+use mailbox_raft::ProposeError;
+use uuid::Uuid;
+
+use crate::nodes::{Cluster, TestNode, eventually, send, send_with_id};
+
+const PARENT: ShardId = ShardId(1);
+const CHILD: ShardId = ShardId(2);
+const EPOCH: u64 = 1;
+
+fn split_of(slots: impl IntoIterator<Item = u16>) -> Command {
+    Command::SplitShard(SplitShard {
+        to: CHILD,
+        epoch: EPOCH,
+        slots: slots.into_iter().map(SlotId).collect(),
+    })
+}
+
+const DONE: Reply = Reply::ShardSplit {
+    to: CHILD,
+    epoch: EPOCH,
+};
+
+/// Half of the slots go.
+fn goes(user: UserId) -> bool {
+    slot_of_owner(user.0, 16).0 >= 8
+}
+
+fn split(cluster: &Cluster) {
+    assert_eq!(cluster.propose(&[split_of(8..16)]), [DONE]);
+}
+
+/// A user whose slot goes, and one whose slot stays.
+fn users(cluster: &Cluster) -> [UserId; 2] {
+    let mut found: [Option<UserId>; 2] = [None, None];
+    for number in 0.. {
+        let user = cluster.register(&format!("user {number}"));
+        found[usize::from(!goes(user))].get_or_insert(user);
+        if let [Some(going), Some(staying)] = found {
+            return [going, staying];
+        }
+    }
+    unreachable!("users are in all slots")
+}
+
+fn leads(node: &TestNode, shard: ShardId) -> bool {
+    let running = node.is_running().then(|| node.node().shard(shard));
+    let shard = running.flatten();
+    shard.is_some_and(|shard| shard.leadership().is_ready())
+}
+
+/// Asks the shards that a user may be in until one has it; a repeat has the same id.
+fn send_anywhere(cluster: &Cluster, user: UserId, text: &str) -> Seq {
+    let command = send_with_id(Uuid::now_v7(), user, user, text);
+    eventually("the message is accepted", || {
+        for (node, shard) in cluster
+            .nodes
+            .iter()
+            .flat_map(|node| [(node, PARENT), (node, CHILD)])
+            .filter(|(node, shard)| leads(node, *shard))
+        {
+            let Some(shard) = node.node().shard(shard) else {
+                continue;
+            };
+            match node.run(shard.propose(vec![command.clone()])).as_deref() {
+                Ok([Reply::Sent { seq, .. }]) => return Some(*seq),
+                Ok(
+                    [
+                        Reply::Refused(
+                            Refusal::WrongOwner { .. }
+                            | Refusal::WrongShard { .. }
+                            | Refusal::Retry,
+                        ),
+                    ],
+                )
+                | Err(
+                    ProposeError::NotLeader { .. }
+                    | ProposeError::Unavailable { .. }
+                    | ProposeError::ClockSkew(_),
+                ) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        None
+    })
+}
+
+fn texts(engine: &Engine, user: UserId) -> BTreeMap<Seq, String> {
+    let rows = engine.scan(user.mailbox(), Seq(1), usize::MAX, usize::MAX);
+    let rows = rows.unwrap().into_iter();
+    rows.map(|row| (row.seq, String::from_utf8(row.body.to_vec()).unwrap()))
+        .collect()
+}
+
+/// All running nodes have the same rows of a shard. None if the cut found a snapshot in its place somewhere.
+fn have_equal_rows(cluster: &Cluster, shard: ShardId) -> Option<()> {
+    let leader = cluster.nodes.iter().find(|node| leads(node, shard))?;
+    let first = leader.run(leader.shard_of(shard).state_hash(0)).ok()?;
+    for node in cluster.nodes.iter().filter(|node| node.is_running()) {
+        let here = eventually("the node has a replica", || node.node().shard(shard));
+        let found = node.run(here.state_hash(first.applied.index)).ok()?;
+        assert_eq!(found, first, "{shard}");
+    }
+    Some(())
+}
+
+/// Each running node has a replica of the child, which one of them leads, and both shards have the same rows
+/// everywhere.
+fn check_halves(cluster: &Cluster) {
+    for shard in [PARENT, CHILD] {
+        eventually("a cut is the same on all nodes", || {
+            have_equal_rows(cluster, shard)
+        });
+        for node in cluster.nodes.iter().filter(|node| node.is_running()) {
+            let here = node.shard_of(shard);
+            let slots: BTreeSet<u16> = here.engine().slots().iter().map(|slot| slot.0).collect();
+            let wanted = match shard == PARENT {
+                true => 0..8,
+                false => 8..16,
+            };
+            assert!(slots.into_iter().eq(wanted));
+        }
+    }
+}
+
+#[test]
+fn a_shard_splits_while_it_is_used() {
+    let cluster = Cluster::start(3, |_| ());
+    let both = users(&cluster);
+    let stop = AtomicBool::new(false);
+    let acked = std::thread::scope(|scope| {
+        let (cluster, stop) = (&cluster, &stop);
+        let sending = both.map(|user| {
+            scope.spawn(move || {
+                let mut acked = BTreeMap::new();
+                while !stop.load(Ordering::Relaxed) {
+                    let text = format!("message {}", acked.len());
+                    let seq = send_anywhere(cluster, user, &text);
+                    assert!(acked.insert(seq, text).is_none(), "{seq:?} twice");
+                }
+                acked
+            })
+        });
+        let end = StopOnDrop(stop);
+        split(cluster);
+        check_halves(cluster);
+        // Each has been served by the shard that it is in now.
+        for user in both {
+            send_anywhere(cluster, user, "last but for the sender's own");
+        }
+        drop(end);
+        sending.map(|sender| sender.join().unwrap())
+    });
+    split(&cluster);
+    check_halves(&cluster);
+    for node in &cluster.nodes {
+        for (user, acked) in both.into_iter().zip(&acked) {
+            let shard = if goes(user) { CHILD } else { PARENT };
+            let mut found = texts(node.shard_of(shard).engine(), user);
+            let others = found.len();
+            found.retain(|_, text| text.starts_with("message"));
+            assert_eq!(found.len() + 1, others);
+            assert_eq!(found, *acked);
+        }
+    }
+}
+
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_whole_cluster_that_dies_in_a_split_finishes_it() {
+    let mut cluster = Cluster::start(3, |_| ());
+    let both = users(&cluster);
+    for user in both {
+        send_anywhere(&cluster, user, "before");
+    }
+    split(&cluster);
+    // Some have flushed it, some have not; some run the child, some do not.
+    cluster.nodes.iter_mut().for_each(TestNode::kill);
+    cluster.nodes.iter_mut().for_each(TestNode::start);
+    check_halves(&cluster);
+    for user in both {
+        assert_eq!(send_anywhere(&cluster, user, "after"), Seq(2));
+    }
+    cluster.nodes.iter_mut().for_each(TestNode::stop);
+    cluster.nodes.iter_mut().for_each(TestNode::start);
+    check_halves(&cluster);
+    for user in both {
+        assert_eq!(send_anywhere(&cluster, user, "once more"), Seq(3));
+    }
+}
+
+#[test]
+fn a_follower_that_slept_gets_both_by_snapshots() {
+    let mut cluster = Cluster::start(3, |options| {
+        options.log_entries_kept = 1;
+        options.engine.memtable_bytes_max = 256 << 10;
+    });
+    let both = users(&cluster);
+    let sleeper = (cluster.leader() + 1) % 3;
+    cluster.nodes[sleeper].kill();
+    split(&cluster);
+    check_halves(&cluster);
+    for user in both {
+        send_anywhere(&cluster, user, "while it slept");
+    }
+    let [_, staying] = both;
+    let text = "t".repeat(400);
+    eventually("the log is purged beyond the split", || {
+        for _ in 0..50 {
+            cluster.propose(&[send(staying, staying, &text)]);
+            let batch: Vec<Command> = (0..20).map(|_| send(staying, staying, &text)).collect();
+            cluster.propose(&batch);
+        }
+        let status = cluster.nodes[cluster.leader()].shard().status();
+        (status.purged_index > 300).then_some(())
+    });
+    cluster.nodes[sleeper].start();
+    let node = &cluster.nodes[sleeper];
+    eventually("the parent's snapshot is here", || {
+        let shard = node.shard();
+        (shard.engine().metrics().installs > 0).then_some(())
+    });
+    assert!(!node.shard().engine().serves(SlotId(8)));
+    // Nothing of the child comes by itself: whoever places replicas puts it here.
+    assert!(node.node().shard(CHILD).is_none());
+    let child = node.run(node.node().host(CHILD)).unwrap();
+    assert_eq!(child.engine().applied(), Default::default());
+    check_halves(&cluster);
+    assert!(child.engine().metrics().installs > 0);
+}
+
+#[test]
+fn a_late_node_without_a_part_in_the_split_does_not_begin_the_child() {
+    let mut cluster = Cluster::start(1, |_| ());
+    let [going, staying] = users(&cluster);
+    send_anywhere(&cluster, going, "before");
+    split(&cluster);
+    check_halves(&cluster);
+    // It replays the parent's whole log, in which it was no member at the split.
+    let second = cluster.join();
+    cluster.host(second);
+    cluster.add_learner(second);
+    cluster.wait_caught_up(second);
+    send_anywhere(&cluster, staying, "after");
+    let node = &cluster.nodes[second];
+    assert!(node.node().shard(CHILD).is_none());
+    let refused = node.shard().engine().head(going.mailbox());
+    assert!(refused.is_err());
+    cluster.nodes[second].stop();
+    cluster.start_again(second);
+    assert!(cluster.nodes[second].node().shard(CHILD).is_none());
+    cluster.check_equal_hashes();
+}

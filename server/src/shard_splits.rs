@@ -1,0 +1,316 @@
+//! Carries splits of shards on.
+//!
+//! Runs on every node, and does something on the one that leads the meta shard, where a row says of each split that it
+//! has begun (`engine/src/shard_splits.rs`). Nothing is kept here that must last: whoever leads the meta shard next
+//! does all of it over, and every call does nothing the second time.
+//!
+//! ```text
+//!  1  the shard's leader: SplitShard                from its apply on nobody serves what has gone
+//!  2  every voter's node: flushes, and runs the new shard                       (raft/src/children.rs)
+//!  3  the node that leads the old shard stands for the new one, as soon as a majority runs it
+//!  4  meta: EndSplit, once the new shard has committed an entry                 both are in the map
+//! ```
+//!
+//! An entry that the new shard has committed says that a majority has the rows, by the split or by a snapshot. The
+//! map waits for that, and for nobody else: a node that has not come so far runs the new shard once it has, or is
+//! given an empty replica of it, which a snapshot fills.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use mailbox_api::CallError;
+use mailbox_api::v1::{StepSplitRequest, StepSplitResponse};
+use mailbox_engine::{MetaCommand, ShardId, ShardSplit};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+
+use crate::cluster_service::change;
+use crate::cluster_service::split_calls;
+use crate::core::Core;
+use crate::meta_leader::{leads, while_leading};
+use crate::metrics::ShardSplitMetrics;
+use crate::status;
+
+/// Splits that are carried on at once; the others wait their turn.
+const AT_ONCE: usize = 2;
+/// How often the rows are looked at when nobody has said that there is something new.
+const LOOK: Duration = Duration::from_secs(1);
+/// Pause before a step is tried again.
+const AGAIN: Duration = Duration::from_millis(200);
+/// Between two looks while nobody serves what has gone.
+const LOOK_UNSERVED: Duration = Duration::from_millis(20);
+/// How long the leader may take to apply the split.
+const CALL_WAIT: Duration = Duration::from_secs(10);
+/// How long a node may take to say how far it is.
+const ASK_WAIT: Duration = Duration::from_secs(2);
+/// Between two tries to have the new shard led.
+const HASTEN_AGAIN: Duration = Duration::from_secs(1);
+/// After so long all is begun anew: whoever was asked may have become another.
+const LED_WAIT: Duration = Duration::from_secs(10);
+
+/// What was seen of a split, for those who look.
+struct Note {
+    epoch: u64,
+    done: BTreeSet<u64>,
+    waits_for: String,
+}
+
+/// What the driver of one node has seen.
+pub(crate) struct ShardSplits {
+    metrics: ShardSplitMetrics,
+    notes: Mutex<BTreeMap<ShardId, Note>>,
+    wake: Notify,
+}
+
+impl ShardSplits {
+    pub(crate) fn new(metrics: ShardSplitMetrics) -> Self {
+        Self {
+            metrics,
+            notes: Mutex::default(),
+            wake: Notify::new(),
+        }
+    }
+
+    /// There is a new row.
+    pub(crate) fn look(&self) {
+        self.wake.notify_one();
+    }
+
+    /// The nodes where the new shard of a split runs, and what the last try waited for.
+    pub(crate) fn note_of(&self, shard: ShardId, row: &ShardSplit) -> (Vec<u64>, String) {
+        let notes = self.notes.lock();
+        match notes.get(&shard).filter(|note| note.epoch == row.epoch) {
+            Some(note) => (note.done.iter().copied().collect(), note.waits_for.clone()),
+            None => (Vec::new(), String::new()),
+        }
+    }
+
+    fn note(&self, shard: ShardId, row: &ShardSplit, done: BTreeSet<u64>, waits_for: &str) {
+        let epoch = row.epoch;
+        let note = Note {
+            epoch,
+            done,
+            waits_for: waits_for.to_owned(),
+        };
+        let before = self.notes.lock().insert(shard, note);
+        let same = before.is_some_and(|before| before.waits_for == waits_for);
+        if !waits_for.is_empty() && !same {
+            tracing::info!(shard = shard.0, epoch, waits_for, "the split waits");
+        }
+    }
+}
+
+/// Carries on whenever this node leads the meta shard, until it stops.
+pub(crate) async fn run(core: Arc<Core>) {
+    let carrying = || {
+        let core = Arc::clone(&core);
+        async move { carry_all(&core).await }
+    };
+    let ended = || {
+        core.shard_splits.notes.lock().clear();
+        core.shard_splits.metrics.set_running(0);
+    };
+    while_leading(&core, carrying, ended).await;
+}
+
+/// All splits that are under way, some at once, for ever.
+async fn carry_all(core: &Arc<Core>) {
+    let mut tasks = JoinSet::new();
+    let mut carried = BTreeSet::new();
+    loop {
+        match splits(core).await {
+            Ok(rows) => {
+                core.shard_splits.metrics.set_running(rows.len());
+                for (shard, _) in rows {
+                    if tasks.len() < AT_ONCE && carried.insert(shard) {
+                        let core = Arc::clone(core);
+                        tasks.spawn(async move {
+                            carry(&core, shard).await;
+                            shard
+                        });
+                    }
+                }
+            }
+            Err(error) => tracing::debug!(%error, "splits of shards cannot be read"),
+        }
+        tokio::select! {
+            Some(ended) = tasks.join_next() => match ended {
+                Ok(shard) => {
+                    carried.remove(&shard);
+                }
+                // A bug, told by the panic; the others go on.
+                Err(_) => carried.clear(),
+            },
+            () = core.shard_splits.wake.notified() => {}
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+}
+
+/// The splits under way, on the leader of the meta shard.
+///
+/// # Errors
+/// They cannot be read.
+pub(crate) async fn splits(core: &Core) -> Result<Vec<(ShardId, ShardSplit)>, CallError> {
+    let meta = core.shard(ShardId::META.0)?;
+    core.barrier(&meta).await?;
+    core.read(&meta, mailbox_engine::Shard::shard_splits).await
+}
+
+/// Carries one split to its end.
+async fn carry(core: &Core, shard: ShardId) {
+    let mut told = None;
+    loop {
+        let row = match splits(core).await {
+            Ok(rows) => rows.into_iter().find(|(splitting, _)| *splitting == shard),
+            Err(_) => {
+                tokio::time::sleep(AGAIN).await;
+                continue;
+            }
+        };
+        let Some((_, row)) = row else {
+            core.shard_splits.notes.lock().remove(&shard);
+            return;
+        };
+        let (to, epoch) = (row.to.0, row.epoch);
+        if told.replace(epoch) != Some(epoch) {
+            let slots = row.each_slot().len();
+            tracing::info!(shard = shard.0, to, epoch, slots, "a shard splits");
+        }
+        let carrier = Carrier {
+            core,
+            shard,
+            row: &row,
+        };
+        match carrier.carry().await {
+            Ok(()) => tracing::info!(shard = shard.0, to, epoch, "a shard has split"),
+            Err(error) => {
+                let (done, _) = core.shard_splits.note_of(shard, &row);
+                let done = done.into_iter().collect();
+                core.shard_splits
+                    .note(shard, &row, done, &error.to_string());
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+    }
+}
+
+/// One split.
+struct Carrier<'a> {
+    core: &'a Core,
+    shard: ShardId,
+    row: &'a ShardSplit,
+}
+
+/// What a node said.
+struct Answer {
+    node: u64,
+    said: Result<StepSplitResponse, CallError>,
+}
+
+impl Answer {
+    fn runs(&self) -> bool {
+        self.said.as_ref().is_ok_and(|said| said.runs)
+    }
+
+    fn leads(&self) -> bool {
+        self.said.as_ref().is_ok_and(|said| said.leads)
+    }
+
+    /// What it waits for, in words.
+    fn waits(&self) -> String {
+        let node = self.node;
+        match &self.said {
+            Ok(said) if said.applied => format!("node {node} does not run the new shard yet"),
+            Ok(_) => format!("node {node} has not applied the split yet"),
+            Err(error) => format!("node {node}: {error}"),
+        }
+    }
+}
+
+impl Carrier<'_> {
+    async fn carry(&self) -> Result<(), CallError> {
+        fail::fail_point!("shard_split_begun", |_| std::process::abort());
+        let began = Instant::now();
+        self.propose().await?;
+        fail::fail_point!("shard_split_applied", |_| std::process::abort());
+        self.wait_led().await?;
+        fail::fail_point!("shard_split_led", |_| std::process::abort());
+        let (shard, epoch) = (self.shard, self.row.epoch);
+        change(self.core, MetaCommand::EndSplit { shard, epoch }).await?;
+        self.core.shard_splits.metrics.count_done(began.elapsed());
+        fail::fail_point!("shard_split_in_map", |_| std::process::abort());
+        Ok(())
+    }
+
+    /// Until the shard has the split in its log, and its leader has applied it.
+    async fn propose(&self) -> Result<(), CallError> {
+        let core = self.core;
+        let call = StepSplitRequest {
+            propose: true,
+            ..split_calls::step_out(self.shard, self.row)
+        };
+        if leads(core, self.shard) {
+            let here = split_calls::step_here(core, call);
+            let unsaid = |_| status::unavailable("the split is not applied yet");
+            let done = tokio::time::timeout(CALL_WAIT, here).await;
+            return done.map_err(unsaid)?.map(|_| ());
+        }
+        let asked = core.ask(self.shard, async |address| {
+            let mut request = core.own_call(call.clone())?;
+            request.set_timeout(CALL_WAIT);
+            core.peers.cluster(&address)?.step_split(request).await
+        });
+        let done = asked.await.map(|_| ());
+        done.map_err(|status| CallError::from_status(&status))
+    }
+
+    /// Until the new shard has a leader that has committed an entry.
+    async fn wait_led(&self) -> Result<(), CallError> {
+        let voters = split_calls::voters(self.core, self.shard)?;
+        let began = Instant::now();
+        let mut hastened: Option<Instant> = None;
+        let mut running = 0;
+        loop {
+            let due = hastened.is_none_or(|last| last.elapsed() >= HASTEN_AGAIN);
+            let hasten = due && running * 2 > voters.len();
+            if hasten {
+                hastened = Some(Instant::now());
+            }
+            let answers = join_all(voters.iter().map(|node| self.ask(*node, hasten))).await;
+            let runs = answers.iter().filter(|answer| answer.runs());
+            let runs: BTreeSet<u64> = runs.map(|answer| answer.node).collect();
+            let waits = match answers.iter().find(|answer| !answer.runs()) {
+                Some(answer) => answer.waits(),
+                None => "nobody leads the new shard yet".to_owned(),
+            };
+            let led = answers.iter().any(Answer::leads);
+            running = runs.len();
+            let waits = if led { String::new() } else { waits };
+            self.core
+                .shard_splits
+                .note(self.shard, self.row, runs, &waits);
+            if led {
+                return Ok(());
+            }
+            if began.elapsed() > LED_WAIT {
+                return Err(status::unavailable(waits));
+            }
+            tokio::time::sleep(LOOK_UNSERVED).await;
+        }
+    }
+
+    async fn ask(&self, node: u64, hasten: bool) -> Answer {
+        let call = StepSplitRequest {
+            hasten,
+            ..split_calls::step_out(self.shard, self.row)
+        };
+        let said = tokio::time::timeout(ASK_WAIT, split_calls::ask_node(self.core, node, call));
+        let said = said.await;
+        let said = said.unwrap_or_else(|_| Err(status::unavailable("no answer")));
+        Answer { node, said }
+    }
+}
