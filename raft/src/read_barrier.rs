@@ -261,7 +261,10 @@ mod tests {
         }
         end_first.send(7).unwrap();
         assert_eq!(first.await.unwrap().index, 7);
-        let end_second = begun.recv().await.unwrap();
+        let end_second = tokio::select! {
+            begins = begun.recv() => begins.unwrap(),
+            _ = &mut later[0] => panic!("passed by a barrier that had begun before it"),
+        };
         for read in &mut later {
             assert!(
                 read.as_mut().now_or_never().is_none(),
