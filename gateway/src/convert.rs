@@ -112,7 +112,7 @@ pub(crate) fn http_status(fault: &Fault) -> StatusCode {
         .map_or(StatusCode::INTERNAL_SERVER_ERROR, status_of_code)
 }
 
-const ALL_CODES: [ErrorCode; 39] = [
+const ALL_CODES: [ErrorCode; 40] = [
     ErrorCode::Unspecified,
     ErrorCode::Unavailable,
     ErrorCode::NotLeader,
@@ -152,6 +152,7 @@ const ALL_CODES: [ErrorCode; 39] = [
     ErrorCode::StaleEpoch,
     ErrorCode::UnknownDeadLetter,
     ErrorCode::DeadLetterResolved,
+    ErrorCode::TooStale,
 ];
 
 #[deny(clippy::wildcard_enum_match_arm)]
@@ -161,7 +162,8 @@ fn status_of_code(code: ErrorCode) -> StatusCode {
         | ErrorCode::NotLeader
         | ErrorCode::Retry
         | ErrorCode::ClockSkew
-        | ErrorCode::WrongShard => StatusCode::SERVICE_UNAVAILABLE,
+        | ErrorCode::WrongShard
+        | ErrorCode::TooStale => StatusCode::SERVICE_UNAVAILABLE,
         ErrorCode::Busy | ErrorCode::LimitExceeded => StatusCode::TOO_MANY_REQUESTS,
         ErrorCode::DiskFull => StatusCode::INSUFFICIENT_STORAGE,
         ErrorCode::IdReused

@@ -216,6 +216,7 @@ fn is_refusal(code: ErrorCode) -> bool {
         | ErrorCode::NodeInUse
         | ErrorCode::StaleEpoch
         | ErrorCode::UnknownDeadLetter
-        | ErrorCode::DeadLetterResolved => false,
+        | ErrorCode::DeadLetterResolved
+        | ErrorCode::TooStale => false,
     }
 }

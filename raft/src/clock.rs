@@ -64,6 +64,14 @@ impl Clock {
         }
     }
 
+    /// Whether a span that this node's monotonic clock measures now can be relied on: the clock is near the others',
+    /// and the wall clock has gone no other way than it since they were compared.
+    pub(crate) fn is_steady(&self, drift_max: Duration) -> bool {
+        let state = self.state.lock();
+        let drift_us = wall_us().abs_diff(state.offset_us + self.elapsed_us());
+        state.fault.is_none() && u128::from(drift_us) <= drift_max.as_micros()
+    }
+
     pub(crate) fn skew_ms(&self) -> i64 {
         self.state.lock().skew_ms
     }
@@ -181,6 +189,22 @@ mod tests {
         );
         clock.compare(vec![-1_000, 2_000]);
         assert!(clock.now_ms().is_ok());
+    }
+
+    #[test]
+    fn a_wall_clock_that_steps_makes_spans_unreliable_until_clocks_are_compared() {
+        let clock = Clock::new(500, false);
+        let drift_max = Duration::from_secs(60);
+        assert!(!clock.is_steady(drift_max), "not compared yet");
+        clock.compare(vec![0, 0]);
+        assert!(clock.is_steady(drift_max));
+        // As if the machine had stood still for two minutes.
+        clock.state.lock().offset_us -= 120_000_000;
+        assert!(!clock.is_steady(drift_max));
+        clock.compare(vec![0, 0]);
+        assert!(clock.is_steady(drift_max));
+        clock.compare(vec![-2_000_000, -2_000_000]);
+        assert!(!clock.is_steady(drift_max), "far from the others");
     }
 
     #[test]

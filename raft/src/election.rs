@@ -15,6 +15,7 @@ use mailbox_api::peer::control_response::Response as Answer;
 use openraft::error::Fatal;
 use openraft::raft::VoteRequest;
 
+use crate::ballot::Ballot;
 use crate::peer_link::Link;
 use crate::peers::Peers;
 use crate::pulse::is_quorum;
@@ -28,10 +29,11 @@ async fn position(raft: &Raft) -> Result<(Vote, Option<LogId>), Fatal<TypeConfig
         .await
 }
 
-/// Asks the voters, and begins an election if a majority of each set would vote for this node. False if too few
-/// answered at all.
+/// Asks the voters, and begins an election if a majority of each set would vote for this node, and this node has
+/// promised nothing else. False if too few answered at all.
 pub(crate) async fn stand(
     raft: &Raft,
+    ballot: &Ballot,
     peers: &Peers,
     shard: u32,
     voters: &[BTreeSet<u64>],
@@ -61,9 +63,14 @@ pub(crate) async fn stand(
             }
         }
     }
+    let turn = ballot.turn().await;
+    if turn.bars(own, vote.leader_id.term + 1, false) {
+        return true;
+    }
     tracing::debug!(shard, term = vote.leader_id.term + 1, "stands for election");
-    // A replica that stops leads nothing.
+    // A replica that stops leads nothing. It stands, by its own vote, before it can promise anything again.
     let _ = raft.trigger().elect(false).await;
+    let _ = position(raft).await;
     true
 }
 

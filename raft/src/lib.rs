@@ -11,8 +11,11 @@ mod disk;
 mod election;
 mod error;
 mod filling;
+mod freshness;
 mod hosting;
 mod identity;
+mod leadership;
+mod lease;
 mod log;
 mod membership;
 mod network;
@@ -24,6 +27,7 @@ mod peer_link;
 mod peer_service;
 mod peers;
 mod pending_acks;
+mod promise;
 mod proposer;
 mod pulse;
 mod raft_config;
@@ -41,6 +45,7 @@ mod wire;
 pub use mailbox_engine::StateHash;
 
 pub use error::{ClockFault, Error, LeaderHint, ProposeError};
+pub use freshness::Fresh;
 pub use log::{
     Error as LogError, FSYNC_BUCKETS_US, LogBatch, LogBench, LogEntry, LogInspect, LogMetrics,
     LogOptions, LogPayload, ShardReport,
@@ -53,5 +58,5 @@ pub use peer_service::PeerService;
 pub use shard::Shard;
 pub use slot_copy::{StageOrder, StageState};
 pub use snapshot::SnapshotBytes;
-pub use status::{AppliedTail, Leadership, PeerStatus, ReplicaStatus, ShardStatus};
+pub use status::{AppliedTail, Leadership, PeerStatus, ReadCounts, ReplicaStatus, ShardStatus};
 pub use traffic::{HotTimeline, TrafficCounts};

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream, Stream, StreamExt};
@@ -14,12 +14,13 @@ use openraft::error::{RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::impls::EmptyNode;
 use openraft::network::{RPCOption, stream_append_sequential};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult,
-    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError,
+    StreamAppendResult, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
 
 use crate::filling::Filling;
+use crate::lease::Lease;
 use crate::peer_link::Link;
 use crate::peers::Peers;
 use crate::snapshot::{self, Snapshot, SnapshotData, SnapshotPace};
@@ -35,6 +36,7 @@ pub(crate) struct Network {
     pub(crate) peers: Arc<Peers>,
     pub(crate) pace: Arc<SnapshotPace>,
     pub(crate) filling: Arc<Filling>,
+    pub(crate) lease: Arc<Lease>,
 }
 
 impl Network {
@@ -46,6 +48,7 @@ impl Network {
             heartbeat,
             pace: self.pace.clone(),
             filling: self.filling.clone(),
+            lease: self.lease.clone(),
         }
     }
 }
@@ -70,6 +73,7 @@ pub(crate) struct Conn {
     heartbeat: bool,
     pace: Arc<SnapshotPace>,
     filling: Arc<Filling>,
+    lease: Arc<Lease>,
 }
 
 /// Unreachable makes openraft back off; a plain network error is tried again at once, ten times.
@@ -142,8 +146,19 @@ impl RaftNetworkV2<TypeConfig> for Conn {
             previous: request.prev_log_id.map(wire::log_id_out),
             committed: request.leader_commit.map(wire::log_id_out),
         };
+        // What the answer promises is counted from before the question is on its way.
+        let sent_at = Instant::now();
         match self.call(Ask::Heartbeat(call), &option).await? {
-            Answer::Heartbeat(answer) => Ok(wire::result_in(answer).map_err(unreachable)?.into()),
+            Answer::Heartbeat(answer) => {
+                let promise = Duration::from_millis(answer.promise_ms.into());
+                let result = wire::result_in(answer).map_err(unreachable)?;
+                let is_followed = !matches!(result, Err(StreamAppendError::HigherVote(_)));
+                if is_followed && !promise.is_zero() {
+                    let term = request.vote.leader_id.term;
+                    self.lease.promised(self.target, term, sent_at, promise);
+                }
+                Ok(result.into())
+            }
             other => Err(unexpected(&other)),
         }
     }

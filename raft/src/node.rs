@@ -18,6 +18,7 @@ use crate::children::{self, Children};
 use crate::clock::{self, Clock};
 use crate::disk::DiskRoom;
 use crate::error::{ClockFault, Error};
+use crate::freshness;
 use crate::log::{LogMetrics, ShardLog, SharedLog};
 use crate::open::{Opened, open};
 use crate::options::{Admission, NodeOptions};
@@ -132,6 +133,8 @@ impl Node {
             fault,
             copies: SlotCopies::new(),
             misfit: watch::Sender::new(None),
+            pledge: Arc::new(opened.pledge),
+            questions: freshness::questions(),
             options,
         };
         let peer_service = PeerService::new(
@@ -198,8 +201,10 @@ impl Node {
             pulse,
             disk,
             fault,
+            pledge,
             ..
         } = &self.shared;
+        let pledge = pledge.clone();
         let tasks = vec![
             tokio::spawn(clock::run(clock.clone(), peers.clone())),
             tokio::spawn(pulse::run(pulse.clone(), peers.clone())),
@@ -207,6 +212,7 @@ impl Node {
             tokio::spawn(watch_log(self.log.fault(), fault.clone())),
             tokio::spawn(watch_clock(clock.clone(), self.shards.clone())),
             tokio::spawn(forget_old_copies(self.copies.clone())),
+            tokio::spawn(async move { pledge.settle().await }),
         ];
         self.tasks.lock().extend(tasks);
     }

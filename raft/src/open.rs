@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::identity::{Identity, new_incarnation};
 use crate::log::{ShardLog, SharedLog, Stage};
 use crate::options::NodeOptions;
+use crate::promise::Pledge;
 
 /// What a node begins with.
 pub(crate) struct Opened {
@@ -23,6 +24,7 @@ pub(crate) struct Opened {
     pub(crate) store: Arc<Store>,
     pub(crate) log: SharedLog,
     pub(crate) shards: Vec<(Arc<mailbox_engine::Shard>, ShardLog)>,
+    pub(crate) pledge: Pledge,
 }
 
 /// Opens store and log, and makes them if this is a new node. Blocks.
@@ -66,12 +68,15 @@ pub(crate) fn open(options: &NodeOptions, runtime: &Handle) -> Result<Opened, Er
         cluster_options::compare(&options.cluster_options, &engine)?;
         shards.push((engine, shard_log));
     }
+    // Before any replica starts: what it is about to promise must be noted.
+    let pledge = Pledge::open(options)?;
     Ok(Opened {
         incarnation: wanted.incarnation,
         is_new,
         store,
         log,
         shards,
+        pledge,
     })
 }
 

@@ -91,6 +91,9 @@ pub struct NodeOptions {
     pub log: crate::log::LogOptions,
     /// Raft's clocks.
     pub timing: Timing,
+    /// This node promises its voice to leaders that ask, and reads by such promises when it leads: see `lease.rs`. May
+    /// differ from node to node.
+    pub lease_reads: bool,
     /// How far a node's clock may be from the median of all, in milliseconds.
     pub clock_skew_max_ms: u64,
     /// What peers prove their membership with. Never logged.
@@ -130,6 +133,7 @@ impl NodeOptions {
             cluster_options: mailbox_engine::ClusterOptions::default(),
             log: crate::log::LogOptions::default(),
             timing: Timing::default(),
+            lease_reads: false,
             clock_skew_max_ms: 500,
             secret: secret.into(),
             peer_tls: None,

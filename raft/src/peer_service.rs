@@ -14,7 +14,7 @@ use mailbox_api::peer::snapshot_request::Step;
 use mailbox_api::peer::snapshot_response::Step as AnswerStep;
 use mailbox_api::{metadata, peer};
 use mailbox_engine::ShardId;
-use openraft::raft::AppendEntriesRequest;
+use openraft::raft::{AppendEntriesRequest, StreamAppendError};
 use parking_lot::RwLock;
 use subtle::ConstantTimeEq;
 use tokio::sync::mpsc;
@@ -27,6 +27,7 @@ use crate::election;
 use crate::peer_link::{Credentials, PEER_MESSAGE_BYTES_MAX, PEER_PROTOCOL};
 use crate::peers::Peers;
 use crate::pulse::Pulse;
+use crate::read_barrier::ReadBarrier;
 use crate::replica::{Raft, Replica, apply_lag};
 use crate::slot_copy::{self, Holder, SlotCopies};
 use crate::snapshot::{self, Snapshot, SnapshotData, SnapshotPace, raft_meta};
@@ -63,6 +64,7 @@ struct Core {
 struct Served {
     raft: Raft,
     ballot: Arc<Ballot>,
+    barrier: ReadBarrier,
     holder: Holder,
 }
 
@@ -102,6 +104,7 @@ impl PeerService {
         let served = Served {
             raft: replica.raft.clone(),
             ballot: replica.ballot.clone(),
+            barrier: replica.barrier.clone(),
             holder: replica.holder(),
         };
         self.core.replicas.write().insert(replica.id.0, served);
@@ -136,12 +139,12 @@ impl PeerService {
 
 impl Served {
     fn elector(self, shard: u32) -> Result<Raft, Status> {
-        if !self.ballot.is_open() {
-            return Err(Status::unavailable(format!(
-                "the replica of shard {shard} has not caught up with what this node held of it before"
-            )));
+        match self.ballot.refusal() {
+            Some(why) => Err(Status::unavailable(format!(
+                "the replica of shard {shard} {why}"
+            ))),
+            None => Ok(self.raft),
         }
-        Ok(self.raft)
     }
 
     /// Why this replica would not lead now. One that has much to apply would hold the leadership and serve nobody.
@@ -237,11 +240,19 @@ impl Core {
     /// A vote, unless the shard has a leader that lives: then it is refused as a pre-vote is. openraft's own
     /// lease is not asked, see `pulse`.
     async fn vote(&self, call: peer::VoteCall) -> Result<peer::VoteReply, Status> {
-        let raft = self.elector(call.shard)?;
         let shard = call.shard;
+        let served = self.served(shard)?;
+        let ballot = served.ballot.clone();
+        let raft = served.elector(shard)?;
         let mut request = wire::vote_request_in(call).map_err(malformed)?;
-        let candidate = request.vote.leader_id.voted_for;
-        if !request.leadership_transfer && self.pulse.would_depose(shard, candidate) {
+        let (candidate, term) = (
+            request.vote.leader_id.voted_for,
+            request.vote.leader_id.term,
+        );
+        let transfer = request.leadership_transfer;
+        let turn = ballot.turn().await;
+        let barred = turn.bars(candidate, term, transfer);
+        if barred || (!transfer && self.pulse.would_depose(shard, candidate)) {
             return election::answer_pre_vote(&raft, &request, true)
                 .await
                 .map_err(|error| Status::unavailable(error.to_string()));
@@ -252,6 +263,31 @@ impl Core {
         Ok(wire::vote_response_out(&response))
     }
 
+    /// Follows a leader, and promises it what this node promises.
+    async fn heartbeat(&self, call: peer::Heartbeat) -> Result<peer::AppendResponse, Status> {
+        let Served { raft, ballot, .. } = self.served(call.shard)?;
+        let previous = call.previous.map(wire::log_id_in);
+        let vote = wire::vote_in(call.vote).map_err(malformed)?;
+        let request = AppendEntriesRequest {
+            vote,
+            prev_log_id: previous,
+            entries: Vec::new(),
+            leader_commit: call.committed.map(wire::log_id_in),
+        };
+        let mut turn = ballot.turn().await;
+        let response = raft.append_entries(request).await;
+        let response = response.map_err(|error| Status::unavailable(error.to_string()))?;
+        let result = response.into_stream_result(previous, previous);
+        let is_followed = !matches!(result, Err(StreamAppendError::HigherVote(_)));
+        let leader = vote.leader_id;
+        let promise = is_followed.then(|| turn.promise(leader.term, leader.voted_for));
+        let promise_ms = promise.flatten().map_or(0, |promise| promise.as_millis());
+        Ok(peer::AppendResponse {
+            promise_ms: u32::try_from(promise_ms).unwrap_or(u32::MAX),
+            ..wire::result_out(result)
+        })
+    }
+
     async fn control_call(&self, from: u64, ask: Ask) -> Result<Answer, Status> {
         let fatal = |error: &dyn std::fmt::Display| Status::unavailable(error.to_string());
         Ok(match ask {
@@ -259,31 +295,19 @@ impl Core {
             Ask::Pulse(pulse) => Answer::Pulse(self.pulse.take(from, pulse)),
             Ask::Vote(call) => Answer::Vote(self.vote(call).await?),
             Ask::PreVote(call) => {
-                let raft = self.elector(call.shard)?;
                 let shard = call.shard;
+                let served = self.served(shard)?;
+                let ballot = served.ballot.clone();
+                let raft = served.elector(shard)?;
                 let request = wire::vote_request_in(call).map_err(malformed)?;
-                let candidate = request.vote.leader_id.voted_for;
-                let refuse = self.pulse.would_depose(shard, candidate);
+                let leader = request.vote.leader_id;
+                let (candidate, term) = (leader.voted_for, leader.term);
+                let barred = ballot.turn().await.bars(candidate, term, false);
+                let refuse = barred || self.pulse.would_depose(shard, candidate);
                 let reply = election::answer_pre_vote(&raft, &request, refuse).await;
                 Answer::Vote(reply.map_err(|error| fatal(&error))?)
             }
-            Ask::Heartbeat(call) => {
-                let raft = self.replica(call.shard)?;
-                let previous = call.previous.map(wire::log_id_in);
-                let request = AppendEntriesRequest {
-                    vote: wire::vote_in(call.vote).map_err(malformed)?,
-                    prev_log_id: previous,
-                    entries: Vec::new(),
-                    leader_commit: call.committed.map(wire::log_id_in),
-                };
-                let response = raft
-                    .append_entries(request)
-                    .await
-                    .map_err(|error| fatal(&error))?;
-                Answer::Heartbeat(wire::result_out(
-                    response.into_stream_result(previous, previous),
-                ))
-            }
+            Ask::Heartbeat(call) => Answer::Heartbeat(self.heartbeat(call).await?),
             Ask::Transfer(call) => {
                 let raft = self.elector(call.shard)?;
                 let request = wire::transfer_in(call).map_err(malformed)?;
@@ -292,6 +316,13 @@ impl Core {
                     .await
                     .map_err(|error| fatal(&error))?;
                 Answer::Transfer(wire::transfer_response_out(response))
+            }
+            Ask::ReadIndex(peer::ReadIndex { shard }) => {
+                let barrier = self.served(shard)?.barrier;
+                let passed = barrier.pass().await.map_err(|error| fatal(&error))?;
+                Answer::ReadIndex(peer::ReadIndexReply {
+                    index: passed.index,
+                })
             }
             Ask::MayLead(peer::MayLead { shard }) => Answer::MayLead(peer::MayLeadReply {
                 refusal: self.refusal_to_lead(shard).unwrap_or_default(),

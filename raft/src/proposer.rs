@@ -1,5 +1,10 @@
 //! From calls to entries: coalesces what waits, sets time and message ids in log order, and keeps a few
-//! entries in flight. There is no timer: at low load a call becomes an entry at once.
+//! entries in flight.
+//!
+//! There is no timer. At low load a call becomes an entry at once. While an entry is in flight, the next one goes
+//! when it is worth its cost ([`ENTRY_COMMANDS_WORTH`]) or when nothing is in flight any more, whichever comes first:
+//! what waits meanwhile waits for the round trip of one entry at most. (The rule of Nagle, RFC 896, for entries. An
+//! entry costs its shard's replicas some hundred microseconds together, whatever is in it.)
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -37,6 +42,9 @@ pub(crate) const ENTRY_BYTES_FULL: u64 = 256 << 10;
 const ENTRY_COMMANDS_FULL: usize = 4096;
 /// Entries proposed and not yet applied. Few: what cannot be proposed yet waits together, in one entry.
 const ENTRIES_IN_FLIGHT_MAX: usize = 8;
+/// An entry of fewer commands and bytes waits while another one is in flight.
+const ENTRY_COMMANDS_WORTH: usize = 32;
+const ENTRY_BYTES_WORTH: u64 = 32 << 10;
 
 /// How long a leader of a new cluster waits before it tries again to propose the cluster's options.
 const OPTIONS_PAUSE: Duration = Duration::from_millis(50);
@@ -238,13 +246,20 @@ impl Proposer {
         self.bytes.load(Ordering::Relaxed)
     }
 
+    /// The relay begins anew with another leadership, and brings all acks again.
     fn refuse_all(&self, error: &ProposeError) {
-        let calls = {
-            let mut queue = self.queue.lock();
-            queue.acks = PendingAcks::default();
-            std::mem::take(&mut queue.calls)
-        };
+        self.queue.lock().acks = PendingAcks::default();
+        self.refuse_calls(error);
+    }
+
+    /// Refuses what waits but acks: nobody would bring them again in this leadership.
+    fn refuse_calls(&self, error: &ProposeError) {
+        let calls = std::mem::take(&mut self.queue.lock().calls);
         self.refuse(calls, error);
+    }
+
+    fn has_acks(&self) -> bool {
+        self.queue.lock().acks.is_due_at().is_some()
     }
 
     /// Refuses what is not a relay's.
@@ -277,15 +292,25 @@ impl Proposer {
                 "leadership was lost before the entry was applied",
             )));
         }
+        self.wake.notify_one();
     }
 
-    /// When there is something to propose: at once, or when acks have waited long enough; `None`: not yet known.
+    /// When there is something to propose: at once, or when acks have waited long enough; `None`: not yet known, but
+    /// whoever knows rings.
     fn due(&self) -> Option<Instant> {
         let queue = self.queue.lock();
         if queue.calls.is_empty() {
             return queue.acks.is_due_at();
         }
-        Some(Instant::now())
+        let (mut commands, mut bytes) = (0, 0);
+        let is_worth = queue.calls.iter().any(|call| {
+            commands += call.commands.len();
+            bytes += call.bytes;
+            commands >= ENTRY_COMMANDS_WORTH || bytes >= ENTRY_BYTES_WORTH
+        });
+        drop(queue);
+        let goes = is_worth || self.flights.lock().is_empty();
+        goes.then(Instant::now)
     }
 
     /// What fits into one entry, at least one call if one waits; and all acks.
@@ -386,9 +411,9 @@ impl Run {
         let clock_ms = match self.admit() {
             Ok(clock_ms) => clock_ms,
             Err(error) => {
-                self.proposer.refuse_all(&error);
-                if self.must_set_options() {
-                    // Nobody need call for this: without a pause it would be tried again at once.
+                self.proposer.refuse_calls(&error);
+                if self.must_set_options() || self.proposer.has_acks() {
+                    // Nobody need call for these: without a pause they would be tried again at once.
                     tokio::time::sleep(OPTIONS_PAUSE).await;
                 }
                 return true;
@@ -566,5 +591,7 @@ impl Drop for Flight {
     fn drop(&mut self) {
         self.proposer.flights.lock().remove(&self.number);
         self.proposer.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        // What was not worth an entry beside this one may go now.
+        self.proposer.wake.notify_one();
     }
 }

@@ -13,7 +13,7 @@ use openraft::error::Fatal;
 use openraft::storage::{RaftLogStorage as _, RaftLogStorageExt as _};
 use openraft::{EntryPayload, ServerState};
 use parking_lot::Mutex;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Semaphore, broadcast, watch};
 use tokio::task::JoinHandle;
 
 use crate::ballot::Ballot;
@@ -24,15 +24,19 @@ use crate::cluster_options;
 use crate::disk::DiskRoom;
 use crate::error::{Error, LeaderHint, ProposeError};
 use crate::filling::Filling;
+use crate::freshness::{Freshness, Sources};
+use crate::leadership::{LeadershipWatcher, NOBODY};
+use crate::lease::Lease;
 use crate::log::ShardLog;
 use crate::network::Network;
 use crate::options::NodeOptions;
 use crate::outbox::OutboxFeed;
 use crate::peers::Peers;
+use crate::promise::Pledge;
 use crate::proposer::{Guards, Proposer};
-use crate::pulse::{Pulse, View};
+use crate::pulse::Pulse;
 use crate::raft_config::raft_config;
-use crate::read_barrier::ReadBarrier;
+use crate::read_barrier::{Ground, ReadBarrier};
 use crate::slot_copy::{Holder, SlotCopies};
 use crate::snapshot::SnapshotPace;
 use crate::state_machine::{Applier, StateMachine};
@@ -51,11 +55,6 @@ const MAY_LEAD_TIMEOUT: Duration = Duration::from_millis(300);
 /// How long a leader that goes looks for a follower that would lead, and how often.
 const WILLING_WAIT: Duration = Duration::from_secs(1);
 const WILLING_LOOK: Duration = Duration::from_millis(50);
-/// Before openraft has said who leads, and after it has stopped.
-const NOBODY: Leadership = Leadership::Follower {
-    leader: None,
-    term: 0,
-};
 
 /// The way to a shard's leader.
 #[derive(Clone)]
@@ -121,6 +120,10 @@ pub(crate) struct Shared {
     pub(crate) copies: Arc<SlotCopies>,
     /// Why this node does not belong to its cluster as it is configured.
     pub(crate) misfit: watch::Sender<Option<String>>,
+    /// What this node promises to leaders.
+    pub(crate) pledge: Arc<Pledge>,
+    /// Replicas that ask their leader how far they must be.
+    pub(crate) questions: Arc<Semaphore>,
 }
 
 /// One replica.
@@ -134,9 +137,11 @@ pub(crate) struct Replica {
     pub(crate) outbox: Arc<OutboxFeed>,
     pub(crate) proposer: Arc<Proposer>,
     pub(crate) barrier: ReadBarrier,
+    pub(crate) freshness: Freshness,
     pub(crate) road: Road,
     pub(crate) pulse: Arc<Pulse>,
     pub(crate) ballot: Arc<Ballot>,
+    pub(crate) lease: Arc<Lease>,
     /// Held while the membership changes.
     pub(crate) changes: tokio::sync::Mutex<()>,
     /// Somebody's change is under way.
@@ -165,6 +170,7 @@ async fn start_raft(
     log: ShardLog,
     machine: StateMachine,
     filling: &Arc<Filling>,
+    lease: &Arc<Lease>,
 ) -> Result<Raft, Error> {
     let options = &shared.options;
     let config = raft_config(options)?;
@@ -173,6 +179,7 @@ async fn start_raft(
         peers: shared.peers.clone(),
         pace: shared.pace.clone(),
         filling: filling.clone(),
+        lease: lease.clone(),
     };
     let applier = machine.0.clone();
     applier.applies_at_start(log.committed_index());
@@ -237,6 +244,41 @@ fn applier(shared: &Shared, engine: &Arc<mailbox_engine::Shard>, log: &ShardLog)
     })
 }
 
+fn start_barrier(
+    shared: &Shared,
+    raft: &Raft,
+    applier: &Applier,
+    road: &Road,
+    lease: &Arc<Lease>,
+) -> (ReadBarrier, JoinHandle<()>) {
+    let ground = Ground {
+        raft: raft.clone(),
+        applied: applier.applied.subscribe(),
+        road: road.clone(),
+        lease: lease.clone(),
+    };
+    let timeout = Duration::from_millis(shared.options.timing.election_max_ms);
+    ReadBarrier::spawn(ground, timeout)
+}
+
+fn freshness(
+    shared: &Shared,
+    applier: &Applier,
+    barrier: &ReadBarrier,
+    leadership: &watch::Sender<Leadership>,
+) -> Freshness {
+    Freshness::new(Sources {
+        shard: applier.engine.id().0,
+        clock: shared.clock.clone(),
+        peers: shared.peers.clone(),
+        barrier: barrier.clone(),
+        leadership: leadership.subscribe(),
+        applied: applier.applied.subscribe(),
+        patience: Duration::from_millis(shared.options.timing.election_max_ms),
+        questions: shared.questions.clone(),
+    })
+}
+
 impl Replica {
     pub(crate) fn traffic(&self) -> &Traffic {
         &self.applier.traffic
@@ -254,14 +296,14 @@ impl Replica {
             log: log.clone(),
             flushed: flushed.clone(),
         });
-        let ballot = Ballot::new(log.clone());
+        let ballot = Ballot::new(log.clone(), &shared.pledge);
         found(options, &engine, &mut log).await?;
         let applier = applier(shared, &engine, &log);
         let (applied, outbox) = (&applier.applied, &applier.outbox);
         let machine = StateMachine(applier.clone());
-        let filling = Arc::new(Filling::default());
-        let raft = start_raft(shared, id, log, machine, &filling).await?;
-        let kept = (filling, shared.children.clone(), engine.clone());
+        let kept = Kept::new(shared, &engine);
+        let lease = Lease::new(options.node, &shared.pledge, &shared.clock);
+        let raft = start_raft(shared, id, log, machine, &kept.filling, &lease).await?;
         shared.pulse.add(id.0, raft.clone(), ballot.clone());
         let road = Road {
             node: options.node,
@@ -274,9 +316,7 @@ impl Replica {
             leadership.subscribe(),
             guards(shared, &road, outbox),
         );
-        let timeout = Duration::from_millis(options.timing.election_max_ms);
-        let (barrier, reading) =
-            ReadBarrier::spawn(raft.clone(), applied.subscribe(), road.clone(), timeout);
+        let (barrier, reading) = start_barrier(shared, &raft, &applier, &road, &lease);
         let watcher = LeadershipWatcher {
             shard: id.0,
             raft: raft.clone(),
@@ -295,6 +335,7 @@ impl Replica {
             tokio::spawn(announce_flushes(raft.clone(), flushed.subscribe(), kept)),
         ];
         let replica = Arc::new(Replica {
+            freshness: freshness(shared, &applier, &barrier, &leadership),
             id,
             raft,
             engine,
@@ -307,6 +348,7 @@ impl Replica {
             road,
             pulse: shared.pulse.clone(),
             ballot,
+            lease,
             changes: tokio::sync::Mutex::default(),
             changing: AtomicBool::new(false),
             applier,
@@ -333,7 +375,18 @@ impl Replica {
     /// Asks this leader to hand its leadership to `to`. Whether `to` takes it or not, this node gives it up.
     pub(crate) async fn hand_over(&self, to: u64) -> Result<(), Fatal<TypeConfig>> {
         self.pulse.resign(self.id.0);
-        self.raft.trigger().transfer_leader(to).await
+        let (raft, lease) = (self.raft.clone(), self.lease.clone());
+        // Goes on if nobody waits for it any more: the lease must learn the term.
+        let asked = tokio::spawn(async move {
+            lease.give_up();
+            raft.trigger().transfer_leader(to).await?;
+            // Behind the request, which is not of a later term than this. Who fails here has stopped, and reads
+            // nothing by a lease any more.
+            let vote = raft.with_raft_state(|state| *state.vote_ref()).await?;
+            lease.gave_up(vote.leader_id.term);
+            Ok(())
+        });
+        asked.await.unwrap_or(Err(Fatal::Stopped))
     }
 
     /// Other voters, the one that should lead next first; none unless this node leads.
@@ -457,12 +510,29 @@ pub(crate) fn apply_lag(raft: &Raft, engine: &mailbox_engine::Shard) -> u64 {
     last.unwrap_or(0).saturating_sub(applied)
 }
 
+/// What keeps a replica's log from being purged.
+struct Kept {
+    filling: Arc<Filling>,
+    children: Arc<Children>,
+    engine: Arc<mailbox_engine::Shard>,
+}
+
+impl Kept {
+    fn new(shared: &Shared, engine: &Arc<mailbox_engine::Shard>) -> Kept {
+        Kept {
+            filling: Arc::default(),
+            children: shared.children.clone(),
+            engine: engine.clone(),
+        }
+    }
+}
+
 /// Tells openraft of every flush, so that it purges what is in files; but not what a follower that is being filled
 /// needs next, nor what one needs that has not split yet.
 async fn announce_flushes(
     raft: Raft,
     mut flushed: watch::Receiver<Option<mailbox_engine::LogId>>,
-    (filling, children, engine): (Arc<Filling>, Arc<Children>, Arc<mailbox_engine::Shard>),
+    kept: Kept,
 ) {
     while flushed.changed().await.is_ok() {
         loop {
@@ -473,104 +543,13 @@ async fn announce_flushes(
                 let matched = replication.as_ref()?.get(&node)?;
                 Some(matched.map_or(0, |id| id.index))
             };
-            if filling.lets_go(upto, matched) && children.let_go(&engine) {
+            if kept.filling.lets_go(upto, matched) && kept.children.let_go(&kept.engine) {
                 break;
             }
             tokio::time::sleep(FILLING_LOOK).await;
         }
         if raft.trigger().snapshot().await.is_err() {
             return;
-        }
-    }
-}
-
-/// Publishes who leads: what openraft says, as far as the node's pulse bears it out.
-struct LeadershipWatcher {
-    shard: u32,
-    raft: Raft,
-    road: Road,
-    pulse: Arc<Pulse>,
-    applied: watch::Receiver<Option<LogId>>,
-    leadership: watch::Sender<Leadership>,
-}
-
-impl LeadershipWatcher {
-    async fn run(mut self) {
-        let mut server = self.raft.server_metrics();
-        let mut pulse = self.pulse.subscribe();
-        loop {
-            let now = self.look();
-            self.publish(now);
-            // What is applied matters only until the leader is ready.
-            let waiting = matches!(
-                *self.leadership.borrow(),
-                Leadership::Leader { ready: false, .. }
-            );
-            let ended = tokio::select! {
-                changed = server.changed() => changed.is_err(),
-                changed = pulse.changed() => changed.is_err(),
-                changed = self.applied.changed(), if waiting => changed.is_err(),
-            };
-            if ended {
-                self.pulse.forget(self.shard);
-                self.publish(NOBODY);
-                return;
-            }
-        }
-    }
-
-    fn publish(&self, now: Leadership) {
-        self.leadership.send_if_modified(|before| {
-            let changed = *before != now;
-            if before.is_ready() != now.is_ready() {
-                self.tell(&now);
-            }
-            *before = now;
-            changed
-        });
-    }
-
-    /// A line for each time that this node begins or ceases to lead: what an operator looks for after a stall.
-    fn tell(&self, now: &Leadership) {
-        let shard = self.shard;
-        match now {
-            Leadership::Leader { term, .. } => tracing::info!(shard, term, "leads"),
-            Leadership::Follower { leader, term } => {
-                let leader = leader.as_ref().map(|leader| leader.node);
-                tracing::info!(shard, term, leader, "leads no more");
-            }
-        }
-    }
-
-    fn look(&mut self) -> Leadership {
-        let server = self.raft.server_metrics().borrow_watched().clone();
-        let term = server.vote.leader_id.term;
-        let membership = server.membership_config.membership();
-        let leads = server.state == ServerState::Leader;
-        let standing = self.pulse.note(
-            self.shard,
-            View {
-                term,
-                leads,
-                leader: server.current_leader,
-                voters: membership.get_joint_config().clone(),
-                nodes: membership.nodes().map(|(node, _)| *node).collect(),
-            },
-        );
-        if !leads {
-            let leader = server.current_leader.filter(|_| standing.has_leader);
-            return Leadership::Follower {
-                leader: self.road.hint(leader),
-                term,
-            };
-        }
-        if !standing.has_quorum {
-            return Leadership::Follower { leader: None, term };
-        }
-        let applied = *self.applied.borrow_and_update();
-        Leadership::Leader {
-            term,
-            ready: applied.is_some_and(|id| id.leader_id.term == term),
         }
     }
 }

@@ -11,10 +11,11 @@ use tokio::sync::{Notify, broadcast, watch};
 
 use crate::base_thread::{BaseThread, error_chain};
 use crate::error::{Error, ProposeError};
+use crate::freshness::Fresh;
 use crate::membership::{ChangeError, Membership, MembershipChange};
 use crate::outbox::Outbox;
 use crate::replica::Replica;
-use crate::status::{AppliedTail, Leadership, ShardStatus};
+use crate::status::{AppliedTail, Leadership, ReadCounts, ShardStatus};
 use crate::traffic::{HotTimeline, TrafficCounts};
 
 /// How long a state hash may wait for its cut to be applied and flushed here.
@@ -99,7 +100,21 @@ impl Shard {
     /// # Errors
     /// [`ProposeError::NotLeader`], [`ProposeError::Unavailable`], or [`ProposeError::Busy`] if 65,536 reads wait.
     pub async fn read_barrier(&self) -> Result<(), ProposeError> {
-        self.replica.barrier.pass().await
+        self.replica.barrier.pass().await.map(|_| ())
+    }
+
+    /// Makes sure that the rows here lack nothing that was acknowledged longer than `bound` ago, on any replica. On a
+    /// leader this is a read barrier.
+    ///
+    /// # Errors
+    /// [`ProposeError`]: it cannot be shown, mostly because no leader answers.
+    pub async fn fresh_within(&self, bound: Duration) -> Result<Fresh, ProposeError> {
+        self.replica.freshness.within(bound).await
+    }
+
+    /// How reads of this replica were made sure.
+    pub fn read_counts(&self) -> ReadCounts {
+        self.replica.barrier.tally.counts()
     }
 
     /// What is appended from now on. A receiver that lags gets `Lagged` and must read the rows instead.

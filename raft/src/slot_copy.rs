@@ -120,6 +120,14 @@ pub struct StageOrder {
     pub frozen: bool,
 }
 
+impl StageOrder {
+    /// Both want the same rows, whoever has them: what one has brought serves the other.
+    fn is_of(&self, other: &StageOrder) -> bool {
+        let node = other.node;
+        StageOrder { node, ..*self } == *other
+    }
+}
+
 /// How far an order has got.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StageState {
@@ -393,7 +401,7 @@ impl Node {
             let mut tasks = self.copies.tasks.lock();
             let key = (order.shard, order.slot);
             let found = tasks.get(&key);
-            match found.map(|task| (task.order == order, task.state.borrow().clone())) {
+            match found.map(|task| (task.order.is_of(&order), task.state.borrow().clone())) {
                 Some((true, StageState::Running)) => {
                     let running = found.expect("just seen");
                     running.state.clone()
@@ -513,6 +521,32 @@ impl Node {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rows_are_not_fetched_again_from_another_node() {
+        let order = StageOrder {
+            shard: ShardId(2),
+            slot: SlotId(9),
+            epoch: 7,
+            from: ShardId(1),
+            node: 1,
+            frozen: true,
+        };
+        assert!(order.is_of(&StageOrder { node: 3, ..order }));
+        for other in [
+            StageOrder { epoch: 8, ..order },
+            StageOrder {
+                frozen: false,
+                ..order
+            },
+            StageOrder {
+                from: ShardId(3),
+                ..order
+            },
+        ] {
+            assert!(!order.is_of(&other));
+        }
+    }
 
     #[test]
     fn what_is_asked_is_read_as_written() {

@@ -52,6 +52,17 @@ pub struct ReplicaStatus {
     pub voter: bool,
 }
 
+/// Reads that a replica has answered since it was opened, by what they were made sure by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReadCounts {
+    /// By a majority that was asked.
+    pub barrier: u64,
+    /// By a lease.
+    pub lease: u64,
+    /// By nothing but a bound on how stale they are.
+    pub stale: u64,
+}
+
 /// State of one replica. An index of 0 means none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShardStatus {

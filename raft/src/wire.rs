@@ -147,6 +147,7 @@ pub(crate) fn result_out(result: StreamAppendResult<TypeConfig>) -> peer::Append
     };
     peer::AppendResponse {
         result: Some(outcome),
+        promise_ms: 0,
     }
 }
 
@@ -256,6 +257,6 @@ mod tests {
         ] {
             assert_eq!(result_in(result_out(answer.clone())).unwrap(), answer);
         }
-        assert!(result_in(peer::AppendResponse { result: None }).is_err());
+        assert!(result_in(peer::AppendResponse::default()).is_err());
     }
 }

@@ -106,8 +106,7 @@ impl Core {
         let Some(shard) = self.node.shard(self.shard_of_handle(handle)) else {
             return Ok(None);
         };
-        let user = shard.engine().resolve_handle(handle);
-        let user = user.map_err(|error| status::engine_fault(&error))?;
+        let user = held_here(shard.engine().resolve_handle(handle))?.flatten();
         if let Some(user) = user {
             self.handles.put(handle, user);
         }
@@ -202,9 +201,10 @@ impl Core {
     pub(crate) async fn groups_of(&self, user: UserId) -> Result<Vec<GroupId>, CallError> {
         let shard = self.shard_of_user(user);
         if let Some(replica) = self.node.shard(shard) {
-            let groups = replica.engine().groups_of(user);
-            let groups = groups.map_err(|error| status::engine_fault(&error))?;
-            return Ok(groups.into_iter().map(|listed| listed.group).collect());
+            let groups = held_here(replica.engine().groups_of(user))?;
+            if let Some(groups) = groups {
+                return Ok(groups.into_iter().map(|listed| listed.group).collect());
+            }
         }
         let groups = self.groups_at_leader(shard, user).await.map_err(|status| {
             let user = user_ref::User::Id(user.0);
@@ -235,7 +235,7 @@ impl Core {
     }
 
     /// Waits until what a call made has come to another shard, as this node's replica of it sees, or its leader if
-    /// there is none here: what is applied anywhere is there for every later leader.
+    /// there is none here, or one that does not see it for long: what is applied anywhere is there for every later leader.
     ///
     /// # Errors
     /// `Retry` if it takes too long: the same call, with the same id, waits again.
@@ -245,10 +245,10 @@ impl Core {
         loop {
             let shard = made.shard(self);
             let there = match self.node.shard(shard) {
-                Some(replica) => made
-                    .is_in(replica.engine())
-                    .map_err(|error| status::engine_fault(&error))?,
-                None => self.is_at_leader(shard, made).await,
+                Some(replica) if held_here(made.is_in(replica.engine()))? == Some(true) => true,
+                // It may be far behind, or hold nothing yet.
+                Some(_) if pause < ARRIVAL_LOOK_MAX => false,
+                Some(_) | None => self.is_at_leader(shard, made).await,
             };
             if there {
                 return Ok(());
@@ -276,7 +276,7 @@ impl Core {
                 let call = HeadsRequest {
                     shard: shard.0,
                     timelines,
-                    stale: false,
+                    ..HeadsRequest::default()
                 };
                 let asked = self.ask(shard, async |address| {
                     let request = self.own_call(call.clone())?;
@@ -367,7 +367,18 @@ fn find_here(shard: &Shard, user: &user_ref::User) -> Result<Option<(UserId, Str
             id.map(|id| id.map(|id| (id, handle.clone())))
         }
     };
-    found.map_err(|error| status::engine_fault(&error))
+    Ok(held_here(found)?.flatten())
+}
+
+/// What a replica here says; nothing if it does not hold the slot. It may not have got it yet, or have given it away:
+/// the leader knows.
+fn held_here<T>(said: Result<T, mailbox_engine::Error>) -> Result<Option<T>, CallError> {
+    use mailbox_engine::Error;
+    match said {
+        Ok(said) => Ok(Some(said)),
+        Err(Error::UnknownSlot { .. } | Error::WrongOwner { .. }) => Ok(None),
+        Err(error) => Err(status::engine_fault(&error)),
+    }
 }
 
 /// A shard that could not be asked is not the one that the caller called: its leader is no hint for the call.

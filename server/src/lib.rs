@@ -13,6 +13,7 @@ mod cli;
 mod cluster_map;
 mod cluster_service;
 pub mod config;
+mod consistency;
 mod convert;
 mod core;
 mod dead_letter_service;

@@ -401,6 +401,7 @@ fn node_options(
         election_min_ms: cluster.election_min_ms,
         election_max_ms: cluster.election_max_ms,
     };
+    options.lease_reads = config.node.lease_reads;
     options.clock_skew_max_ms = cluster.clock_skew_max_ms;
     options.queue_bytes_max = memory.queues;
     options.outbox_bytes_max = config.limits.outbox_bytes_max.0;

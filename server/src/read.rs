@@ -13,17 +13,18 @@ use crate::convert;
 use crate::core::{Actor, Core};
 use crate::shard_map::ShardMap;
 use crate::status;
+use crate::unary::UnaryCall as _;
 
 /// What one range of a Sync call may return.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Right {
+pub(crate) enum Right {
     /// Everything.
     Whole,
     /// Rows in these spans only: what a member or former member of a group may read.
     Spans(Vec<Span>),
 }
 
-struct Range {
+pub(crate) struct Range {
     timeline: TimelineId,
     after: Seq,
     right: Right,
@@ -63,14 +64,12 @@ pub(crate) async fn sync(
         core.check_shard(&view.shards, shard, timeline)?;
         asked.push((timeline, Seq(range.after_seq)));
     }
-    if !request.stale {
-        core.barrier(shard).await?;
-    }
+    let sure = core.make_sure(shard, request.consistency()?).await?;
     count_reads(shard, &asked);
     let allowance = allowance(core, &request);
     let outcome = core
         .read(shard, move |engine| {
-            let ranges = match rights(engine, reader, asked)? {
+            let ranges = match sure.checked(engine, asked, |asked| rights(engine, reader, asked))? {
                 Ok(ranges) => ranges,
                 Err(error) => return Ok(Err(error)),
             };
@@ -79,7 +78,16 @@ pub(crate) async fn sync(
                 Some(user) => groups(engine, &view.shards, user)?,
                 None => Vec::new(),
             };
-            Ok(Ok(SyncResponse { pages, groups }))
+            // Told last: what was read is not fresher than that.
+            let staleness_ms = match sure.staleness_ms(engine) {
+                Ok(staleness_ms) => staleness_ms,
+                Err(error) => return Ok(Err(error)),
+            };
+            Ok(Ok(SyncResponse {
+                pages,
+                groups,
+                staleness_ms,
+            }))
         })
         .await?;
     if let Ok(response) = &outcome {
@@ -112,12 +120,10 @@ pub(crate) async fn heads(
         core.check_shard(&view.shards, shard, timeline)?;
         asked.push((timeline, Seq::ZERO));
     }
-    if !request.stale {
-        core.barrier(shard).await?;
-    }
+    let sure = core.make_sure(shard, request.consistency()?).await?;
     count_reads(shard, &asked);
     core.read(shard, move |engine| {
-        let ranges = match rights(engine, reader, asked)? {
+        let ranges = match sure.checked(engine, asked, |asked| rights(engine, reader, asked))? {
             Ok(ranges) => ranges,
             Err(error) => return Ok(Err(error)),
         };
@@ -130,7 +136,14 @@ pub(crate) async fn heads(
                 head: head.0,
             });
         }
-        Ok(Ok(HeadsResponse { heads }))
+        let staleness_ms = match sure.staleness_ms(engine) {
+            Ok(staleness_ms) => staleness_ms,
+            Err(error) => return Ok(Err(error)),
+        };
+        Ok(Ok(HeadsResponse {
+            heads,
+            staleness_ms,
+        }))
     })
     .await?
 }

@@ -49,6 +49,7 @@ struct Reading {
     status: mailbox_raft::ShardStatus,
     engine: mailbox_engine::ShardMetrics,
     traffic: mailbox_raft::TrafficCounts,
+    reads: mailbox_raft::ReadCounts,
     apply_waits: bool,
 }
 
@@ -179,6 +180,21 @@ const FIGURES: &[Figure] = &[
         "Timelines of which calls have read pages or heads here",
         |reading| reading.traffic.reads,
     ),
+    counter(
+        "mailbox_raft_barrier_reads",
+        "Reads for which a majority was asked, several at a time, whether this node still leads",
+        |reading| reading.reads.barrier,
+    ),
+    counter(
+        "mailbox_raft_lease_reads",
+        "Reads that were linearizable by the leader's lease: nobody was asked",
+        |reading| reading.reads.lease,
+    ),
+    counter(
+        "mailbox_raft_stale_reads",
+        "Reads of what the replica had, asked for with a bound on how stale it may be",
+        |reading| reading.reads.stale,
+    ),
     counter("mailbox_engine_flushes", "Memtables flushed", |reading| {
         reading.engine.flushes
     }),
@@ -200,6 +216,7 @@ fn read(shard: &Shard) -> Reading {
         status: shard.status(),
         engine: shard.engine().metrics(),
         traffic: shard.traffic(),
+        reads: shard.read_counts(),
         apply_waits: shard.apply_waits(),
     }
 }

@@ -17,6 +17,8 @@
 //! others get them while their apply waits. The source keeps the frozen rows until every replica of the destination
 //! has settled, so that there is somebody to get them from.
 
+mod due;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -41,8 +43,8 @@ use crate::meta_leader::{leads, while_leading};
 use crate::metrics::SlotMoveMetrics;
 use crate::status;
 
-/// Moves that are carried on at once; the others wait their turn.
-const AT_ONCE: usize = 2;
+use due::due;
+
 /// How often the rows are looked at when nobody has said that there is something new.
 const LOOK: Duration = Duration::from_secs(1);
 /// Pauses before a step is tried again.
@@ -133,8 +135,8 @@ async fn carry_all(core: &Arc<Core>) {
         match moves(core).await {
             Ok(rows) => {
                 core.slot_moves.metrics.set_running(rows.len());
-                for (slot, _) in rows {
-                    if tasks.len() < AT_ONCE && carried.insert(slot) {
+                for slot in due(&rows, &carried) {
+                    if carried.insert(slot) {
                         let core = Arc::clone(core);
                         tasks.spawn(async move {
                             carry(&core, slot).await;
@@ -366,7 +368,12 @@ impl Carrier<'_> {
     async fn copy(&self, began: Instant) -> Result<(), CallError> {
         let (slot, SlotMove { epoch, from, .. }) = (self.slot, self.row);
         let begin = MoveSlot::BeginImport { slot, epoch, from };
-        self.step(self.row.to, begin).await?;
+        if let Err(error) = self.step(self.row.to, begin).await {
+            return match began.elapsed() > COPY_PATIENCE {
+                true => self.give_up(&error.to_string()).await,
+                false => Err(error),
+            };
+        }
         for turn in 0.. {
             let members = self.members().await?;
             let answers = self.stage_all(&members.voters, false, turn).await?;
@@ -382,8 +389,7 @@ impl Carrier<'_> {
             };
             self.note(done, &waits);
             if began.elapsed() > COPY_PATIENCE {
-                tracing::warn!(slot = slot.0, epoch, waits, "the move is given up");
-                return self.decide(MoveStage::Aborting).await;
+                return self.give_up(&waits).await;
             }
             // It may have been given up by hand.
             let rows = moves(self.core).await?;
@@ -396,6 +402,13 @@ impl Carrier<'_> {
         self.decide(MoveStage::Freezing).await?;
         fail::fail_point!("slot_move_freezing", |_| std::process::abort());
         Ok(())
+    }
+
+    /// The source still serves: nothing is lost but the copy.
+    async fn give_up(&self, waits: &str) -> Result<(), CallError> {
+        let (slot, epoch) = (self.slot.0, self.row.epoch);
+        tracing::warn!(slot, epoch, waits, "the move is given up");
+        self.decide(MoveStage::Aborting).await
     }
 
     /// From the freeze to the commit, and into the map.

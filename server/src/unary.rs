@@ -17,6 +17,9 @@
 //! | `resolve_user` by id | the user's |
 //! | `sync`, `heads` | the one named |
 //!
+//! `sync` and `heads` with a bound on staleness are answered by any replica that keeps it, and go to the leader
+//! otherwise, see `consistency.rs`.
+//!
 //! What such a call makes in another shard travels there; a reply that promises it waits until it is there.
 
 mod groups;
@@ -24,8 +27,8 @@ mod timelines;
 mod users;
 
 use mailbox_api::CallError;
-use mailbox_api::v1::UserRef;
 use mailbox_api::v1::mailbox_client::MailboxClient;
+use mailbox_api::v1::{ErrorCode, UserRef};
 use mailbox_engine::{GroupId, ShardId, UserId};
 use mailbox_raft::Shard;
 use tonic::metadata::MetadataMap;
@@ -33,6 +36,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
 use crate::auth::Caller;
+use crate::consistency::Consistency;
 use crate::core::{Core, Route, forwarded};
 use crate::status;
 
@@ -52,9 +56,9 @@ pub(crate) trait UnaryCall: Clone + Send + Sync + Sized {
         caller: Caller,
     ) -> impl Future<Output = Result<(ShardId, Self::Acting), CallError>> + Send;
 
-    /// Whether the caller wants what this replica has, whoever leads.
-    fn is_stale(&self) -> bool {
-        false
+    /// What the caller wants of the answer.
+    fn consistency(&self) -> Result<Consistency, CallError> {
+        Ok(Consistency::Linearizable)
     }
 
     /// Does the call on this replica.
@@ -85,10 +89,26 @@ where
         let Some(shard) = core.node.shard(shard) else {
             return pass_on(core, &metadata, shard, &call, &forward).await;
         };
-        if !call.is_stale()
-            && let Route::There(leader) = core.route(&metadata, &shard)?
-        {
-            return forward(leader, forwarded(&metadata, call)).await;
+        match call.consistency()? {
+            Consistency::Linearizable => {
+                if let Route::There(leader) = core.route(&metadata, &shard)? {
+                    return forward(leader, forwarded(&metadata, call)).await;
+                }
+            }
+            Consistency::Within(_) => {
+                let answer = call.clone().answer(core, &shard, acting).await;
+                let Err(error) = &answer else {
+                    return Ok(Response::new(answer?));
+                };
+                // The leader lacks nothing.
+                return match core.route(&metadata, &shard) {
+                    Ok(Route::There(leader)) if error.code() == ErrorCode::TooStale => {
+                        forward(leader, forwarded(&metadata, call)).await
+                    }
+                    Ok(_) | Err(_) => Ok(Response::new(answer?)),
+                };
+            }
+            Consistency::Unbounded => {}
         }
         Ok(Response::new(call.answer(core, &shard, acting).await?))
     };

@@ -19,6 +19,9 @@ const SHARDS_AT_ONCE: usize = 8;
 impl Client {
     /// Pages of timelines behind a read barrier (unless `stale`). Shards are filled in; timelines of
     /// several shards are asked for shard by shard, some at a time, each with the whole limit.
+    ///
+    /// With `max_staleness_ms` any replica is asked, each in turn, and the leader only if that one cannot answer;
+    /// `staleness_ms` of the answer is that of its stalest part.
     pub async fn sync(&self, request: SyncRequest) -> Result<SyncResponse, CallError> {
         let mut left = vec![self.with_ids(request).await?];
         let mut whole = SyncResponse::default();
@@ -27,7 +30,9 @@ impl Client {
             let parts = left.drain(..).flat_map(|part| self.split_sync(part));
             let parts = parts.collect::<Vec<_>>().into_iter();
             let parts = parts.map(|(owners, part)| async move {
-                let call = self.call_together(
+                let bounded = part.max_staleness_ms.is_some();
+                let call = self.call_anywhere(
+                    bounded,
                     |map| map.shard_of_all(owners.iter().copied()),
                     |node, shard| {
                         let part = SyncRequest {
@@ -45,6 +50,7 @@ impl Client {
                     Ok(answer) => {
                         whole.pages.extend(answer.pages);
                         whole.groups.extend(answer.groups);
+                        whole.staleness_ms = whole.staleness_ms.max(answer.staleness_ms);
                     }
                     Err(apart) => left.push(apart),
                 }
@@ -105,14 +111,15 @@ impl Client {
             let answer = answer.map_err(|failure| failure.error)?;
             whole.pages.extend(answer.pages);
             whole.groups.extend(answer.groups);
+            whole.staleness_ms = whole.staleness_ms.max(answer.staleness_ms);
         }
         Ok(whole)
     }
 
-    /// Heads of timelines behind a read barrier (unless `stale`). Shards are filled in, and asked some at a
-    /// time.
+    /// Heads of timelines behind a read barrier (unless `stale`, or with `max_staleness_ms`: see
+    /// [`Client::sync`]). Shards are filled in, and asked some at a time.
     pub async fn heads(&self, request: HeadsRequest) -> Result<HeadsResponse, CallError> {
-        let stale = request.stale;
+        let (stale, max_staleness_ms) = (request.stale, request.max_staleness_ms);
         let mut whole = HeadsResponse::default();
         let mut left = request.timelines;
         // More than one round only if slots moved meanwhile.
@@ -123,13 +130,15 @@ impl Client {
                 by_shard.entry(shard).or_default().push(timeline);
             }
             let parts = by_shard.into_values().map(|timelines| async move {
-                let call = self.call_together(
+                let call = self.call_anywhere(
+                    max_staleness_ms.is_some(),
                     |map| map.shard_of_all(timelines.iter().map(|timeline| timeline.owner)),
                     |node, shard| {
                         let part = HeadsRequest {
                             shard,
                             timelines: timelines.clone(),
                             stale,
+                            max_staleness_ms,
                         };
                         async move { node.mailbox().heads(part).await }
                     },
@@ -139,7 +148,10 @@ impl Client {
             let mut answers = futures_util::stream::iter(parts).buffered(SHARDS_AT_ONCE);
             while let Some(answer) = answers.next().await {
                 match answer? {
-                    Ok(answer) => whole.heads.extend(answer.heads),
+                    Ok(answer) => {
+                        whole.heads.extend(answer.heads);
+                        whole.staleness_ms = whole.staleness_ms.max(answer.staleness_ms);
+                    }
                     Err(apart) => left.extend(apart),
                 }
             }

@@ -360,6 +360,32 @@ impl Client {
         call.map(|answer| answer.expect("what has one place is never apart"))
     }
 
+    /// As [`Client::call_together`]; with `any_replica` one of them is tried first, whichever's turn it is.
+    pub(crate) async fn call_anywhere<T, F>(
+        &self,
+        any_replica: bool,
+        place: impl Fn(&ShardMap) -> Option<u32>,
+        attempt: impl Fn(Arc<Node>, u32) -> F,
+    ) -> Result<Option<T>, CallError>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let router = &self.inner.router;
+        let shard = router.with_map(&place).filter(|_| any_replica);
+        let replica = shard.and_then(|shard| Some((shard, router.replica(shard)?)));
+        if let Some((shard, node)) = replica {
+            match self.inner.once(attempt(Arc::clone(&node), shard)).await {
+                Ok(answer) => return Ok(Some(answer)),
+                // Whatever it is, the leader's answer counts.
+                Err(failure) if failure.broken => {
+                    node.suspect_for(self.options().timeouts.attempt);
+                }
+                Err(_) => {}
+            }
+        }
+        self.call_together(place, attempt).await
+    }
+
     /// The same for several owners in one shard. `None` once the map has put them into several: nobody can
     /// answer such a call, it must be divided anew.
     pub(crate) async fn call_together<T, F>(

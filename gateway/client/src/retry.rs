@@ -24,7 +24,10 @@ pub(crate) enum Advice {
 /// Waiting cannot mend a full disk within a call's life, so that is the caller's to decide.
 pub(crate) fn advice(code: ErrorCode) -> Advice {
     match code {
-        ErrorCode::Unavailable | ErrorCode::NotLeader | ErrorCode::ClockSkew => Advice::OtherNode,
+        ErrorCode::Unavailable
+        | ErrorCode::NotLeader
+        | ErrorCode::ClockSkew
+        | ErrorCode::TooStale => Advice::OtherNode,
         ErrorCode::WrongShard => Advice::OtherShard,
         ErrorCode::Retry | ErrorCode::Busy => Advice::SameNode,
         ErrorCode::DiskFull

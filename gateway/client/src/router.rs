@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mailbox_api::CallError;
 use mailbox_api::v1::{ErrorCode, ShardMapResponse};
@@ -19,6 +20,8 @@ pub(crate) struct Router {
     options: Arc<ClientOptions>,
     credentials: Credentials,
     state: RwLock<State>,
+    /// Whose turn it is among the replicas of a shard.
+    turns: AtomicUsize,
 }
 
 struct State {
@@ -30,6 +33,8 @@ struct State {
     nodes: Vec<Arc<Node>>,
     /// Who was last known or guessed to lead a shard.
     leaders: BTreeMap<u32, Arc<Node>>,
+    /// Who has a replica of a shard.
+    replicas: BTreeMap<u32, Vec<Arc<Node>>>,
 }
 
 impl Router {
@@ -56,11 +61,13 @@ impl Router {
             map: ShardMap::default(),
             nodes,
             leaders: BTreeMap::new(),
+            replicas: BTreeMap::new(),
         };
         Ok(Self {
             options: Arc::clone(options),
             credentials,
             state: RwLock::new(state),
+            turns: AtomicUsize::new(0),
         })
     }
 
@@ -110,7 +117,13 @@ impl Router {
             state.nodes = nodes;
         }
         state.map = ShardMap::new(response);
-        let State { nodes, leaders, .. } = &mut *state;
+        let State {
+            nodes,
+            leaders,
+            replicas,
+            ..
+        } = &mut *state;
+        *replicas = replicas_of(response, nodes);
         leaders.retain(|_, leader| nodes.iter().any(|node| Arc::ptr_eq(node, leader)));
         // A leader seen in an answer is newer than the map of a node that may lag.
         for placement in &response.shards {
@@ -131,6 +144,16 @@ impl Router {
             Some(leader) => Arc::clone(leader),
             None => Arc::clone(&state.nodes[0]),
         }
+    }
+
+    /// A node with a replica of the shard that seems to be well: each in turn. `None` if none is known.
+    pub(crate) fn replica(&self, shard: u32) -> Option<Arc<Node>> {
+        let state = self.state.read();
+        let replicas = state.replicas.get(&shard)?;
+        let turn = self.turns.fetch_add(1, Ordering::Relaxed);
+        let mut in_turn =
+            (0..replicas.len()).map(|step| &replicas[turn.wrapping_add(step) % replicas.len()]);
+        in_turn.find(|node| !node.is_suspect()).cloned()
     }
 
     /// Learns from an attempt that failed on `node`; tells whether and where to try again, and whether it was `node`
@@ -172,6 +195,19 @@ impl Router {
         let made = Node::new(hint, &self.credentials, &self.options);
         made.map(Arc::new).ok()
     }
+}
+
+fn replicas_of(response: &ShardMapResponse, nodes: &[Arc<Node>]) -> BTreeMap<u32, Vec<Arc<Node>>> {
+    let connected = |id: &u64| {
+        let named = response.nodes.iter().find(|named| named.node == *id)?;
+        find(nodes, &named.address)
+    };
+    let shards = response.shards.iter();
+    let shards = shards.map(|placement| {
+        let replicas = placement.replicas.iter().filter_map(connected);
+        (placement.shard, replicas.collect())
+    });
+    shards.collect()
 }
 
 fn find(nodes: &[Arc<Node>], address: &str) -> Option<Arc<Node>> {
@@ -248,6 +284,37 @@ mod tests {
             [true, false, false, false, false]
         );
         assert_eq!(router.leader(0).address(), "h:2");
+    }
+
+    #[tokio::test]
+    async fn replicas_are_asked_in_turn_but_for_those_that_just_broke() {
+        let router = router();
+        assert!(router.replica(1).is_none(), "none is known yet");
+        let nodes = (1..=3).map(|node| NodeAddress {
+            node,
+            address: format!("h:{node}"),
+        });
+        router.replace_map(&ShardMapResponse {
+            epoch: 1,
+            slot_count: 1,
+            shards: vec![ShardPlacement {
+                shard: 1,
+                slots: vec![SlotSpan { first: 0, last: 0 }],
+                // The last one is a node that the map does not place.
+                replicas: vec![1, 3, 9],
+                ..ShardPlacement::default()
+            }],
+            nodes: nodes.collect(),
+            ..ShardMapResponse::default()
+        });
+        let next = || router.replica(1).map(|node| node.address().to_owned());
+        let mut asked: Vec<_> = (0..4).filter_map(|_| next()).collect();
+        asked.sort_unstable();
+        assert_eq!(asked, ["h:1", "h:1", "h:3", "h:3"]);
+        let broken = router.node_at("h:1").unwrap();
+        broken.suspect_for(std::time::Duration::from_secs(3600));
+        assert!((0..4).all(|_| next().as_deref() == Some("h:3")));
+        assert!(router.replica(2).is_none());
     }
 
     #[tokio::test]

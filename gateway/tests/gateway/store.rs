@@ -348,7 +348,11 @@ impl Mailbox for FakeStore {
             Some(user) => state.memberships(state.user(Some(user))?),
             None => Vec::new(),
         };
-        Ok(Response::new(v1::SyncResponse { pages, groups }))
+        Ok(Response::new(v1::SyncResponse {
+            pages,
+            groups,
+            staleness_ms: None,
+        }))
     }
 
     async fn heads(
@@ -367,6 +371,7 @@ impl Mailbox for FakeStore {
         });
         Ok(Response::new(v1::HeadsResponse {
             heads: heads.collect(),
+            staleness_ms: None,
         }))
     }
 

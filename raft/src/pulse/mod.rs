@@ -21,7 +21,8 @@
 //!   saying that it follows a later term. A leader that does not is not vouched for.
 //!
 //! **What this is not:** safety. Terms, votes and logs are openraft's, as they were: a wrong vouch or a lost pulse
-//! costs an election or delays one. Reads ask their quorum each time; nothing is read on the strength of a pulse.
+//! costs an election or delays one. Nothing is read on the strength of a pulse: reads ask their quorum, or go by
+//! what voters have promised in answer to the shard's own heartbeats (`lease.rs`).
 //! Two things still go through every shard, rarely: a leader's own heartbeat (`QUIET`), which finds what a pulse
 //! cannot see, and one to a node that came back.
 
@@ -184,10 +185,26 @@ impl Pulse {
         replicas.get(&shard).map(|(raft, _)| raft.clone())
     }
 
+    /// Waits until what the replica has promised to the leader that is gone is over, and what the other voters
+    /// have, who were asked at about the same time: the first try would come to nothing, and cost the pause before
+    /// the next.
+    async fn outwait_promise(&self, shard: u32, own: u64) {
+        let Some((_, ballot)) = self.elector(shard) else {
+            return;
+        };
+        let now = Instant::now();
+        let until = ballot.promised_until(own).await;
+        if let Some(until) = until.filter(|until| now < *until) {
+            tokio::time::sleep_until((until + self.pace.interval / 4).into()).await;
+        }
+    }
+
     /// The replica, if it may take part in elections.
-    fn elector(&self, shard: u32) -> Option<Raft> {
+    fn elector(&self, shard: u32) -> Option<(Raft, Arc<Ballot>)> {
         let replicas = self.replicas.read();
-        let elector = replicas.get(&shard).filter(|(_, ballot)| ballot.is_open());
-        elector.map(|(raft, _)| raft.clone())
+        let elector = replicas.get(&shard);
+        elector
+            .filter(|(_, ballot)| ballot.refusal().is_none())
+            .cloned()
     }
 }

@@ -142,10 +142,12 @@ impl Beat {
             let (pulse, peers) = (Arc::clone(&self.pulse), Arc::clone(&self.peers));
             let room = Arc::clone(&self.room);
             self.elections.spawn(async move {
+                pulse.outwait_promise(shard, peers.node()).await;
                 let _room = room.acquire().await;
                 let heard = match pulse.elector(shard) {
-                    Some(raft) => {
-                        election::stand(&raft, &peers, shard, &voters, pulse.pace.lease).await
+                    Some((raft, ballot)) => {
+                        let patience = pulse.pace.lease;
+                        election::stand(&raft, &ballot, &peers, shard, &voters, patience).await
                     }
                     None => false,
                 };

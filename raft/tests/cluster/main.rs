@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod freshness;
 mod hosting;
 mod leadership;
+mod leases;
 mod membership;
 mod nodes;
 mod proposals;

@@ -126,6 +126,7 @@ impl ErrorCode {
             Self::StaleEpoch => "StaleEpoch",
             Self::UnknownDeadLetter => "UnknownDeadLetter",
             Self::DeadLetterResolved => "DeadLetterResolved",
+            Self::TooStale => "TooStale",
         }
     }
 
@@ -138,7 +139,8 @@ impl ErrorCode {
             | Self::Busy
             | Self::DiskFull
             | Self::ClockSkew
-            | Self::WrongShard => true,
+            | Self::WrongShard
+            | Self::TooStale => true,
             Self::Unspecified
             | Self::IdReused
             | Self::IdExpired
@@ -181,7 +183,8 @@ impl ErrorCode {
             | Self::NotLeader
             | Self::Retry
             | Self::ClockSkew
-            | Self::WrongShard => Code::Unavailable,
+            | Self::WrongShard
+            | Self::TooStale => Code::Unavailable,
             Self::Busy
             | Self::DiskFull
             | Self::LimitExceeded

@@ -290,6 +290,15 @@ pub const OPTIONS: &[OptionFacts] = &[
         "Serve without TLS on addresses other than loopback. Everything, the cluster secret \
          included, is then readable on the network.",
     ),
+    flag(
+        "node.lease_reads",
+        "Linearizable reads without asking a majority each time. This node promises the leaders it follows to \
+         help no other to lead for cluster.election_max_ms, and reads by such promises where it leads. The \
+         price: after each start it takes no part in elections for that time and a tenth more, so all nodes at \
+         once come back so much later; cluster.election_max_ms is at most 10000 then. Not for machines that are \
+         suspended or moved while they run: their clocks stand still meanwhile, and a read may then be stale. \
+         Nodes may differ: whoever promises nothing is not counted on.",
+    ),
     number(
         "node.connections_max",
         (8, 100_000),

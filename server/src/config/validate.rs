@@ -18,6 +18,9 @@ pub enum Role {
     Gateway,
 }
 
+/// Greatest `cluster.election_max_ms` of a node that reads by leases.
+const LEASE_ELECTION_MS_MAX: u64 = 10_000;
+
 impl Config {
     /// Checks every value; the error names option, value and limit. Looks at no file.
     pub fn validate(&self, role: Role) -> Result<(), Error> {
@@ -81,6 +84,11 @@ impl Config {
                 return invalid("cluster.nodes", id, "a node id must be at least 1");
             }
         }
+        self.check_timing()
+    }
+
+    fn check_timing(&self) -> Result<(), Error> {
+        let cluster = &self.cluster;
         if cluster.heartbeat_ms.saturating_mul(3) >= cluster.election_min_ms {
             return invalid(
                 "cluster.heartbeat_ms",
@@ -98,6 +106,17 @@ impl Config {
                 &format!(
                     "must be more than election_min_ms = {}",
                     cluster.election_min_ms
+                ),
+            );
+        }
+        if self.node.lease_reads && cluster.election_max_ms > LEASE_ELECTION_MS_MAX {
+            return invalid(
+                "node.lease_reads",
+                true,
+                &format!(
+                    "a node that starts takes no part in elections for cluster.election_max_ms = {} and a tenth \
+                     more: with lease reads it must be at most {LEASE_ELECTION_MS_MAX}",
+                    cluster.election_max_ms
                 ),
             );
         }
@@ -318,6 +337,10 @@ mod tests {
             (
                 |c| c.cluster.election_max_ms = c.cluster.election_min_ms,
                 "election_max_ms",
+            ),
+            (
+                |c| (c.node.lease_reads, c.cluster.election_max_ms) = (true, 10_001),
+                "node.lease_reads",
             ),
             (|c| c.memory.tails_percent = 50, "memory"),
             (|c| c.tls.cert_file = "./cert".into(), "tls.cert_file"),

@@ -13,6 +13,7 @@ use mailbox_raft::Shard;
 
 use super::{UnaryCall, acting_user, shard_of_group};
 use crate::auth::Caller;
+use crate::consistency::Consistency;
 use crate::convert::{self, CheckedSend, Destination};
 use crate::core::{Actor, Core};
 use crate::{read, status};
@@ -67,8 +68,8 @@ impl UnaryCall for SyncRequest {
         Ok((core.named(self.shard)?, core.actor(caller).await?))
     }
 
-    fn is_stale(&self) -> bool {
-        self.stale
+    fn consistency(&self) -> Result<Consistency, CallError> {
+        Consistency::of(self.stale, self.max_staleness_ms)
     }
 
     async fn answer(
@@ -90,8 +91,8 @@ impl UnaryCall for HeadsRequest {
         Ok((core.named(self.shard)?, core.actor(caller).await?))
     }
 
-    fn is_stale(&self) -> bool {
-        self.stale
+    fn consistency(&self) -> Result<Consistency, CallError> {
+        Consistency::of(self.stale, self.max_staleness_ms)
     }
 
     async fn answer(

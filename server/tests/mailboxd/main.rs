@@ -25,5 +25,6 @@ mod shard_splits;
 mod shards;
 mod slot_moves;
 mod slow_subscriber;
+mod stale_reads;
 mod user_limits;
 mod ws;

@@ -230,9 +230,9 @@ fn due_by(elapsed: Duration, rate: u64) -> u64 {
     u64::try_from(elapsed.as_nanos() * u128::from(rate) / 1_000_000_000).unwrap_or(u64::MAX)
 }
 
-/// When send `number`, from 0, is due.
+/// When send `number`, from 0, is due: the first one after one period.
 fn due_at(number: u64, rate: u64) -> Duration {
-    let nanos = u128::from(number) * 1_000_000_000 / u128::from(rate.max(1));
+    let nanos = (u128::from(number) + 1) * 1_000_000_000 / u128::from(rate.max(1));
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }
 
@@ -287,8 +287,9 @@ mod tests {
     #[test]
     fn a_send_is_due_when_it_is_due() {
         assert_eq!(due_by(Duration::from_secs(2), 400), 800);
-        assert_eq!(due_at(800, 400), Duration::from_secs(2));
-        assert_eq!(due_by(due_at(123, 400), 400), 123);
+        assert_eq!(due_at(799, 400), Duration::from_secs(2));
+        // Not later: a send that begins at its time has waited for nothing.
+        assert_eq!(due_by(due_at(123, 400), 400), 124);
     }
 
     #[test]

@@ -34,6 +34,9 @@ pub(crate) struct ShowArgs {
     /// Read the replica of the first --address as it is, which may be behind
     #[arg(long)]
     stale: bool,
+    /// Let any replica answer whose rows are at most so old
+    #[arg(long, value_name = "MS", conflicts_with = "stale", value_parser = clap::value_parser!(u32).range(1..))]
+    max_staleness_ms: Option<u32>,
     #[command(flatten)]
     node: NodeArgs,
 }
@@ -80,6 +83,7 @@ async fn show(args: &ShowArgs, output: OutputArgs) -> anyhow::Result<bool> {
             ranges: vec![range],
             limit,
             stale: args.stale,
+            max_staleness_ms: args.max_staleness_ms,
             ..SyncRequest::default()
         };
         let page = read(&client, args, request).await?;

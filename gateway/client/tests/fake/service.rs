@@ -279,6 +279,7 @@ impl Mailbox for Service {
         });
         Ok(Response::new(v1::HeadsResponse {
             heads: heads.collect(),
+            staleness_ms: None,
         }))
     }
 
