@@ -168,7 +168,7 @@ async fn start_raft(
     shared: &Shared,
     shard: ShardId,
     log: ShardLog,
-    machine: StateMachine,
+    applier: &Arc<Applier>,
     filling: &Arc<Filling>,
     lease: &Arc<Lease>,
 ) -> Result<Raft, Error> {
@@ -181,7 +181,7 @@ async fn start_raft(
         filling: filling.clone(),
         lease: lease.clone(),
     };
-    let applier = machine.0.clone();
+    let machine = StateMachine(applier.clone());
     applier.applies_at_start(log.committed_index());
     let (other_log, other_machine) = (log.clone(), machine.clone());
     let mut raft = Raft::new(options.node, config.clone(), network(), log, machine).await;
@@ -300,10 +300,10 @@ impl Replica {
         found(options, &engine, &mut log).await?;
         let applier = applier(shared, &engine, &log);
         let (applied, outbox) = (&applier.applied, &applier.outbox);
-        let machine = StateMachine(applier.clone());
-        let kept = Kept::new(shared, &engine);
+        let filling = Arc::new(Filling::default());
         let lease = Lease::new(options.node, &shared.pledge, &shared.clock);
-        let raft = start_raft(shared, id, log, machine, &kept.filling, &lease).await?;
+        let raft = start_raft(shared, id, log, &applier, &filling, &lease).await?;
+        let kept = (filling, shared.children.clone(), engine.clone());
         shared.pulse.add(id.0, raft.clone(), ballot.clone());
         let road = Road {
             node: options.node,
@@ -510,29 +510,12 @@ pub(crate) fn apply_lag(raft: &Raft, engine: &mailbox_engine::Shard) -> u64 {
     last.unwrap_or(0).saturating_sub(applied)
 }
 
-/// What keeps a replica's log from being purged.
-struct Kept {
-    filling: Arc<Filling>,
-    children: Arc<Children>,
-    engine: Arc<mailbox_engine::Shard>,
-}
-
-impl Kept {
-    fn new(shared: &Shared, engine: &Arc<mailbox_engine::Shard>) -> Kept {
-        Kept {
-            filling: Arc::default(),
-            children: shared.children.clone(),
-            engine: engine.clone(),
-        }
-    }
-}
-
 /// Tells openraft of every flush, so that it purges what is in files; but not what a follower that is being filled
 /// needs next, nor what one needs that has not split yet.
 async fn announce_flushes(
     raft: Raft,
     mut flushed: watch::Receiver<Option<mailbox_engine::LogId>>,
-    kept: Kept,
+    (filling, children, engine): (Arc<Filling>, Arc<Children>, Arc<mailbox_engine::Shard>),
 ) {
     while flushed.changed().await.is_ok() {
         loop {
@@ -543,7 +526,7 @@ async fn announce_flushes(
                 let matched = replication.as_ref()?.get(&node)?;
                 Some(matched.map_or(0, |id| id.index))
             };
-            if kept.filling.lets_go(upto, matched) && kept.children.let_go(&kept.engine) {
+            if filling.lets_go(upto, matched) && children.let_go(&engine) {
                 break;
             }
             tokio::time::sleep(FILLING_LOOK).await;
