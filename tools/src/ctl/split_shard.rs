@@ -135,7 +135,7 @@ async fn last_slots(client: &Client, shard: u32, count: u32) -> anyhow::Result<V
     for span in row.slots.iter().rev() {
         let here = left.min(span.last - span.first + 1);
         if here > 0 {
-            let (first, last) = (span.last - here + 1, span.last);
+            let (first, last) = (span.last + 1 - here, span.last);
             taken.insert(0, SlotSpan { first, last });
         }
         left -= here;
