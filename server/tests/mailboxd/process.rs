@@ -132,6 +132,11 @@ impl Process {
         self.child.try_wait().unwrap()
     }
 
+    /// It has ended by itself.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     /// Waits until it ends by itself.
     pub(crate) fn wait(mut self) -> ExitStatus {
         wait(&mut self.child)

@@ -8,13 +8,18 @@ const STEPS: [(&str, &str); 9] = [
     ("the copy is not staged", "before_stage=return"),
     ("the copy is staged", "after_stage=return"),
     ("the slot is frozen", "apply_freeze=return"),
-    ("the changes are not staged", "before_stage=1*off->return"),
-    ("the changes are staged", "after_stage=1*off->return"),
+    ("the changes are not staged", BEFORE_CHANGES),
+    ("the changes are staged", AFTER_CHANGES),
     ("the import is committed", "apply_commit_import=return"),
     ("the slot is dropped", "apply_drop=return"),
     ("its rows are not removed", REMOVAL),
 ];
+/// The copy comes first, and the changes if there are any since.
+const BEFORE_CHANGES: &str = "before_stage=1*off->return";
+const AFTER_CHANGES: &str = "after_stage=1*off->return";
 const REMOVAL: &str = "before_dead=return";
+/// Moves until one finds changes.
+const TRIES: usize = 30;
 
 /// Starts a node that dies at a point, moves a slot, and gives back which, and where it is to be.
 async fn begin_and_die(
@@ -26,23 +31,55 @@ async fn begin_and_die(
 ) -> (usize, u16, u32) {
     let client = &load.client;
     let slot = slot_of_owner(load.users[turn % load.users.len()], SLOTS).0;
-    let from = eventually("the map says", || holder(client, slot)).await;
-    let to = from % u32::from(SHARDS) + 1;
     let index = turn % 3;
-    start_to_die(trio, dir, index, failpoints);
-    let leader = if leads { index } else { (index + 1) % 3 };
-    for shard in [from, to] {
-        give_lead(trio, client, leader, shard).await;
+    for _ in 0..TRIES {
+        let from = eventually("the map says", || holder(client, slot)).await;
+        let to = from % u32::from(SHARDS) + 1;
+        start_to_die(trio, dir, index, failpoints);
+        let leader = if leads { index } else { (index + 1) % 3 };
+        for shard in [from, to] {
+            give_lead(trio, client, leader, shard).await;
+        }
+        begin(client, slot, to).await;
+        match failpoints {
+            BEFORE_CHANGES | AFTER_CHANGES => {
+                if !died_before_the_end(trio, client, index).await {
+                    // Nobody had written into the slot since its copy.
+                    continue;
+                }
+            }
+            REMOVAL => {
+                // Rows are removed after a flush, and a node that stops flushes.
+                moved(client, slot, to).await;
+                trio.nodes[index].as_ref().unwrap().signal(Signal::TERM);
+            }
+            _ => {}
+        }
+        let died = trio.nodes[index].take().unwrap().wait();
+        assert!(!died.success(), "{failpoints}: {died}");
+        return (index, slot, to);
     }
-    begin(client, slot, to).await;
-    if failpoints == REMOVAL {
-        // Rows are removed after a flush, and a node that stops flushes.
-        moved(client, slot, to).await;
-        trio.nodes[index].as_ref().unwrap().signal(Signal::TERM);
+    panic!("{failpoints} was never reached");
+}
+
+/// Whether a node dies while a move is under way.
+async fn died_before_the_end(trio: &mut Trio, client: &Client, index: usize) -> bool {
+    let begun = Instant::now();
+    loop {
+        // In this order: it may die last thing.
+        let over = client
+            .slot_moves()
+            .await
+            .is_ok_and(|moves| moves.is_empty());
+        if trio.nodes[index].as_mut().unwrap().has_ended() {
+            return true;
+        }
+        if over {
+            return false;
+        }
+        assert!(begun.elapsed() < PATIENCE, "the move does not end");
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let died = trio.nodes[index].take().unwrap().wait();
-    assert!(!died.success(), "{failpoints}: {died}");
-    (index, slot, to)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -73,7 +110,7 @@ async fn a_replica_that_missed_the_last_rows_fetches_them_for_the_commit() {
     let client = trio.client().await;
     let load = Load::start(&client).await;
     for turn in 0..3 {
-        let failing = (turn, "before_stage=1*off->return");
+        let failing = (turn, BEFORE_CHANGES);
         let (index, slot, to) = begin_and_die(&mut trio, &load, dir.path(), failing, false).await;
         // The two others commit without it, which it hears of when it is back.
         eventually("the import is committed", || async {
