@@ -41,19 +41,15 @@ async fn begin_and_die(
             give_lead(trio, client, leader, shard).await;
         }
         begin(client, slot, to).await;
-        match failpoints {
-            BEFORE_CHANGES | AFTER_CHANGES => {
-                if !died_before_the_end(trio, client, index).await {
-                    // Nobody had written into the slot since its copy.
-                    continue;
-                }
-            }
-            REMOVAL => {
-                // Rows are removed after a flush, and a node that stops flushes.
-                moved(client, slot, to).await;
-                trio.nodes[index].as_ref().unwrap().signal(Signal::TERM);
-            }
-            _ => {}
+        let of_changes = matches!(failpoints, BEFORE_CHANGES | AFTER_CHANGES);
+        if of_changes && !died_before_the_end(trio, client, index).await {
+            // Nobody had written into the slot since its copy.
+            continue;
+        }
+        if failpoints == REMOVAL {
+            // Rows are removed after a flush, and a node that stops flushes.
+            moved(client, slot, to).await;
+            trio.nodes[index].as_ref().unwrap().signal(Signal::TERM);
         }
         let died = trio.nodes[index].take().unwrap().wait();
         assert!(!died.success(), "{failpoints}: {died}");
