@@ -34,12 +34,14 @@ pub(crate) struct Ballot {
 impl Ballot {
     pub(crate) fn new(log: ShardLog, pledge: &Pledge) -> Arc<Ballot> {
         let former = log.life().and_then(|life| life.former);
-        let open = AtomicBool::new(log.last() >= former);
+        let log_lacks = log.last() < former;
+        let open = AtomicBool::new(!log_lacks);
         Arc::new(Ballot {
             log,
             former,
             open,
-            embargo_until: pledge.embargo(former.is_some()),
+            // A log that reaches what was held is this life's, or begins with a split: nothing is forgotten.
+            embargo_until: pledge.embargo(log_lacks),
             length: pledge.length(),
             promise: tokio::sync::Mutex::default(),
         })

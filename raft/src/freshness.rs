@@ -14,7 +14,7 @@
 //! appends, or a pulse) shows no more than that it once led.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mailbox_api::peer;
 use mailbox_api::peer::control_request::Request as Ask;
@@ -24,6 +24,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::clock::Clock;
 use crate::error::ProposeError;
+use crate::moment::Moment;
 use crate::peers::Peers;
 use crate::read_barrier::ReadBarrier;
 use crate::status::Leadership;
@@ -44,7 +45,7 @@ pub(crate) fn questions() -> Arc<Semaphore> {
 /// What a replica's rows are known to hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fresh {
-    since: Instant,
+    since: Moment,
     /// The replica leads: its rows were whole when the read came.
     pub by_leader: bool,
 }
@@ -61,7 +62,7 @@ impl Fresh {
 
 #[derive(Clone, Copy)]
 struct Known {
-    asked_at: Instant,
+    asked_at: Moment,
     index: u64,
 }
 
@@ -105,7 +106,7 @@ impl Freshness {
         if matches!(*self.of.leadership.borrow(), Leadership::Leader { .. }) {
             self.of.barrier.pass().await?;
             return Ok(Fresh {
-                since: Instant::now(),
+                since: Moment::now(),
                 by_leader: true,
             });
         }
@@ -120,9 +121,9 @@ impl Freshness {
         })
     }
 
-    fn known_within(&self, bound: Duration) -> Option<Instant> {
+    fn known_within(&self, bound: Duration) -> Option<Moment> {
         let known = (*self.known.lock())?;
-        // What was learnt is true for ever, but how long ago it was is only as good as the clock.
+        // What was learnt is true for ever, but how long ago it was is only as good as the clocks.
         let reaches =
             known.asked_at.elapsed() < bound && self.of.clock.is_steady(DRIFT_MIN.max(bound / 10));
         let applied = *self.of.applied.borrow();
@@ -131,7 +132,7 @@ impl Freshness {
         (reaches && holds).then_some(known.asked_at)
     }
 
-    async fn learn(&self, bound: Duration) -> Result<Instant, ProposeError> {
+    async fn learn(&self, bound: Duration) -> Result<Moment, ProposeError> {
         let limit = READS_MAX as u64;
         let _room = self.waiting.try_acquire().map_err(|_| ProposeError::Busy {
             queued_bytes: limit,
@@ -162,7 +163,7 @@ impl Freshness {
         let link = leader.and_then(|leader| self.of.peers.link(leader));
         let link = link.ok_or_else(|| unavailable("no leader is known".to_owned()))?;
         let room = self.of.questions.acquire().await;
-        let asked_at = Instant::now();
+        let asked_at = Moment::now();
         let ask = Ask::ReadIndex(peer::ReadIndex {
             shard: self.of.shard,
         });

@@ -19,20 +19,21 @@
 //!
 //! No lease is held
 //! - by a leader that hands its leadership over, from before it does: voters let the next one pass then;
-//! - while this node's clock cannot be trusted. What it measures by, its monotonic clock, stands still while a
-//!   machine is suspended. A wall clock that is found to have gone another way since the last comparison with the
-//!   other nodes is taken for that. It may not be found: hosts that suspend or move machines must not use leases.
+//! - while this node's clock cannot be trusted. Spans are measured by the monotonic clock and by the wall clock, and
+//!   the longer one counts (`moment.rs`): the first stands still while a machine is suspended, and the second may be
+//!   wrong until clocks are compared, about a second later: hosts that pause machines must not use leases.
 //!
 //! A read without a lease asks its quorum, as all reads do by default, and what the voters answer is the next
 //! lease.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use crate::clock::Clock;
+use crate::moment::Moment;
 use crate::promise::Pledge;
 use crate::pulse::is_quorum;
 
@@ -50,12 +51,12 @@ struct Held {
     ended: u64,
     /// Handings over whose term is not known yet.
     leaving: u32,
-    renewed_at: Option<Instant>,
+    renewed_at: Option<Moment>,
 }
 
 #[derive(Clone, Copy)]
 struct Counted {
-    until: Instant,
+    until: Moment,
     length: Duration,
 }
 
@@ -86,7 +87,7 @@ impl Lease {
     }
 
     /// A voter has answered the heartbeat that was sent to it at `sent_at`, and promised.
-    pub(crate) fn promised(&self, by: u64, term: u64, sent_at: Instant, length: Duration) {
+    pub(crate) fn promised(&self, by: u64, term: u64, sent_at: Moment, length: Duration) {
         if !self.used {
             return;
         }
@@ -100,21 +101,23 @@ impl Lease {
         }
         let until = sent_at + length * 4 / 5;
         let promise = held.promises.entry(by).or_insert(Counted { until, length });
-        if promise.until < until {
+        if promise.until.is_before(until) {
             *promise = Counted { until, length };
         }
     }
 
     /// Whether it is worth looking closer.
-    pub(crate) fn may_be_held(&self, now: Instant) -> bool {
+    pub(crate) fn may_be_held(&self, now: Moment) -> bool {
         self.used && {
             let held = self.held.lock();
-            held.promises.values().any(|promise| now < promise.until)
+            held.promises
+                .values()
+                .any(|promise| now.is_before(promise.until))
         }
     }
 
     /// Whether nobody but this node, which leads in `term`, can have been made leader by `now`.
-    pub(crate) fn is_held(&self, term: u64, voters: &[BTreeSet<u64>], now: Instant) -> bool {
+    pub(crate) fn is_held(&self, term: u64, voters: &[BTreeSet<u64>], now: Moment) -> bool {
         if !self.used || !self.clock.is_steady(self.drift_max) {
             return false;
         }
@@ -124,18 +127,23 @@ impl Lease {
         }
         is_quorum(voters, |voter| {
             let promise = held.promises.get(&voter);
-            voter == self.node || promise.is_some_and(|promise| now < promise.until)
+            voter == self.node || promise.is_some_and(|promise| now.is_before(promise.until))
         })
     }
 
     /// Whether a heartbeat should go out now, so that no read has to wait for it.
-    pub(crate) fn wants_renewal(&self, voters: &[BTreeSet<u64>], now: Instant) -> bool {
+    pub(crate) fn wants_renewal(&self, voters: &[BTreeSet<u64>], now: Moment) -> bool {
         let mut held = self.held.lock();
-        let is_young = |promise: &Counted| now + promise.length / RENEW_BEFORE < promise.until;
+        let is_young =
+            |promise: &Counted| (now + promise.length / RENEW_BEFORE).is_before(promise.until);
         let lasts = is_quorum(voters, |voter| {
             voter == self.node || held.promises.get(&voter).is_some_and(is_young)
         });
-        if lasts || held.renewed_at.is_some_and(|at| now < at + RENEW_PAUSE) {
+        if lasts
+            || held
+                .renewed_at
+                .is_some_and(|at| now.is_before(at + RENEW_PAUSE))
+        {
             return false;
         }
         held.renewed_at = Some(now);
@@ -173,7 +181,7 @@ mod tests {
 
     #[test]
     fn it_counts_four_fifths_of_a_promise_from_when_the_question_was_sent() {
-        let (lease, now, voters) = (lease(), Instant::now(), sets(&[&[1, 2, 3]]));
+        let (lease, now, voters) = (lease(), Moment::now(), sets(&[&[1, 2, 3]]));
         assert!(!lease.is_held(5, &voters, now), "nobody has promised");
         lease.promised(2, 5, now, P);
         assert!(lease.is_held(5, &voters, now));
@@ -188,8 +196,17 @@ mod tests {
     }
 
     #[test]
+    fn it_ends_while_the_machine_stands_still_and_is_not_held_again_after_a_comparison() {
+        let (lease, now, voters) = (lease(), Moment::now(), sets(&[&[1, 2, 3]]));
+        lease.promised(2, 5, now, P);
+        assert!(lease.is_held(5, &voters, now));
+        assert!(!lease.is_held(5, &voters, now.after_a_pause(P)));
+        assert!(!lease.may_be_held(now.after_a_pause(P)));
+    }
+
+    #[test]
     fn promises_count_in_their_term_only() {
-        let (lease, now, voters) = (lease(), Instant::now(), sets(&[&[1, 2, 3]]));
+        let (lease, now, voters) = (lease(), Moment::now(), sets(&[&[1, 2, 3]]));
         lease.promised(2, 5, now, P);
         assert!(!lease.is_held(4, &voters, now) && !lease.is_held(6, &voters, now));
         lease.promised(3, 6, now, P);
@@ -202,7 +219,7 @@ mod tests {
 
     #[test]
     fn both_sets_of_a_joint_change_must_have_promised_and_learners_do_not_count() {
-        let (lease, now) = (lease(), Instant::now());
+        let (lease, now) = (lease(), Moment::now());
         lease.promised(2, 5, now, P);
         lease.promised(9, 5, now, P);
         assert!(lease.is_held(5, &sets(&[&[1, 2, 3]]), now));
@@ -218,7 +235,7 @@ mod tests {
 
     #[test]
     fn whoever_hands_its_leadership_over_reads_by_lease_no_more_in_that_term() {
-        let (lease, now, voters) = (lease(), Instant::now(), sets(&[&[1, 2, 3]]));
+        let (lease, now, voters) = (lease(), Moment::now(), sets(&[&[1, 2, 3]]));
         lease.promised(2, 5, now, P);
         lease.give_up();
         assert!(!lease.is_held(5, &voters, now));
@@ -231,7 +248,7 @@ mod tests {
 
     #[test]
     fn a_clock_that_cannot_be_trusted_or_an_option_that_is_off_gives_none() {
-        let (now, voters) = (Instant::now(), sets(&[&[1, 2, 3]]));
+        let (now, voters) = (Moment::now(), sets(&[&[1, 2, 3]]));
         let never_compared = Arc::new(Clock::new(500, false));
         for lease in [
             Lease::of(1, Some(P), never_compared),
@@ -244,7 +261,7 @@ mod tests {
 
     #[test]
     fn it_is_renewed_before_it_ends_and_not_at_every_read() {
-        let (lease, now, voters) = (lease(), Instant::now(), sets(&[&[1, 2, 3]]));
+        let (lease, now, voters) = (lease(), Moment::now(), sets(&[&[1, 2, 3]]));
         lease.promised(2, 5, now, P);
         assert!(!lease.wants_renewal(&voters, now + P / 2));
         let late = now + P * 6 / 10;

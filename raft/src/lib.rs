@@ -18,6 +18,7 @@ mod leadership;
 mod lease;
 mod log;
 mod membership;
+mod moment;
 mod network;
 mod node;
 mod open;

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream, Stream, StreamExt};
@@ -21,6 +21,7 @@ use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
 
 use crate::filling::Filling;
 use crate::lease::Lease;
+use crate::moment::Moment;
 use crate::peer_link::Link;
 use crate::peers::Peers;
 use crate::snapshot::{self, Snapshot, SnapshotData, SnapshotPace};
@@ -147,7 +148,7 @@ impl RaftNetworkV2<TypeConfig> for Conn {
             committed: request.leader_commit.map(wire::log_id_out),
         };
         // What the answer promises is counted from before the question is on its way.
-        let sent_at = Instant::now();
+        let sent_at = Moment::now();
         match self.call(Ask::Heartbeat(call), &option).await? {
             Answer::Heartbeat(answer) => {
                 let promise = Duration::from_millis(answer.promise_ms.into());

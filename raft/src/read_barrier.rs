@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use openraft::LinearizerOption;
 use openraft::error::{LinearizableReadError, RaftError};
@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 
 use crate::error::ProposeError;
 use crate::lease::Lease;
+use crate::moment::Moment;
 use crate::replica::{Raft, Road};
 use crate::status::ReadCounts;
 use crate::types::{LogId, TypeConfig};
@@ -174,7 +175,7 @@ impl Ground {
 
     /// What was committed when this node was found to hold its lease; `None` if it does not.
     async fn by_lease(&self, patience: Duration) -> Result<Option<u64>, ProposeError> {
-        if !self.lease.may_be_held(Instant::now()) {
+        if !self.lease.may_be_held(Moment::now()) {
             return Ok(None);
         }
         // openraft says that this node leads, and has not voted for another one since. The age is that of answers,
@@ -195,7 +196,7 @@ impl Ground {
         })?;
         // It has led in one term all the while; what was committed at the first of these questions is enough if
         // the lease is held at a later moment.
-        let (term, now) = (vote.leader_id.term, Instant::now());
+        let (term, now) = (vote.leader_id.term, Moment::now());
         if read.committed_leader_id().term != term || !self.lease.is_held(term, &voters, now) {
             return Ok(None);
         }

@@ -114,14 +114,24 @@ impl Sure {
             return check(asked);
         }
         for (timeline, after) in &asked {
-            let head = engine.head(*timeline)?;
+            let head = match engine.head(*timeline) {
+                Err(error) if status::is_elsewhere(&error) => {
+                    return Ok(Err(too_stale(error.to_string())));
+                }
+                head => head?,
+            };
             if *after > head {
                 return Ok(Err(too_stale(format!(
                     "this replica has {timeline} up to seq {head}, the caller up to {after}"
                 ))));
             }
         }
-        let checked = check(asked)?;
+        let checked = match check(asked) {
+            Err(error) if status::is_elsewhere(&error) => {
+                return Ok(Err(too_stale(error.to_string())));
+            }
+            checked => checked?,
+        };
         Ok(checked.map_err(|error| too_stale(error.to_string())))
     }
 

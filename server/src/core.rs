@@ -82,10 +82,21 @@ impl Core {
         if let Some(held) = self.node.shard(ShardId(shard)) {
             return Ok(held);
         }
-        Err(self.not_here(self.named(shard)?))
+        Err(self.not_here(self.placed(shard)?))
     }
 
-    /// The shard that a caller names, wherever its replicas are.
+    /// As [`Core::named`], for calls of clients: one whose map is newer may name a shard that a split has just made,
+    /// and asks another node.
+    pub(crate) fn placed(&self, shard: u32) -> Result<ShardId, CallError> {
+        self.named(shard).map_err(|_| {
+            let epoch = self.maps.now().cluster.epoch;
+            status::unavailable(format!(
+                "the map of this node, of epoch {epoch}, names no shard {shard}"
+            ))
+        })
+    }
+
+    /// The shard that an operator names, wherever its replicas are.
     pub(crate) fn named(&self, shard: u32) -> Result<ShardId, CallError> {
         let named = ShardId(shard);
         if self.maps.now().cluster.shards.contains_key(&named) {

@@ -373,10 +373,9 @@ fn find_here(shard: &Shard, user: &user_ref::User) -> Result<Option<(UserId, Str
 /// What a replica here says; nothing if it does not hold the slot. It may not have got it yet, or have given it away:
 /// the leader knows.
 fn held_here<T>(said: Result<T, mailbox_engine::Error>) -> Result<Option<T>, CallError> {
-    use mailbox_engine::Error;
     match said {
         Ok(said) => Ok(Some(said)),
-        Err(Error::UnknownSlot { .. } | Error::WrongOwner { .. }) => Ok(None),
+        Err(error) if status::is_elsewhere(&error) => Ok(None),
         Err(error) => Err(status::engine_fault(&error)),
     }
 }

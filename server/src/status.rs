@@ -139,6 +139,12 @@ pub(crate) fn limit(name: &str, limit: u64, sent: u64) -> CallError {
     )
 }
 
+/// The slot is not in this replica: it may not have come here yet, or have left since.
+pub(crate) fn is_elsewhere(error: &mailbox_engine::Error) -> bool {
+    use mailbox_engine::Error;
+    matches!(error, Error::UnknownSlot { .. } | Error::WrongOwner { .. })
+}
+
 /// A row that cannot be read. The words name file or key; the replica goes on with other rows. Or one of a
 /// slot that has left the shard: to be asked for elsewhere.
 pub(crate) fn engine_fault(error: &mailbox_engine::Error) -> CallError {

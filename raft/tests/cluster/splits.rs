@@ -7,7 +7,7 @@ use mailbox_engine::{
     Command, Refusal, Reply, Seq, Shard as Engine, ShardId, SlotId, SplitShard, UserId,
     slot_of_owner,
 };
-use mailbox_raft::ProposeError;
+use mailbox_raft::{ProposeError, Timing};
 use uuid::Uuid;
 
 use crate::nodes::{Cluster, TestNode, eventually, send, send_with_id};
@@ -265,4 +265,24 @@ fn a_late_node_without_a_part_in_the_split_does_not_begin_the_child() {
     cluster.start_again(second);
     assert!(cluster.nodes[second].node().shard(CHILD).is_none());
     cluster.check_equal_hashes();
+}
+
+#[test]
+fn a_split_waits_for_no_promise_that_nobody_made() {
+    // Longer than the test waits for anything: were the new shard taken for one that was here before, its voters
+    // would keep out of elections for so long. The third node makes short ones, and is quick to stand.
+    let cluster = Cluster::start(3, |options| {
+        let third = options.node == 3;
+        options.lease_reads = true;
+        options.timing = Timing {
+            heartbeat_ms: if third { 50 } else { 100 },
+            election_min_ms: if third { 200 } else { 500 },
+            election_max_ms: if third { 400 } else { 100_000 },
+        };
+    });
+    let [going, staying] = users(&cluster);
+    send_anywhere(&cluster, going, "before");
+    split(&cluster);
+    assert_eq!(send_anywhere(&cluster, going, "after"), Seq(2));
+    assert_eq!(send_anywhere(&cluster, staying, "after"), Seq(1));
 }

@@ -129,6 +129,7 @@ async fn require_ready(core: &Core, shard: ShardId) -> Result<(), CallError> {
         let said = said.unwrap_or_else(|_| Err(status::unavailable("no answer")));
         said.map_err(|error| not_now(format!("node {node} does not take part: {error}")))
     });
+    require_known(core, &call).await?;
     let said: Vec<StepSplitResponse> = join_all(asked)
         .await
         .into_iter()
@@ -142,6 +143,25 @@ async fn require_ready(core: &Core, shard: ShardId) -> Result<(), CallError> {
         }
     }
     Ok(())
+}
+
+/// A member of the meta shard that does not know splits would stop at the decision to make one.
+async fn require_known(core: &Core, call: &StepSplitRequest) -> Result<(), CallError> {
+    let meta = members_of(core, ShardId::META).await?;
+    let call = StepSplitRequest {
+        shard: ShardId::META.0,
+        ..call.clone()
+    };
+    let asked = meta.voters.iter().chain(&meta.learners).map(async |node| {
+        let said = tokio::time::timeout(ASK_WAIT, ask_node(core, *node, call.clone())).await;
+        let said = said.unwrap_or_else(|_| Err(status::unavailable("no answer")));
+        said.map_err(|error| {
+            let words = format!("node {node}, of the meta shard, does not take part: {error}");
+            CallError::new(ErrorCode::StaleEpoch, words)
+        })
+    });
+    let said: Result<Vec<StepSplitResponse>, _> = join_all(asked).await.into_iter().collect();
+    said.map(|_| ())
 }
 
 async fn members_of(core: &Core, shard: ShardId) -> Result<v1::MembershipResponse, CallError> {
@@ -254,6 +274,12 @@ pub(crate) async fn step_here(
         last_index: state.last_index,
         ..StepSplitResponse::default()
     };
+    if answer.applied && core.node.shard(to).is_none() {
+        // Its part in the split is flushed and starts; or it is lost, where the parent came by a snapshot from behind
+        // the split: then an empty replica comes, which votes for whoever has the rows.
+        let hosted = core.node.host(to).await;
+        hosted.map_err(|error| status::unavailable(error.to_string()))?;
+    }
     let child = core.node.shard(to).filter(|_| to != ShardId::META);
     if let Some(child) = child {
         answer.runs = some.is_some_and(|slot| child.engine().serves(slot));

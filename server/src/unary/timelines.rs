@@ -65,7 +65,7 @@ impl UnaryCall for SyncRequest {
     type Acting = Actor;
 
     async fn place(&self, core: &Core, caller: Caller) -> Result<(ShardId, Actor), CallError> {
-        Ok((core.named(self.shard)?, core.actor(caller).await?))
+        Ok((core.placed(self.shard)?, core.actor(caller).await?))
     }
 
     fn consistency(&self) -> Result<Consistency, CallError> {
@@ -88,7 +88,7 @@ impl UnaryCall for HeadsRequest {
     type Acting = Actor;
 
     async fn place(&self, core: &Core, caller: Caller) -> Result<(ShardId, Actor), CallError> {
-        Ok((core.named(self.shard)?, core.actor(caller).await?))
+        Ok((core.placed(self.shard)?, core.actor(caller).await?))
     }
 
     fn consistency(&self) -> Result<Consistency, CallError> {

@@ -83,7 +83,7 @@ async fn a_follower_answers_within_a_bound_and_the_leader_whoever_is_ahead_of_it
     // Whoever holds more than the follower has (here: than anybody has) is the leader's to answer.
     let ahead = answered(&trio, &mut node, &sync(user, 5, Some(LONG_MS))).await;
     assert_eq!(ahead.staleness_ms, Some(0), "{ahead:?}");
-    // One who may not read is told so by the leader, not by rows that may be behind.
+    // What was passed on once is not passed on again.
     let mut forwarded = trio.with_secret(sync(user, 5, Some(LONG_MS)));
     let once = "1".parse().unwrap();
     forwarded.metadata_mut().insert(metadata::FORWARDED, once);
