@@ -25,7 +25,7 @@ use mailbox_api::v1::{
     ErrorCode, SubscribeFrom, SubscribeRequest, SubscribeResponse, SubscriptionEnd, Timeline,
     TimelineHead,
 };
-use mailbox_engine::{GroupId, Seq, SlotId, TimelineId, TimelineKind};
+use mailbox_engine::{GroupId, Row, Seq, SlotId, TimelineId, TimelineKind};
 use mailbox_raft::{AppliedTail, Leadership, Shard};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -258,10 +258,11 @@ impl Feed {
                         core.check_shard(&view.shards, &shard, timeline)?;
                         Ok(timeline)
                     });
-                    let place = match here {
-                        Ok(timeline) => place(engine, actor, timeline, from.from_seq)?,
-                        Err(error) => Err(error),
-                    };
+                    let place =
+                        match here.map(|timeline| place(engine, actor, timeline, from.from_seq)) {
+                            Ok(placed) => core.elsewhere(placed)?.and_then(|place| place),
+                            Err(error) => Err(error),
+                        };
                     places.push((from.timeline, place));
                 }
                 Ok(places)
@@ -308,36 +309,49 @@ impl Feed {
         for timeline in self.subscriptions.remove_unless(is_served) {
             self.core.metrics.feed_subscriptions.dec();
             let words = format!("{timeline} has left shard {}", self.shard.id());
-            self.pending.end(SubscriptionEnd {
-                timeline: Some(convert::timeline_out(timeline)),
-                error: Some(self.core.wrong_shard(words).0),
-            });
+            self.tell_end(timeline, self.core.wrong_shard(words));
         }
         self.served = served;
+    }
+
+    /// Ends the subscription of one timeline, the others go on.
+    fn end(&mut self, timeline: TimelineId, error: CallError) {
+        if self.subscriptions.remove(timeline) {
+            self.core.metrics.feed_subscriptions.dec();
+        }
+        self.tell_end(timeline, error);
+    }
+
+    fn tell_end(&mut self, timeline: TimelineId, error: CallError) {
+        self.pending.end(SubscriptionEnd {
+            timeline: Some(convert::timeline_out(timeline)),
+            error: Some(error.0),
+        });
     }
 
     /// Reads the next pages of some subscriptions that are behind.
     async fn catch_up(&mut self) -> Result<(), CallError> {
         self.end_moved();
         let behind = self.subscriptions.next_behind(CATCH_UP_TIMELINES_MAX);
+        let core = Arc::clone(&self.core);
         let pages = self
             .core
             .read(&self.shard, move |engine| {
                 let mut pages = Vec::with_capacity(behind.len());
                 for (timeline, next) in behind {
-                    let (rows, bytes) = (CATCH_UP_ROWS_MAX, CATCH_UP_BYTES_MAX);
-                    let head = engine.head(timeline)?;
-                    let page = if next > head {
-                        Vec::new()
-                    } else {
-                        engine.scan(timeline, next, rows, bytes)?
-                    };
-                    pages.push((timeline, head, page));
+                    pages.push((timeline, core.elsewhere(page(engine, timeline, next))?));
                 }
                 Ok(pages)
             })
             .await?;
-        for (timeline, head, page) in pages {
+        for (timeline, page) in pages {
+            let (head, page) = match page {
+                Ok(page) => page,
+                Err(error) => {
+                    self.end(timeline, error);
+                    continue;
+                }
+            };
             self.core.metrics.feed_rows.inc_by(page.len() as u64);
             if self
                 .subscriptions
@@ -362,16 +376,14 @@ impl Feed {
         self.check_term(&self.shard.leadership())?;
         self.end_moved();
         for timeline in self.subscriptions.next_heads(HEADS_PER_HEARTBEAT_MAX) {
-            let head = self
-                .shard
-                .engine()
-                .head(timeline)
-                .map_err(|error| status::engine_fault(&error))?;
-            let timeline = Some(convert::timeline_out(timeline));
-            self.pending.head(TimelineHead {
-                timeline,
-                head: head.0,
-            });
+            let head = self.core.elsewhere(self.shard.engine().head(timeline));
+            match head.map_err(|error| status::engine_fault(&error))? {
+                Ok(head) => self.pending.head(TimelineHead {
+                    timeline: Some(convert::timeline_out(timeline)),
+                    head: head.0,
+                }),
+                Err(error) => self.end(timeline, error),
+            }
         }
         self.pending.touch();
         Ok(())
@@ -399,6 +411,20 @@ impl Feed {
             Err(End::Caller) => Err(CallError::new(ErrorCode::Unavailable, "the caller is gone")),
         }
     }
+}
+
+/// The head of a timeline, then the rows from `next` on: so that what is appended meanwhile is in later tails.
+fn page(
+    engine: &mailbox_engine::Shard,
+    timeline: TimelineId,
+    next: Seq,
+) -> Result<(Seq, Vec<Row>), mailbox_engine::Error> {
+    let head = engine.head(timeline)?;
+    if next > head {
+        return Ok((head, Vec::new()));
+    }
+    let rows = engine.scan(timeline, next, CATCH_UP_ROWS_MAX, CATCH_UP_BYTES_MAX)?;
+    Ok((head, rows))
 }
 
 /// A tail that is there already.

@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures_util::Stream;
 use mailbox_api::CallError;
@@ -20,6 +21,9 @@ use crate::wanted::Wanted;
 
 /// Missed heartbeats after which a stream is given up.
 const HEARTBEATS_MISSED_MAX: u32 = 3;
+
+/// Until a timeline is asked for again whose slot was on the move.
+const PARKED_WAIT: Duration = Duration::from_millis(100);
 
 /// The requests of one stream.
 struct Requests {
@@ -118,6 +122,8 @@ impl Follower {
         let mut seen = Instant::now();
         let mut watch = tokio::time::interval(timeouts.heartbeat / 2);
         watch.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut parked = tokio::time::interval(PARKED_WAIT);
+        parked.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 biased;
@@ -131,6 +137,7 @@ impl Follower {
                     // A slow receiver is no silence of the node.
                     seen = Instant::now();
                 }
+                _ = parked.tick(), if self.wanted.any_parked() => self.unpark(),
                 _ = watch.tick() => {
                     if self.wanted.is_closed() {
                         return Err(End::Closed);
@@ -179,7 +186,7 @@ impl Follower {
             if error.code() == ErrorCode::WrongShard
                 && let Some(timeline) = ended.timeline
             {
-                self.move_on(node, timeline, error).await?;
+                self.move_on(node, timeline, &error).await;
                 continue;
             }
             if advice(error.code()) != Advice::GiveUp {
@@ -193,19 +200,35 @@ impl Follower {
     }
 
     /// Goes on with a timeline in the shard that the map names by now.
-    async fn move_on(&self, node: &Node, timeline: Timeline, error: CallError) -> Result<(), End> {
-        self.client.learn_map(node, &error).await;
-        let map = &self.client.router;
-        if map.with_map(|map| map.shard_of_owner(timeline.owner)) == self.shard {
-            // The map of here is older than the node's, or newer: the next stream asks again.
-            return Err(Failure::from(error).into());
+    async fn move_on(&self, node: &Node, timeline: Timeline, error: &CallError) {
+        self.client.learn_map(node, error).await;
+        if self.belongs(&timeline) {
+            // Its slot is on the way, or one of the two maps is old: the other timelines go on meanwhile.
+            self.wanted.park(timeline);
+        } else {
+            self.give_away(&timeline);
         }
-        if let Some(next_seq) = self.wanted.take(&timeline)
+    }
+
+    /// Asks again for timelines whose slot was on the move, here or where the map names it by now.
+    fn unpark(&self) {
+        for timeline in self.wanted.unpark(|timeline| self.belongs(timeline)) {
+            self.give_away(&timeline);
+        }
+    }
+
+    /// The map that is held names this shard for a timeline.
+    fn belongs(&self, timeline: &Timeline) -> bool {
+        let map = &self.client.router;
+        map.with_map(|map| map.shard_of_owner(timeline.owner)) == self.shard
+    }
+
+    fn give_away(&self, timeline: &Timeline) {
+        if let Some(next_seq) = self.wanted.take(timeline)
             && let Some(subscription) = self.subscription.upgrade()
         {
-            subscription.wanted(&timeline).add(timeline, next_seq);
+            subscription.wanted(timeline).add(*timeline, next_seq);
         }
-        Ok(())
     }
 
     async fn hand_over(&self, event: Option<SubscribeEvent>) -> Result<(), End> {

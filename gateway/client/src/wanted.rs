@@ -31,6 +31,8 @@ struct State {
     /// To be told to the stream.
     to_subscribe: HashSet<Timeline>,
     to_unsubscribe: HashSet<Timeline>,
+    /// Ended by the stream for as long as their slot moves: wanted, and told again a little later.
+    parked: HashSet<Timeline>,
     /// Counts streams: the requests of an earlier one take nothing more.
     stream: u64,
     waker: Option<Waker>,
@@ -62,6 +64,7 @@ impl Wanted {
         if before.is_some_and(|before| before.on_stream) {
             state.to_unsubscribe.insert(timeline);
         }
+        state.parked.remove(&timeline);
         state.to_subscribe.insert(timeline);
         state.wake();
     }
@@ -69,8 +72,7 @@ impl Wanted {
     /// True if the timeline was there.
     pub(crate) fn remove(&self, timeline: &Timeline) -> bool {
         let mut state = self.state.lock();
-        state.to_subscribe.remove(timeline);
-        let Some(before) = state.timelines.remove(timeline) else {
+        let Some(before) = state.forget(timeline) else {
             return false;
         };
         if before.on_stream {
@@ -82,16 +84,42 @@ impl Wanted {
 
     /// Takes out a timeline that the stream has ended; the first seq not yet handed over.
     pub(crate) fn take(&self, timeline: &Timeline) -> Option<u64> {
-        let mut state = self.state.lock();
-        state.to_subscribe.remove(timeline);
-        let before = state.timelines.remove(timeline)?;
+        let before = self.state.lock().forget(timeline)?;
         Some(before.next_seq)
+    }
+
+    /// Keeps a timeline that the stream has ended because its slot is on the move, to be told again later.
+    pub(crate) fn park(&self, timeline: Timeline) {
+        let mut state = self.state.lock();
+        let Some(progress) = state.timelines.get_mut(&timeline) else {
+            return;
+        };
+        progress.on_stream = false;
+        progress.waits = None;
+        state.to_unsubscribe.remove(&timeline);
+        state.to_subscribe.remove(&timeline);
+        state.parked.insert(timeline);
+    }
+
+    pub(crate) fn any_parked(&self) -> bool {
+        !self.state.lock().parked.is_empty()
+    }
+
+    /// Tells the stream of the parked timelines that still belong to it; returns the others.
+    pub(crate) fn unpark(&self, belongs: impl Fn(&Timeline) -> bool) -> Vec<Timeline> {
+        let mut state = self.state.lock();
+        let parked = std::mem::take(&mut state.parked);
+        let (here, elsewhere): (Vec<_>, Vec<_>) = parked.into_iter().partition(belongs);
+        state.to_subscribe.extend(here);
+        state.wake();
+        elsewhere
     }
 
     /// Takes out all timelines.
     pub(crate) fn remove_all(&self) -> Vec<Timeline> {
         let mut state = self.state.lock();
         state.to_subscribe.clear();
+        state.parked.clear();
         state
             .timelines
             .drain()
@@ -130,10 +158,12 @@ impl Wanted {
             timelines,
             to_subscribe,
             to_unsubscribe,
+            parked,
             ..
         } = &mut *state;
         to_unsubscribe.clear();
         to_subscribe.clear();
+        parked.clear();
         for (timeline, progress) in timelines {
             *progress = Progress {
                 next_seq: progress.next_seq,
@@ -233,9 +263,7 @@ impl Wanted {
 
     /// A timeline that the node ended for good.
     pub(crate) fn end(&self, timeline: Timeline, error: CallError) -> Option<SubscribeEvent> {
-        let mut state = self.state.lock();
-        state.to_subscribe.remove(&timeline);
-        state.timelines.remove(&timeline)?;
+        self.state.lock().forget(&timeline)?;
         Some(SubscribeEvent::Ended { timeline, error })
     }
 }
@@ -245,6 +273,12 @@ impl State {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
+    }
+
+    fn forget(&mut self, timeline: &Timeline) -> Option<Progress> {
+        self.to_subscribe.remove(timeline);
+        self.parked.remove(timeline);
+        self.timelines.remove(timeline)
     }
 
     fn start_anew(&mut self, timeline: Timeline) {
@@ -419,6 +453,38 @@ mod tests {
         wanted.accept_heads(vec![head], Instant::now(), Duration::from_secs(1));
         let stream = wanted.begin_stream();
         assert_eq!(from_seqs(&request(&wanted, stream).unwrap()), [10]);
+    }
+
+    #[test]
+    fn a_parked_timeline_is_told_again_from_its_next_seq_or_found_to_belong_elsewhere() {
+        let wanted = Wanted::default();
+        wanted.add(group(1), 1);
+        wanted.add(group(2), 1);
+        let stream = wanted.begin_stream();
+        request(&wanted, stream);
+        wanted.accept(batch(1, 1..=3));
+        wanted.park(group(1));
+        wanted.park(group(2));
+        assert!(wanted.any_parked());
+        assert_eq!(request(&wanted, stream), None, "a parked one waits");
+        assert_eq!(wanted.unpark(|timeline| *timeline == group(1)), [group(2)]);
+        assert!(!wanted.any_parked());
+        assert_eq!(from_seqs(&request(&wanted, stream).unwrap()), [4]);
+        assert_eq!(wanted.take(&group(2)), Some(1));
+    }
+
+    #[test]
+    fn a_parked_timeline_that_is_no_longer_wanted_stays_away() {
+        let wanted = Wanted::default();
+        wanted.add(group(1), 1);
+        let stream = wanted.begin_stream();
+        request(&wanted, stream);
+        wanted.park(group(1));
+        assert!(wanted.remove(&group(1)));
+        wanted.park(group(1));
+        assert!(!wanted.any_parked());
+        assert_eq!(wanted.unpark(|_| true), []);
+        assert_eq!(request(&wanted, stream), None);
     }
 
     #[test]

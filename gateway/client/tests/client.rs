@@ -341,6 +341,29 @@ async fn a_subscription_from_now_on_brings_only_what_comes() {
 }
 
 #[tokio::test]
+async fn a_timeline_whose_slot_moves_does_not_disturb_the_others() {
+    let cluster = Cluster::start(1);
+    let client = cluster.client().await;
+    let (subscription, mut events) = client.subscribe();
+    subscription.add(group(), 1).unwrap();
+    subscription.add(timeline_of(77), 1).unwrap();
+    client.send_batch(messages(&client, 2)).await;
+    receive(&mut events, 1..3).await;
+    cluster.store.lock().moving.insert(77);
+    for next in 3..6 {
+        tokio::time::sleep(fake::HEARTBEAT).await;
+        client.send(message(&client)).await.unwrap();
+        receive(&mut events, next..next + 1).await;
+    }
+    assert_eq!(cluster.store.lock().streams, 1);
+    cluster.store.lock().moving.clear();
+    subscription.remove(group());
+    client.send(message_to(&client, 77)).await.unwrap();
+    receive(&mut events, 1..2).await;
+    assert_eq!(cluster.store.lock().streams, 1);
+}
+
+#[tokio::test]
 async fn a_node_is_asked_by_its_address() {
     let cluster = Cluster::start(2);
     let client = cluster.client().await;

@@ -48,6 +48,10 @@ pub(crate) struct Store {
     pub(crate) named: usize,
     /// First slot that is in shard 2; all are in shard 1 if there is none.
     pub(crate) split: Option<u32>,
+    /// Owners whose slot is on the move: no shard serves them for now.
+    pub(crate) moving: BTreeSet<u64>,
+    /// Subscribe streams that were opened.
+    pub(crate) streams: usize,
 }
 
 pub(crate) const SLOTS: u32 = 64;
@@ -66,12 +70,16 @@ impl Store {
     /// Refuses what is in another shard.
     pub(crate) fn check_shard(&self, shard: u32, owner: u64) -> Result<(), v1::Error> {
         let holder = self.shard_of(owner);
-        if holder == shard {
+        let message = if self.moving.contains(&owner) {
+            format!("the slot of {owner} is on the move")
+        } else if holder == shard {
             return Ok(());
-        }
+        } else {
+            format!("{owner} is in shard {holder}, not in shard {shard}")
+        };
         Err(v1::Error {
             code: ErrorCode::WrongShard as i32,
-            message: format!("{owner} is in shard {holder}, not in shard {shard}"),
+            message,
             map_epoch: self.epoch(),
             ..v1::Error::default()
         })

@@ -210,6 +210,7 @@ impl Mailbox for Service {
         request: Request<Streaming<SubscribeRequest>>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
         self.admit(&request)?;
+        self.store.lock().streams += 1;
         let mut requests = request.into_inner();
         let (answers, stream) = mpsc::channel(16);
         let service = self.clone();
