@@ -12,6 +12,7 @@ use mailbox_api::peer;
 use mailbox_api::peer::control_request::Request as Ask;
 use mailbox_api::peer::control_response::Response as Answer;
 use mailbox_api::peer::peer_client::PeerClient;
+use mailbox_cork::Connector;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -106,7 +107,7 @@ impl Link {
         let session = ControlSession {
             node,
             credentials: credentials.clone(),
-            channel: endpoint.connect_lazy(),
+            channel: connect(&endpoint),
             calls,
             connected: connected.clone(),
             trouble: None,
@@ -117,8 +118,8 @@ impl Link {
             address: address.to_owned(),
             credentials: credentials.clone(),
             control,
-            append: endpoint.connect_lazy(),
-            snapshot: endpoint.connect_lazy(),
+            append: connect(&endpoint),
+            snapshot: connect(&endpoint),
             connected,
             messages: Arc::default(),
         }))
@@ -197,6 +198,11 @@ fn client(channel: Channel) -> PeerClient<Channel> {
         .max_encoding_message_size(PEER_MESSAGE_BYTES_MAX)
 }
 
+/// What all shards say to a peer at one time leaves together.
+fn connect(endpoint: &Endpoint) -> Channel {
+    endpoint.connect_with_connector_lazy(Connector::new(CONNECT_TIMEOUT))
+}
+
 fn endpoint(address: &str, tls: Option<&ClientTls>) -> Result<Endpoint, Error> {
     let invalid = |error: tonic::transport::Error| Error::Option {
         option: "members",
@@ -205,7 +211,6 @@ fn endpoint(address: &str, tls: Option<&ClientTls>) -> Result<Endpoint, Error> {
     let scheme = if tls.is_some() { "https" } else { "http" };
     let endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))
         .map_err(invalid)?
-        .tcp_nodelay(true)
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(Duration::from_secs(5))
         .keep_alive_timeout(Duration::from_secs(3))

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use mailbox_client::Tls;
+use mailbox_cork::Corked;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -117,7 +118,7 @@ pub(crate) fn connections(
         // Small frames must not wait for more; a socket that is gone already fails later.
         let _ = stream.set_nodelay(true);
         let connection = Connection {
-            stream,
+            stream: Corked::new(stream),
             _slot: slot,
             _open: open.guard(),
         };
@@ -127,7 +128,7 @@ pub(crate) fn connections(
 
 /// A client's socket; holds one of the allowed connections while it lives.
 pub(crate) struct Connection {
-    stream: TcpStream,
+    stream: Corked<TcpStream>,
     _slot: OwnedSemaphorePermit,
     _open: LevelGuard,
 }

@@ -11,6 +11,7 @@ use mailbox_api::v1::cluster_client::ClusterClient;
 use mailbox_api::v1::dead_letters_client::DeadLettersClient;
 use mailbox_api::v1::mailbox_client::MailboxClient;
 use mailbox_client::Tls;
+use mailbox_cork::Connector;
 use parking_lot::Mutex;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
@@ -93,8 +94,7 @@ impl Peers {
             .timeout(CALL_TIMEOUT)
             // A node that vanished without a word must not keep a stream waiting.
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-            .tcp_nodelay(true);
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT);
         if let Some(tls) = &self.tls {
             let mut config =
                 ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&tls.ca_pem));
@@ -103,6 +103,6 @@ impl Peers {
             }
             endpoint = endpoint.tls_config(config)?;
         }
-        Ok(endpoint.connect_lazy())
+        Ok(endpoint.connect_with_connector_lazy(Connector::new(CONNECT_TIMEOUT)))
     }
 }

@@ -77,6 +77,7 @@ fn leaves_know_no_other_crate_of_ours() {
         "mailbox-engine",
         "mailbox-lane-model",
         "mailbox-api",
+        "mailbox-cork",
         "mailbox-placement",
         "mailbox-wire",
     ] {

@@ -6,6 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use mailbox_api::v1::ErrorCode;
 use mailbox_api::{CallError, metadata};
+use mailbox_cork::Connector;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -95,7 +96,6 @@ pub(crate) fn channel(address: &str, options: &ClientOptions) -> Result<Channel,
     let mut endpoint = Endpoint::from_shared(uri)
         .map_err(|error| invalid(format!("the address {address} is not host:port: {error}")))?
         .connect_timeout(options.timeouts.connect)
-        .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_frame_size(HTTP_FRAME_BYTES_MAX)
@@ -111,7 +111,8 @@ pub(crate) fn channel(address: &str, options: &ClientOptions) -> Result<Channel,
             .tls_config(config)
             .map_err(|error| invalid(format!("the nodes' authority cannot be used: {error}")))?;
     }
-    Ok(endpoint.connect_lazy())
+    let connector = Connector::new(options.timeouts.connect);
+    Ok(endpoint.connect_with_connector_lazy(connector))
 }
 
 #[cfg(test)]
