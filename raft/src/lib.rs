@@ -14,6 +14,7 @@ mod filling;
 mod freshness;
 mod hosting;
 mod identity;
+mod late_commits;
 mod leadership;
 mod lease;
 mod log;

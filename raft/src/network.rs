@@ -20,6 +20,7 @@ use openraft::raft::{
 use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
 
 use crate::filling::Filling;
+use crate::late_commits::late_commits;
 use crate::lease::Lease;
 use crate::moment::Moment;
 use crate::peer_link::Link;
@@ -189,7 +190,8 @@ impl RaftNetworkV2<TypeConfig> for Conn {
             let Some(first) = input.next().await else {
                 return Ok(stream::empty().boxed());
             };
-            let answers = self.open_append(stream::iter([first]).chain(input)).await?;
+            let requests = stream::iter([first]).chain(late_commits(input));
+            let answers = self.open_append(requests).await?;
             let results = answers.map(|answer| match answer {
                 Ok(answer) => wire::result_in(answer).map_err(unreachable),
                 Err(status) => Err(unreachable(status)),
