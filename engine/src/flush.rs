@@ -19,6 +19,7 @@ use crate::known::KnownKeys;
 use crate::memtable::{Memtable, Tail};
 use crate::range::{RangeRow, RangeState, Ranges};
 use crate::shard::Shard;
+use crate::slot_move::SlotTable;
 use crate::split::Handover;
 use crate::state::{CutView, Frozen};
 use crate::store::{NodeFile, Store, StoreCore, drop_ranges};
@@ -306,6 +307,11 @@ impl Shard {
     /// The last entry whose effects are in files: the log may be purged up to it.
     pub fn flushed(&self) -> Option<LogId> {
         self.state.read().flushed.log_id
+    }
+
+    /// Where the slots are by what is in files. Apply may be further, or have failed half way through an entry.
+    pub fn flushed_slots(&self) -> SlotTable {
+        self.state.read().flushed.slots.clone()
     }
 }
 

@@ -22,7 +22,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
 
 use fail::fail_point;
-use mailbox_engine::{FrozenFlush, LogId, ShardId, SlotStanding, Store};
+use mailbox_engine::{FrozenFlush, LogId, ShardId, SlotStanding, SlotTable, Store};
 use tokio::sync::watch;
 
 use crate::base_thread::{error_chain, report};
@@ -79,14 +79,11 @@ impl Children {
         let Some(store) = self.store.upgrade() else {
             return true;
         };
-        let standings = parent.applied().slots;
-        let gone: BTreeSet<ShardId> = standings
-            .iter()
-            .filter_map(|(_, _, standing)| match standing {
-                SlotStanding::Gone { to } => Some(to),
-                _ => None,
-            })
-            .collect();
+        let gone = gone_to(&parent.applied().slots);
+        if gone != gone_to(&parent.flushed_slots()) {
+            // The flush that makes the child may come between this look and the purge.
+            return false;
+        }
         let mut here = gone.into_iter().filter_map(|child| store.shard(child));
         !here.any(|child| self.is_unborn(&child))
     }
@@ -116,6 +113,15 @@ impl Children {
     pub(crate) fn watch(&self) -> watch::Receiver<u64> {
         self.made.subscribe()
     }
+}
+
+/// The shards that slots have left for.
+fn gone_to(slots: &SlotTable) -> BTreeSet<ShardId> {
+    let to = |(_, _, standing)| match standing {
+        SlotStanding::Gone { to } => Some(to),
+        _ => None,
+    };
+    slots.iter().filter_map(to).collect()
 }
 
 /// Begins a log behind what its replica was made of, if that was a split or a snapshot and the log is empty.
@@ -262,7 +268,7 @@ mod tests {
         let children = Children::new(1, log.clone(), &store);
         let parent = store.shard(SHARD).unwrap();
         parent.apply(std::slice::from_ref(&entry)).unwrap();
-        assert!(children.let_go(&parent), "nothing is flushed that could go");
+        assert!(!children.let_go(&parent), "the child is not made yet");
         let frozen = parent.freeze().unwrap();
         let built = store.build(vec![(parent.clone(), frozen)]).unwrap();
         assert!(store.ingest(built).unwrap());
@@ -322,7 +328,40 @@ mod tests {
         parent.apply(&[ApplyEntry { log_id, payload }]).unwrap();
         assert!(!parent.serves(slot));
         let children = Children::new(1, log, &store);
+        let frozen = parent.freeze().unwrap();
+        let built = store.build(vec![(parent.clone(), frozen)]).unwrap();
+        assert!(store.ingest(built).unwrap());
         assert!(children.let_go(&parent));
+    }
+
+    /// An empty child would be taken for its part in the split when the entry is applied again.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_split_that_a_fault_keeps_from_its_flush_gets_no_empty_child() {
+        let dir = tempfile::tempdir().unwrap();
+        used(dir.path()).await;
+        let node = Node::start(options(dir.path())).await.unwrap();
+        let shard = node.shard(SHARD).unwrap();
+        let mut leadership = shard.watch_leadership();
+        let ready = leadership.wait_for(|leadership| leadership.is_ready());
+        ready.await.unwrap();
+        let engine = shard.engine();
+        let mut log_id = engine.applied().log_id.unwrap();
+        let mut builder = EntryBuilder::new(1);
+        builder.push(&Command::SplitShard(SplitShard {
+            to: CHILD,
+            epoch: 1,
+            slots: [SlotId(2), SlotId(3)].into(),
+        }));
+        let entries = [builder.finish(), "no command".into()].map(|bytes| {
+            log_id.index += 1;
+            let payload = ApplyPayload::Commands(bytes);
+            ApplyEntry { log_id, payload }
+        });
+        assert!(engine.apply(&entries).is_err());
+        let gone = (1, SlotStanding::Gone { to: CHILD });
+        assert_eq!(engine.applied().slots.get(SlotId(2)), Some(gone));
+        assert!(node.host(CHILD).await.is_err());
+        assert!(!node.log.knows(CHILD).unwrap());
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -32,6 +32,9 @@ struct State {
     offset_us: u64,
     fault: Option<ClockFault>,
     skew_ms: i64,
+    /// This clock is near the middle of all, however the two middle ones of an even number are chosen from: where
+    /// one of two clocks is wrong, nobody can tell which.
+    sure: bool,
 }
 
 /// A node's clock.
@@ -51,6 +54,7 @@ impl Clock {
                 offset_us: wall_us(),
                 fault: (!alone).then_some(ClockFault::NotCompared),
                 skew_ms: 0,
+                sure: true,
             }),
         }
     }
@@ -65,11 +69,11 @@ impl Clock {
     }
 
     /// Whether a span that this node's monotonic clock measures now can be relied on: the clock is near the others',
-    /// and the wall clock has gone no other way than it since they were compared.
+    /// beyond doubt, and the wall clock has gone no other way than it since they were compared.
     pub(crate) fn is_steady(&self, drift_max: Duration) -> bool {
         let state = self.state.lock();
         let drift_us = wall_us().abs_diff(state.offset_us + self.elapsed_us());
-        state.fault.is_none() && u128::from(drift_us) <= drift_max.as_micros()
+        state.fault.is_none() && state.sure && u128::from(drift_us) <= drift_max.as_micros()
     }
 
     pub(crate) fn skew_ms(&self) -> i64 {
@@ -88,9 +92,11 @@ impl Clock {
     fn compare(&self, mut ahead_us: Vec<i64>) {
         ahead_us.push(0);
         let skew_us = -lower_median(&mut ahead_us);
+        let upper_us = ahead_us[ahead_us.len() / 2];
         let skew_ms = skew_us / 1000;
         let mut state = self.state.lock();
         state.skew_ms = skew_ms;
+        state.sure = upper_us.unsigned_abs() <= self.skew_max_ms * 1000;
         if skew_us.unsigned_abs() <= self.skew_max_ms * 1000 {
             state.offset_us = wall_us().saturating_sub(self.elapsed_us());
             state.fault = None;
@@ -212,6 +218,10 @@ mod tests {
         let lower = Clock::new(500, false);
         lower.compare(vec![3_000_000]);
         assert!(lower.now_ms().is_ok());
+        // It may be the one that was paused.
+        assert!(!lower.is_steady(Duration::from_secs(60)));
+        lower.compare(vec![3_000_000, 1_000]);
+        assert!(lower.is_steady(Duration::from_secs(60)));
         let upper = Clock::new(500, false);
         upper.compare(vec![-3_000_000]);
         assert!(upper.now_ms().is_err());

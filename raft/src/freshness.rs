@@ -14,6 +14,7 @@
 //! appends, or a pulse) shows no more than that it once led.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use mailbox_api::peer;
@@ -83,8 +84,42 @@ pub(crate) struct Sources {
 pub(crate) struct Freshness {
     of: Sources,
     waiting: Semaphore,
-    asking: tokio::sync::Mutex<()>,
+    turns: Turns,
     known: Mutex<Option<Known>>,
+}
+
+/// One question at a time, for all reads that wait meanwhile: what it finds is theirs too, and so is its failure.
+/// Else they would wait as long again, one after the other.
+#[derive(Default)]
+struct Turns {
+    /// Held by the read that asks; what the last question failed with, if it has.
+    asking: tokio::sync::Mutex<Option<ProposeError>>,
+    /// Questions that have come to their end.
+    asked: AtomicU64,
+}
+
+impl Turns {
+    async fn one_for_all<T>(
+        &self,
+        known: impl Fn() -> Option<T>,
+        ask: impl AsyncFnOnce() -> Result<T, ProposeError>,
+    ) -> Result<T, ProposeError> {
+        let asked = self.asked.load(Ordering::Acquire);
+        let mut failed = self.asking.lock().await;
+        // Others may have asked while this read waited for its turn.
+        if let Some(known) = known() {
+            return Ok(known);
+        }
+        if let Some(error) = failed.as_ref()
+            && self.asked.load(Ordering::Acquire) != asked
+        {
+            return Err(error.clone());
+        }
+        let learnt = ask().await;
+        *failed = learnt.as_ref().err().cloned();
+        self.asked.fetch_add(1, Ordering::Release);
+        learnt
+    }
 }
 
 fn unavailable(reason: String) -> ProposeError {
@@ -96,7 +131,7 @@ impl Freshness {
         Freshness {
             of,
             waiting: Semaphore::new(READS_MAX),
-            asking: tokio::sync::Mutex::default(),
+            turns: Turns::default(),
             known: Mutex::default(),
         }
     }
@@ -138,20 +173,24 @@ impl Freshness {
             queued_bytes: limit,
             limit,
         })?;
-        let _one = self.asking.lock().await;
-        // Others may have asked while this read waited for its turn.
-        if let Some(since) = self.known_within(bound) {
-            return Ok(since);
-        }
+        let known = || self.known_within(bound);
+        self.turns
+            .one_for_all(known, async || {
+                let known = self.ask_in_time().await?;
+                *self.known.lock() = Some(known);
+                Ok(known.asked_at)
+            })
+            .await
+    }
+
+    async fn ask_in_time(&self) -> Result<Known, ProposeError> {
         let learnt = tokio::time::timeout(self.of.patience, self.ask()).await;
-        let known = learnt.unwrap_or_else(|_| {
+        learnt.unwrap_or_else(|_| {
             let patience = self.of.patience;
             Err(unavailable(format!(
                 "it was not known within {patience:?} how far the leader is, or this replica is not as far"
             )))
-        })?;
-        *self.known.lock() = Some(known);
-        Ok(known.asked_at)
+        })
     }
 
     async fn ask(&self) -> Result<Known, ProposeError> {
@@ -179,5 +218,60 @@ impl Freshness {
         let reached = reached.await.map(|_| ());
         reached.map_err(|_| unavailable("the replica has stopped".to_owned()))?;
         Ok(Known { asked_at, index })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use futures_util::FutureExt as _;
+    use futures_util::future::join_all;
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn reads_that_wait_share_a_failure_and_later_ones_ask_again() {
+        let turns = Turns::default();
+        let asked = Cell::new(0);
+        let (fail, failure) = oneshot::channel::<()>();
+        let failure = failure.shared();
+        let read = || {
+            turns.one_for_all(
+                || None::<()>,
+                async || {
+                    asked.set(asked.get() + 1);
+                    let _ = failure.clone().await;
+                    Err(unavailable("silent".to_owned()))
+                },
+            )
+        };
+        let mut reads = Box::pin(join_all((0..5).map(|_| read())));
+        assert!(reads.as_mut().now_or_never().is_none());
+        fail.send(()).unwrap();
+        assert!(reads.await.iter().all(Result::is_err));
+        assert_eq!(asked.get(), 1);
+        assert!(read().await.is_err());
+        assert_eq!(asked.get(), 2);
+    }
+
+    #[tokio::test]
+    async fn what_one_read_learns_serves_those_that_waited() {
+        let (turns, asked, found) = (Turns::default(), Cell::new(0), Cell::new(None));
+        let read = || {
+            turns.one_for_all(
+                || found.get(),
+                async || {
+                    asked.set(asked.get() + 1);
+                    tokio::task::yield_now().await;
+                    found.set(Some(7));
+                    Ok(7)
+                },
+            )
+        };
+        let answers = join_all((0..5).map(|_| read())).await;
+        assert!(answers.iter().all(|answer| *answer.as_ref().unwrap() == 7));
+        assert_eq!(asked.get(), 1);
     }
 }

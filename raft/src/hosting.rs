@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use mailbox_engine::{ShardId, SlotStanding};
+use mailbox_engine::{ShardId, SlotStanding, SlotTable};
 
 use crate::base_thread::BaseThread;
 use crate::children::begin_log;
@@ -26,7 +26,7 @@ impl Node {
     /// begins a membership by itself. Durable; if the replica is here already it is given as it is.
     ///
     /// # Errors
-    /// [`Error`]: a fault of the storage, or the node is stopping.
+    /// [`Error`]: a fault of the storage, of the replica that such a split is applied in, or the node is stopping.
     pub async fn host(self: &Arc<Self>, shard: ShardId) -> Result<Shard, Error> {
         let node = self.clone();
         // What has begun goes on when its caller goes away.
@@ -92,10 +92,21 @@ impl Node {
             return Ok(None);
         }
         for parent in store.shards() {
-            let standings = store.shard(parent).map(|parent| parent.applied().slots);
-            let gone = |(_, _, standing)| standing == SlotStanding::Gone { to: id };
-            if standings.is_some_and(|standings| standings.iter().any(gone)) {
-                self.shared.base.flush(parent).await?;
+            let Some(parent) = store.shard(parent) else {
+                continue;
+            };
+            if !has_gone(&parent.applied().slots, id) {
+                continue;
+            }
+            let flushed = self.shared.base.flush(parent.id()).await;
+            // An empty replica that took the place of this part would be taken for it ever after. A fault may have
+            // stopped the flush, or apply, half way through.
+            if !has_gone(&parent.flushed_slots(), id) {
+                flushed?;
+                return Err(Error::Stopped {
+                    shard: parent.id(),
+                    reason: format!("its split into shard {id} is applied and cannot be flushed"),
+                });
             }
         }
         Ok(store.shard(id).map(|engine| (engine, log)))
@@ -169,6 +180,12 @@ impl Node {
         tracing::info!(shard = id.0, force, "no longer hosted");
         Ok(())
     }
+}
+
+/// Slots have left for a shard, by a split or a move.
+fn has_gone(slots: &SlotTable, to: ShardId) -> bool {
+    let gone = |(_, _, standing)| standing == SlotStanding::Gone { to };
+    slots.iter().any(gone)
 }
 
 /// The rest of a removal that the log knows of. Nothing of the replica runs.

@@ -101,7 +101,8 @@ impl Lease {
         }
         let until = sent_at + length * 4 / 5;
         let promise = held.promises.entry(by).or_insert(Counted { until, length });
-        if promise.until.is_before(until) {
+        // By the monotonic clock alone, which orders them: a wall clock that is set back would keep the old one.
+        if promise.until.is_earlier(until) {
             *promise = Counted { until, length };
         }
     }

@@ -5,7 +5,9 @@
 //! the wall clock was merely set forward, which costs a question more. A wall clock that is still wrong when the
 //! machine goes on is noticed at the next comparison with the other nodes (`clock.rs`).
 
-use std::ops::{Add, Sub};
+use std::ops::Add;
+#[cfg(test)]
+use std::ops::Sub;
 use std::time::{Duration, Instant};
 
 use crate::clock::wall_us;
@@ -36,6 +38,11 @@ impl Moment {
         monotonic.max(wall)
     }
 
+    /// Whether it is earlier by the monotonic clock.
+    pub(crate) fn is_earlier(self, other: Moment) -> bool {
+        self.monotonic < other.monotonic
+    }
+
     /// Whether it is earlier by both clocks.
     pub(crate) fn is_before(self, other: Moment) -> bool {
         self.monotonic < other.monotonic && self.wall_us < other.wall_us
@@ -57,6 +64,7 @@ impl Add<Duration> for Moment {
     }
 }
 
+#[cfg(test)]
 impl Sub<Duration> for Moment {
     type Output = Moment;
 

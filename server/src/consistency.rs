@@ -114,11 +114,9 @@ impl Sure {
             return check(asked);
         }
         for (timeline, after) in &asked {
-            let head = match engine.head(*timeline) {
-                Err(error) if status::is_elsewhere(&error) => {
-                    return Ok(Err(too_stale(error.to_string())));
-                }
-                head => head?,
+            let head = match self.judged(engine.head(*timeline))? {
+                Ok(head) => head,
+                Err(error) => return Ok(Err(error)),
             };
             if *after > head {
                 return Ok(Err(too_stale(format!(
@@ -126,13 +124,19 @@ impl Sure {
                 ))));
             }
         }
-        let checked = match check(asked) {
-            Err(error) if status::is_elsewhere(&error) => {
-                return Ok(Err(too_stale(error.to_string())));
-            }
-            checked => checked?,
-        };
+        let checked = self.judged(check(asked))?;
+        let checked = checked.and_then(|checked| checked);
         Ok(checked.map_err(|error| too_stale(error.to_string())))
+    }
+
+    /// A slot that is not here is no answer from rows that may be behind: whoever leads knows better.
+    pub(crate) fn judged<T>(&self, read: Result<T, Error>) -> Result<Result<T, CallError>, Error> {
+        match read {
+            Err(error) if self.may_be_behind() && status::is_elsewhere(&error) => {
+                Ok(Err(too_stale(error.to_string())))
+            }
+            read => read.map(Ok),
+        }
     }
 
     /// How stale what has just been read is at most, if a bound was asked for; an error if that is more.

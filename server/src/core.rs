@@ -99,7 +99,8 @@ impl Core {
     /// The shard that an operator names, wherever its replicas are.
     pub(crate) fn named(&self, shard: u32) -> Result<ShardId, CallError> {
         let named = ShardId(shard);
-        if self.maps.now().cluster.shards.contains_key(&named) {
+        // A split's shard is here before the map names it.
+        if self.node.shard(named).is_some() || self.maps.now().cluster.shards.contains_key(&named) {
             return Ok(named);
         }
         Err(convert::invalid(format!("there is no shard {shard}")))
@@ -148,6 +149,21 @@ impl Core {
         let mut error = CallError::new(ErrorCode::WrongShard, message);
         error.0.map_epoch = self.maps.now().shards.epoch();
         error
+    }
+
+    /// Parts a slot that is not served here, any more or for now, which is a *no* to its own readers only, from
+    /// faults of the store.
+    pub(crate) fn elsewhere<T>(
+        &self,
+        read: Result<T, mailbox_engine::Error>,
+    ) -> Result<Result<T, CallError>, mailbox_engine::Error> {
+        match read {
+            Ok(value) => Ok(Ok(value)),
+            Err(error) if status::is_elsewhere(&error) => {
+                Ok(Err(self.wrong_shard(error.to_string())))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// A *no* of apply, as the caller gets it.
@@ -230,7 +246,7 @@ impl Core {
         let done = tokio::task::spawn_blocking(move || read(&engine)).await;
         match done {
             Ok(Ok(value)) => Ok(value),
-            Ok(Err(error @ mailbox_engine::Error::WrongOwner { .. })) => {
+            Ok(Err(error)) if status::is_elsewhere(&error) => {
                 Err(self.wrong_shard(error.to_string()))
             }
             Ok(Err(error)) => {

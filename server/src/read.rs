@@ -73,10 +73,13 @@ pub(crate) async fn sync(
                 Ok(ranges) => ranges,
                 Err(error) => return Ok(Err(error)),
             };
-            let pages = pages(engine, ranges, allowance)?;
-            let groups = match groups_of {
-                Some(user) => groups(engine, &view.shards, user)?,
-                None => Vec::new(),
+            let read = pages(engine, ranges, allowance).and_then(|pages| {
+                let groups = groups_of.map(|user| groups(engine, &view.shards, user));
+                Ok((pages, groups.transpose()?.unwrap_or_default()))
+            });
+            let (pages, groups) = match sure.judged(read)? {
+                Ok(read) => read,
+                Err(error) => return Ok(Err(error)),
             };
             // Told last: what was read is not fresher than that.
             let staleness_ms = match sure.staleness_ms(engine) {

@@ -19,7 +19,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use mailbox_api::CallError;
 use mailbox_api::v1::{StepSplitRequest, StepSplitResponse};
 use mailbox_engine::{MetaCommand, ShardId, ShardSplit};
@@ -46,6 +47,8 @@ const LOOK_UNSERVED: Duration = Duration::from_millis(20);
 const CALL_WAIT: Duration = Duration::from_secs(10);
 /// How long a node may take to say how far it is.
 const ASK_WAIT: Duration = Duration::from_secs(2);
+/// How much longer the others may take once a majority has said so.
+const LAGGARD_WAIT: Duration = Duration::from_millis(100);
 /// Between two tries to have the new shard led.
 const HASTEN_AGAIN: Duration = Duration::from_secs(1);
 /// After so long all is begun anew: whoever was asked may have become another.
@@ -63,6 +66,20 @@ pub(crate) struct ShardSplits {
     metrics: ShardSplitMetrics,
     notes: Mutex<BTreeMap<ShardId, Note>>,
     wake: Notify,
+    /// Children that are being hosted on this node because no part of them came by the split.
+    hosting: Arc<Mutex<BTreeSet<ShardId>>>,
+}
+
+/// The turn of whoever hosts a child; others wait for it.
+pub(crate) struct Turn {
+    hosting: Arc<Mutex<BTreeSet<ShardId>>>,
+    child: ShardId,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.hosting.lock().remove(&self.child);
+    }
 }
 
 impl ShardSplits {
@@ -71,7 +88,17 @@ impl ShardSplits {
             metrics,
             notes: Mutex::default(),
             wake: Notify::new(),
+            hosting: Arc::default(),
         }
+    }
+
+    /// A turn to host a child, if nobody has it.
+    pub(crate) fn host(&self, child: ShardId) -> Option<Turn> {
+        let first = self.hosting.lock().insert(child);
+        first.then(|| Turn {
+            hosting: Arc::clone(&self.hosting),
+            child,
+        })
     }
 
     /// There is a new row.
@@ -86,6 +113,12 @@ impl ShardSplits {
             Some(note) => (note.done.iter().copied().collect(), note.waits_for.clone()),
             None => (Vec::new(), String::new()),
         }
+    }
+
+    /// Nothing was noted of it yet: this node carries it for the first time in its leadership.
+    fn is_new(&self, shard: ShardId, row: &ShardSplit) -> bool {
+        let notes = self.notes.lock();
+        notes.get(&shard).is_none_or(|note| note.epoch != row.epoch)
     }
 
     fn note(&self, shard: ShardId, row: &ShardSplit, done: BTreeSet<u64>, waits_for: &str) {
@@ -120,15 +153,20 @@ pub(crate) async fn run(core: Arc<Core>) {
 async fn carry_all(core: &Arc<Core>) {
     let mut tasks = JoinSet::new();
     let mut carried = BTreeSet::new();
+    let mut last = ShardId::META;
     loop {
         match splits(core).await {
-            Ok(rows) => {
+            Ok(mut rows) => {
                 core.shard_splits.metrics.set_running(rows.len());
-                for (shard, _) in rows {
+                // They take turns: one that cannot go on holds up no other.
+                let next = rows.partition_point(|(shard, _)| *shard <= last);
+                rows.rotate_left(next);
+                for (shard, row) in rows {
                     if tasks.len() < AT_ONCE && carried.insert(shard) {
+                        last = shard;
                         let core = Arc::clone(core);
                         tasks.spawn(async move {
-                            carry(&core, shard).await;
+                            carry(&core, shard, &row).await;
                             shard
                         });
                     }
@@ -160,40 +198,24 @@ pub(crate) async fn splits(core: &Core) -> Result<Vec<(ShardId, ShardSplit)>, Ca
     core.read(&meta, mailbox_engine::Shard::shard_splits).await
 }
 
-/// Carries one split to its end.
-async fn carry(core: &Core, shard: ShardId) {
-    let mut told = None;
-    loop {
-        let row = match splits(core).await {
-            Ok(rows) => rows.into_iter().find(|(splitting, _)| *splitting == shard),
-            Err(_) => {
-                tokio::time::sleep(AGAIN).await;
-                continue;
-            }
-        };
-        let Some((_, row)) = row else {
+/// Tries to carry one split to its end.
+async fn carry(core: &Core, shard: ShardId, row: &ShardSplit) {
+    let (to, epoch) = (row.to.0, row.epoch);
+    if core.shard_splits.is_new(shard, row) {
+        let slots = row.each_slot().len();
+        tracing::info!(shard = shard.0, to, epoch, slots, "a shard splits");
+    }
+    let carrier = Carrier { core, shard, row };
+    match carrier.carry().await {
+        Ok(()) => {
             core.shard_splits.notes.lock().remove(&shard);
-            return;
-        };
-        let (to, epoch) = (row.to.0, row.epoch);
-        if told.replace(epoch) != Some(epoch) {
-            let slots = row.each_slot().len();
-            tracing::info!(shard = shard.0, to, epoch, slots, "a shard splits");
+            tracing::info!(shard = shard.0, to, epoch, "a shard has split");
         }
-        let carrier = Carrier {
-            core,
-            shard,
-            row: &row,
-        };
-        match carrier.carry().await {
-            Ok(()) => tracing::info!(shard = shard.0, to, epoch, "a shard has split"),
-            Err(error) => {
-                let (done, _) = core.shard_splits.note_of(shard, &row);
-                let done = done.into_iter().collect();
-                core.shard_splits
-                    .note(shard, &row, done, &error.to_string());
-                tokio::time::sleep(AGAIN).await;
-            }
+        Err(error) => {
+            let (done, _) = core.shard_splits.note_of(shard, row);
+            let done = done.into_iter().collect();
+            core.shard_splits.note(shard, row, done, &error.to_string());
+            tokio::time::sleep(AGAIN).await;
         }
     }
 }
@@ -280,7 +302,7 @@ impl Carrier<'_> {
             if hasten {
                 hastened = Some(Instant::now());
             }
-            let answers = join_all(voters.iter().map(|node| self.ask(*node, hasten))).await;
+            let answers = self.ask_all(&voters, hasten).await;
             let runs = answers.iter().filter(|answer| answer.runs());
             let runs: BTreeSet<u64> = runs.map(|answer| answer.node).collect();
             let waits = match answers.iter().find(|answer| !answer.runs()) {
@@ -301,6 +323,34 @@ impl Carrier<'_> {
             }
             tokio::time::sleep(LOOK_UNSERVED).await;
         }
+    }
+
+    /// What the voters say. Once a majority has answered, the others are not waited for much longer.
+    async fn ask_all(&self, voters: &[u64], hasten: bool) -> Vec<Answer> {
+        let mut asked: FuturesUnordered<_> =
+            voters.iter().map(|node| self.ask(*node, hasten)).collect();
+        let mut answers = Vec::with_capacity(voters.len());
+        loop {
+            let next = match answers.len() * 2 > voters.len() {
+                false => Ok(asked.next().await),
+                true => tokio::time::timeout(LAGGARD_WAIT, asked.next()).await,
+            };
+            match next {
+                Ok(Some(answer)) => answers.push(answer),
+                Ok(None) => return answers,
+                Err(_) => break,
+            }
+        }
+        let silent: Vec<u64> = voters
+            .iter()
+            .copied()
+            .filter(|node| answers.iter().all(|answer| answer.node != *node))
+            .collect();
+        answers.extend(silent.into_iter().map(|node| Answer {
+            node,
+            said: Err(status::unavailable("no answer yet")),
+        }));
+        answers
     }
 
     async fn ask(&self, node: u64, hasten: bool) -> Answer {

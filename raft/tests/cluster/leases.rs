@@ -142,12 +142,16 @@ fn a_leader_that_hands_over_reads_by_its_lease_no_more_and_the_next_one_does() {
     cluster.change(async |shard| shard.transfer_leader(node).await);
     cluster.propose(&[send(alice, bob, "second")]);
     let old = cluster.nodes[leader].shard();
-    let lease_reads = old.read_counts().lease;
-    if cluster.leader() != leader {
-        let refused = cluster.nodes[leader].run(old.read_barrier());
-        assert!(matches!(refused, Err(ProposeError::NotLeader { .. })));
-        assert_eq!(old.read_counts().lease, lease_reads);
-    }
+    let (lease_reads, refused) = eventually("the former leader refuses a read", || {
+        let lease_reads = old.read_counts().lease;
+        let refused = cluster.nodes[leader].run(old.read_barrier()).err()?;
+        Some((lease_reads, refused))
+    });
+    assert!(
+        matches!(refused, ProposeError::NotLeader { .. }),
+        "{refused}"
+    );
+    assert_eq!(old.read_counts().lease, lease_reads);
     let leader = cluster.leader();
     read_by_lease(&cluster, leader);
     assert_eq!(read_head(&cluster, leader, bob), Some(2));

@@ -204,8 +204,9 @@ fn a_whole_cluster_that_dies_in_a_split_finishes_it() {
     }
 }
 
-#[test]
-fn a_follower_that_slept_gets_both_by_snapshots() {
+/// A cluster that has split while one follower slept, who then got the parent by a snapshot from behind the split, and
+/// so has no part in the child. Gives that node too.
+fn slept_over_a_split() -> (Cluster, [UserId; 2], usize) {
     let mut cluster = Cluster::start(3, |options| {
         options.log_entries_kept = 1;
         options.engine.memtable_bytes_max = 256 << 10;
@@ -238,10 +239,33 @@ fn a_follower_that_slept_gets_both_by_snapshots() {
     assert!(!node.shard().engine().serves(SlotId(8)));
     // Nothing of the child comes by itself: whoever places replicas puts it here.
     assert!(node.node().shard(CHILD).is_none());
+    (cluster, both, sleeper)
+}
+
+#[test]
+fn a_follower_that_slept_gets_both_by_snapshots() {
+    let (cluster, _, sleeper) = slept_over_a_split();
+    let node = &cluster.nodes[sleeper];
     let child = node.run(node.node().host(CHILD)).unwrap();
     assert_eq!(child.engine().applied(), Default::default());
     check_halves(&cluster);
     assert!(child.engine().metrics().installs > 0);
+}
+
+/// Two of three have the child's rows; one of them is lost.
+#[test]
+fn a_follower_that_slept_stands_in_for_one_that_has_died() {
+    let (mut cluster, [going, _], sleeper) = slept_over_a_split();
+    let awake = (0..3).filter(|node| *node != sleeper);
+    let leads_child = awake
+        .clone()
+        .find(|node| leads(&cluster.nodes[*node], CHILD));
+    // The one that leads the child, so that it has to be elected anew.
+    let dead = leads_child.unwrap_or((sleeper + 1) % 3);
+    cluster.nodes[dead].kill();
+    let node = &cluster.nodes[sleeper];
+    node.run(node.node().host(CHILD)).unwrap();
+    assert_eq!(send_anywhere(&cluster, going, "without it"), Seq(3));
 }
 
 #[test]

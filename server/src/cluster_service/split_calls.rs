@@ -14,6 +14,7 @@ use mailbox_engine::{
     Command, MetaCommand, Refusal, ReplicaRole, Reply, ShardId, ShardSplit, SlotId, SlotStanding,
     SplitScene, SplitShard, SplitVerdict, spans_of,
 };
+use mailbox_raft::Shard;
 
 use super::{change, members};
 use crate::convert::invalid;
@@ -274,11 +275,8 @@ pub(crate) async fn step_here(
         last_index: state.last_index,
         ..StepSplitResponse::default()
     };
-    if answer.applied && core.node.shard(to).is_none() {
-        // Its part in the split is flushed and starts; or it is lost, where the parent came by a snapshot from behind
-        // the split: then an empty replica comes, which votes for whoever has the rows.
-        let hosted = core.node.host(to).await;
-        hosted.map_err(|error| status::unavailable(error.to_string()))?;
+    if answer.applied && !call.propose {
+        make_up_for_lost_part(core, &shard, to);
     }
     let child = core.node.shard(to).filter(|_| to != ShardId::META);
     if let Some(child) = child {
@@ -289,6 +287,31 @@ pub(crate) async fn step_here(
         }
     }
     Ok(answer)
+}
+
+/// Where the parent came by a snapshot from behind the split, or the node had held the child before, no part of the
+/// child is here: then an empty replica comes, which votes for whoever has the rows. Not before the split is
+/// flushed: until then the part is on its way. Once the map names the child, whoever follows the map does it.
+fn make_up_for_lost_part(core: &Core, parent: &Shard, child: ShardId) {
+    let gone = |(_, _, standing)| standing == SlotStanding::Gone { to: child };
+    if core.node.shard(child).is_some()
+        || core.maps.now().cluster.shards.contains_key(&child)
+        || !parent.engine().flushed_slots().iter().any(gone)
+    {
+        return;
+    }
+    let Some(turn) = core.shard_splits.host(child) else {
+        return;
+    };
+    let node = Arc::clone(&core.node);
+    tokio::spawn(async move {
+        // Nobody waits for it: this node may lead the parent, and has told already how far that is.
+        if let Err(error) = node.host(child).await {
+            let error = status::with_causes(&error);
+            tracing::warn!(shard = child.0, error, "a split's shard is not hosted");
+        }
+        drop(turn);
+    });
 }
 
 fn spans_out(spans: &[(SlotId, SlotId)]) -> Vec<SlotSpan> {
