@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use futures_util::stream::{self, Stream, StreamExt};
+use futures_util::stream::{self, Fuse, Stream, StreamExt};
 use openraft::raft::AppendEntriesRequest;
 use tokio::time::{Instant, timeout_at};
 
@@ -20,7 +20,8 @@ const COMMIT_WAIT: Duration = Duration::from_millis(20);
 type Append = AppendEntriesRequest<TypeConfig>;
 
 struct State<S> {
-    input: S,
+    /// May be asked again after its end, when what is held has gone.
+    input: Fuse<S>,
     wait: Duration,
     /// The last request without entries, and when it must go.
     held: Option<(Append, Instant)>,
@@ -39,7 +40,7 @@ fn held_for<S>(wait: Duration, input: S) -> impl Stream<Item = Append> + Send + 
 where
     S: Stream<Item = Append> + Send + Unpin + 'static,
 {
-    let held = None;
+    let (input, held) = (input.fuse(), None);
     let state = State { input, wait, held };
     stream::unfold(state, async |mut state| {
         let next = state.next().await?;
@@ -108,7 +109,9 @@ mod tests {
     #[tokio::test]
     async fn a_commit_travels_with_the_next_entry() {
         let (requests, input) = mpsc::channel(8);
-        let mut out = Box::pin(held_for(LONG, ReceiverStream::new(input)));
+        // Panics if it is asked again after its end.
+        let input = stream::unfold(input, async |mut input| Some((input.recv().await?, input)));
+        let mut out = Box::pin(held_for(LONG, Box::pin(input)));
         requests.send(request(1..2, 0)).await.unwrap();
         assert_eq!(shape(out.next().await), Some((1, 0)));
         for committed in [0, 1] {

@@ -310,3 +310,38 @@ fn a_split_waits_for_no_promise_that_nobody_made() {
     assert_eq!(send_anywhere(&cluster, going, "after"), Seq(2));
     assert_eq!(send_anywhere(&cluster, staying, "after"), Seq(1));
 }
+
+/// Nobody relays here: what goes to the other half stays until it is acked.
+#[test]
+fn a_full_outbox_refuses_what_may_add_to_it_until_it_is_acked() {
+    const LIMIT: u64 = 4096;
+    let cluster = Cluster::start(1, |options| options.outbox_bytes_max = LIMIT);
+    let [going, staying] = users(&cluster);
+    split(&cluster);
+    let node = &cluster.nodes[0];
+    let parent = node.shard();
+    let text = "x".repeat(500);
+    let propose = |command| node.run(parent.propose(vec![command]));
+    let refused = (0..100).find_map(|_| propose(send(staying, going, &text)).err());
+    let Some(ProposeError::OutboxFull { bytes, limit }) = refused else {
+        panic!("{refused:?}");
+    };
+    assert!(bytes > LIMIT && limit == LIMIT);
+    // Half an item more than the limit at most, and one entry of several would be over by itself.
+    assert!(bytes < LIMIT + 1000, "{bytes}");
+    // What cannot add to it goes on: the other half sends, and this one marks and acks.
+    send_anywhere(&cluster, going, "to myself");
+    let unacked = parent.engine().unacked();
+    assert!(unacked.len() > 5);
+    let refused = propose(send(
+        staying,
+        staying,
+        "may ride a lane, for all that is known before",
+    ));
+    assert!(matches!(refused, Err(ProposeError::OutboxFull { .. })));
+    parent.ack_lanes(unacked.iter().map(|item| (item.lane, item.seq)));
+    eventually("the outbox takes items again", || {
+        propose(send(staying, going, &text)).ok()
+    });
+    assert_eq!(parent.engine().unacked().len(), 1);
+}
