@@ -33,6 +33,7 @@ mod mailbox_service;
 mod meta_leader;
 mod metrics;
 mod node_role;
+mod notes;
 mod own_process;
 mod peers;
 mod placement;

@@ -49,7 +49,10 @@ pub(super) async fn register_here(
             let run = known.facts.run;
             return Err(status::refusal(&Refusal::GatewayTaken { gateway, run }));
         }
-        Some(known) => (facts.run, known.facts == facts && known.standing == standing),
+        Some(known) => (
+            facts.run,
+            known.facts == facts && known.standing == standing,
+        ),
         None => (facts.run, false),
     };
     if !same {
@@ -129,7 +132,9 @@ fn leading(core: &Core) -> Result<Shard, CallError> {
     core.require_leader(&meta)?;
     match meta.leadership().is_ready() {
         true => Ok(meta),
-        false => Err(status::unavailable("the meta shard's leader is not ready yet")),
+        false => Err(status::unavailable(
+            "the meta shard's leader is not ready yet",
+        )),
     }
 }
 
@@ -208,11 +213,10 @@ fn gateway_out(core: &Core, gateway: &GatewayId, row: GatewayRow) -> v1::Gateway
     };
     let facts = row.facts;
     let heard = core.gateways.heard_of(gateway, facts.run);
-    let ms = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
     v1::Gateway {
         gateway: gateway.to_string(),
         standing: standing.into(),
-        heard_ms_ago: heard.map(|heard| ms(heard.at.elapsed())),
+        heard_ms_ago: heard.map(|heard| super::slot_calls::millis(heard.at.elapsed())),
         connections: heard.map(|heard| heard.connections),
         changed_ms: row.changed_ms,
         facts: Some(v1::GatewayFacts {
