@@ -6,20 +6,21 @@ mod lane;
 mod letters;
 mod marks;
 mod meta;
+mod send;
 mod slot;
 mod split;
 
-use bytes::Bytes;
 use uuid::Uuid;
 
 use crate::cluster_map::MapFault;
 use crate::cluster_options::{ClusterOptions, OptionFault};
 use crate::dead_letter::LetterStanding;
+use crate::gateways::{GatewayFault, GatewayId};
 use crate::handle::HandleFault;
 use crate::hlc::Hlc;
 use crate::id::{DeviceId, GroupId, MessageId, Seq, ShardId, SlotId, TimelineId, UserId};
 use crate::item::LaneId;
-use crate::row::{Flags, MessageType};
+use crate::row::MessageType;
 use crate::slot_move::SlotStanding;
 use crate::slot_moves::MoveStage;
 
@@ -27,7 +28,8 @@ pub use group::{CreateGroup, JoinGroup, LeaveGroup};
 pub use lane::{AckLanes, Deliver};
 pub use letters::{DropDeadLetter, RequeueDeadLetter};
 pub use marks::{AckCursor, Conversation, MarkRead};
-pub use meta::{LogReport, MetaCommand, PutNode};
+pub use meta::{LogReport, MetaCommand, PutGateway, PutNode};
+pub use send::{Send, SendGroup};
 pub use slot::MoveSlot;
 pub use split::SplitShard;
 
@@ -94,54 +96,6 @@ impl Command {
             | Command::Cut => {}
         }
     }
-}
-
-/// A 1:1 message: appended to the sender's mailbox, its home, and to the recipient's.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Send {
-    /// Who sends.
-    pub sender: UserId,
-    /// To whom.
-    pub recipient: UserId,
-    /// The sender's own id for this message: a UUIDv7.
-    pub client_msg_id: Uuid,
-    /// Assigned by the proposer.
-    pub message_id: MessageId,
-    /// What it is; types that only the store writes are not for clients.
-    pub kind: MessageType,
-    /// Bits of [`Flags::CLIENT`]; others are cleared.
-    pub flags: Flags,
-    /// crc32 over `client_msg_id`, `kind` and `body`.
-    pub content_crc: u32,
-    /// What it says.
-    pub body: Bytes,
-    /// Greatest message id that the sending device has shown. For the proposer only: it is
-    /// neither replicated nor part of what was asked.
-    pub shown: MessageId,
-}
-
-/// A message to a group: appended once, to the group's timeline.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SendGroup {
-    /// Who sends.
-    pub sender: UserId,
-    /// To which group.
-    pub group: GroupId,
-    /// The sender's own id for this message: a UUIDv7.
-    pub client_msg_id: Uuid,
-    /// Assigned by the proposer.
-    pub message_id: MessageId,
-    /// What it is; types that only the store writes are not for clients.
-    pub kind: MessageType,
-    /// Bits of [`Flags::CLIENT`]; others are cleared.
-    pub flags: Flags,
-    /// crc32 over `client_msg_id`, `kind` and `body`.
-    pub content_crc: u32,
-    /// What it says.
-    pub body: Bytes,
-    /// Greatest message id that the sending device has shown. For the proposer only: it is
-    /// neither replicated nor part of what was asked.
-    pub shown: MessageId,
 }
 
 /// A new user under a handle that nobody has yet.
@@ -563,6 +517,28 @@ pub enum Refusal {
     ShardChanges {
         /// The shard.
         shard: ShardId,
+    },
+    /// It is no gateway.
+    #[error("{fault}")]
+    InvalidGateway {
+        /// Why.
+        fault: GatewayFault,
+    },
+    /// A later process has the id.
+    #[error(
+        "a gateway that started later has the id {gateway} (run {run}): give each gateway an id of its own (gateway.id)"
+    )]
+    GatewayTaken {
+        /// The id.
+        gateway: GatewayId,
+        /// Of the process that has it.
+        run: u64,
+    },
+    /// The registry is full.
+    #[error("the cluster has {max} gateways, the most allowed; this would be one more")]
+    TooManyGateways {
+        /// The limit.
+        max: u32,
     },
     /// No such dead letter, or not any more.
     #[error("{}", letters::unknown(*slot, *seq, *trim_point, *head))]

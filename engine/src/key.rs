@@ -13,6 +13,7 @@
 
 mod bytes;
 mod dedup;
+mod node;
 mod stored;
 #[cfg(test)]
 mod tests;
@@ -20,12 +21,13 @@ mod tests;
 pub use bytes::KeyBytes;
 pub use dedup::{DedupKey, Destination};
 pub(crate) use dedup::{HOUR_MS, hour_of};
+pub use node::NodeKey;
 pub use stored::StoredKey;
 
 use crate::decode::{Malformed, Reader};
+use crate::gateways::GatewayId;
 use crate::id::{
-    DeviceId, GroupId, RangeId, Seq, ShardId, SlotId, TimelineId, TimelineKind, UserId,
-    slot_of_handle,
+    DeviceId, GroupId, Seq, ShardId, SlotId, TimelineId, TimelineKind, UserId, slot_of_handle,
 };
 use crate::item::LaneId;
 
@@ -229,6 +231,14 @@ pub enum StateKey {
         /// The slot.
         slot: SlotId,
     },
+    /// A gateway. Scope: the meta shard; no part of the map. Written when it first tells who it is, overwritten when
+    /// what it tells or how it stands changes, removed when it has gone.
+    ///
+    /// Key: `20 | gateway (1 to 64 bytes)`. Value: see `gateways.rs`.
+    MetaGateway {
+        /// The gateway.
+        gateway: GatewayId,
+    },
 }
 
 pub(crate) const TAG_MESSAGE: u8 = 1;
@@ -251,6 +261,7 @@ const TAG_OUTBOX: u8 = 16;
 const TAG_META: u8 = 17;
 const TAG_DEAD_LETTER: u8 = 18;
 const TAG_DEAD_LETTER_TOTALS: u8 = 19;
+const TAG_GATEWAY: u8 = 20;
 const META_MAP: u8 = 0;
 const META_NODE: u8 = 1;
 const META_SHARD: u8 = 2;
@@ -290,7 +301,8 @@ impl StateKey {
             | StateKey::MetaShard { .. }
             | StateKey::MetaLog { .. }
             | StateKey::MetaMove { .. }
-            | StateKey::MetaSplit { .. } => SlotId::META,
+            | StateKey::MetaSplit { .. }
+            | StateKey::MetaGateway { .. } => SlotId::META,
         }
     }
 
@@ -347,6 +359,9 @@ impl StateKey {
             }
             StateKey::DeadLetterTotals { slot } => {
                 KeyBytes::tag(TAG_DEAD_LETTER_TOTALS).u16(slot.0)
+            }
+            StateKey::MetaGateway { gateway } => {
+                KeyBytes::tag(TAG_GATEWAY).bytes(gateway.as_str().as_bytes())
             }
         }
     }
@@ -420,6 +435,7 @@ impl StateKey {
             TAG_DEAD_LETTER_TOTALS => StateKey::DeadLetterTotals {
                 slot: SlotId(reader.u16()?),
             },
+            TAG_GATEWAY => read_gateway(reader)?,
             tag => return Err(reader.unknown(tag)),
         };
         reader.end()?;
@@ -461,6 +477,11 @@ impl StateKey {
         KeyBytes::tag(TAG_META).bytes(&[META_SPLIT])
     }
 
+    /// What the keys of all gateways begin with.
+    pub fn gateways_prefix() -> KeyBytes {
+        KeyBytes::tag(TAG_GATEWAY)
+    }
+
     /// What all members of a group begin with.
     pub fn members_prefix(group: GroupId) -> KeyBytes {
         KeyBytes::tag(TAG_MEMBER).u64(group.0)
@@ -472,6 +493,13 @@ fn read_dead_letter(reader: &mut Reader<'_>) -> Result<StateKey, Malformed> {
         slot: SlotId(reader.u16()?),
         seq: Seq(reader.u64()?),
     })
+}
+
+fn read_gateway(reader: &mut Reader<'_>) -> Result<StateKey, Malformed> {
+    let name = reader.rest();
+    let gateway = GatewayId::new(reader.text(name)?);
+    let gateway = gateway.map_err(|_| reader.unknown(TAG_GATEWAY))?;
+    Ok(StateKey::MetaGateway { gateway })
 }
 
 fn read_outbox(reader: &mut Reader<'_>) -> Result<StateKey, Malformed> {
@@ -526,54 +554,4 @@ fn read_device(reader: &mut Reader<'_>) -> Result<DeviceId, Malformed> {
         what: "device",
         left: invalid.len,
     })
-}
-
-/// A row of the node itself, in range 0: never travels, is not hashed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NodeKey {
-    /// The store's format number and slot count. Written once.
-    ///
-    /// Key: `1`. Value: `format u32 | slot count u16`.
-    Format,
-    /// The greatest range ever given out. Raised by the ingest that brings a range's first row.
-    ///
-    /// Key: `2`. Value: `range u32`.
-    RangeCounter,
-    /// Whose rows a range holds. Comes with the range's first row, goes when it is dropped.
-    ///
-    /// Key: `3 | range u32`. Value: shard, slot and state (live, staged, dead), see `range.rs`.
-    Range(RangeId),
-    /// How far a shard's rows in files go. Overwritten by every flush and install.
-    ///
-    /// Key: `4 | shard u32`. Value: the applied row, see `applied.rs`.
-    Applied(ShardId),
-}
-
-impl NodeKey {
-    /// The key's bytes, without space and range.
-    pub fn encode(&self) -> KeyBytes {
-        match self {
-            NodeKey::Format => KeyBytes::tag(1),
-            NodeKey::RangeCounter => KeyBytes::tag(2),
-            NodeKey::Range(range) => KeyBytes::tag(3).u32(range.0),
-            NodeKey::Applied(shard) => KeyBytes::tag(4).u32(shard.0),
-        }
-    }
-
-    /// Reads what [`NodeKey::encode`] made.
-    ///
-    /// # Errors
-    /// An unknown tag or a wrong length.
-    pub fn decode(bytes: &[u8]) -> Result<NodeKey, Malformed> {
-        let mut reader = Reader::new("node key", bytes);
-        let key = match reader.u8()? {
-            1 => NodeKey::Format,
-            2 => NodeKey::RangeCounter,
-            3 => NodeKey::Range(RangeId(reader.u32()?)),
-            4 => NodeKey::Applied(ShardId(reader.u32()?)),
-            tag => return Err(reader.unknown(tag)),
-        };
-        reader.end()?;
-        Ok(key)
-    }
 }

@@ -12,6 +12,7 @@
 //! heads.rs, tails.rs, known.rs   caches              store.rs, range.rs   whose rows are where
 //! hidden_hours.rs   dedup rows leave by file
 //! cluster_map.rs       nodes, shards and replicas, in the meta shard
+//! gateways.rs          the connection tier, in the meta shard
 //! cluster_options.rs   what all replicas judge by, in the applied row (applied.rs)
 //! slot_move.rs, export.rs, import.rs   slots go to other shards
 //! split.rs   slots become another shard, and shard_splits.rs which do, in the meta shard
@@ -37,6 +38,7 @@ mod entry;
 mod error;
 mod export;
 mod flush;
+mod gateways;
 mod handle;
 mod hash;
 mod heads;
@@ -84,8 +86,8 @@ pub use cluster_map::{
 pub use cluster_options::{ClusterOptions, OptionDifference, OptionFault, UserLimits};
 pub use command::{
     AckCursor, AckLanes, Command, Conversation, CreateGroup, Deliver, DropDeadLetter, JoinGroup,
-    LeaveGroup, LogReport, MarkRead, MetaCommand, MoveSlot, PutNode, Refusal, RegisterUser, Reply,
-    RequeueDeadLetter, Send, SendGroup, SetClusterOptions, SplitShard,
+    LeaveGroup, LogReport, MarkRead, MetaCommand, MoveSlot, PutGateway, PutNode, Refusal,
+    RegisterUser, Reply, RequeueDeadLetter, Send, SendGroup, SetClusterOptions, SplitShard,
 };
 pub use dead_letter::{DeadLetter, DeadLetterPage, DeadLetterTotals, LetterStanding};
 pub use decode::Malformed;
@@ -93,6 +95,11 @@ pub use entry::{Commands, Entry, EntryBuilder};
 pub use error::{Error, KeyText};
 pub use export::{EXPORT_FORMAT, ExportMeta, SlotExport};
 pub use flush::{BuiltFlush, FrozenFlush, SharedFlush};
+pub use gateways::{
+    GATEWAY_ADDRESS_BYTES_MAX, GATEWAY_KEPT_PERIODS, GATEWAY_REFRESH_MS, GATEWAY_SILENT_PERIODS,
+    GATEWAY_TEXT_BYTES_MAX, GATEWAYS_MAX, GATEWAYS_SWEPT_MAX, GatewayFacts, GatewayFault,
+    GatewayId, GatewayRow, GatewayStanding,
+};
 pub use handle::{HANDLE_BYTES_MAX, HandleFault, check_handle};
 pub use hash::StateHash;
 pub use hlc::Hlc;

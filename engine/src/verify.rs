@@ -7,6 +7,7 @@ use crate::cluster_map;
 use crate::dead_letter;
 use crate::decode::Malformed;
 use crate::error::Error;
+use crate::gateways;
 use crate::id::{RangeId, SlotId};
 use crate::key::{DedupKey, NodeKey, StateKey, StoredKey};
 use crate::lanes;
@@ -127,6 +128,7 @@ impl Shard {
         }
         cluster_map::check_row(&key, &value)?;
         dead_letter::check_row(&key, &value)?;
+        gateways::check_row(&key, &value)?;
         lanes::check_row(&key, &value)
     }
 }

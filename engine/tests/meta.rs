@@ -15,11 +15,14 @@ use mailbox_engine::{
 };
 use proptest::prelude::*;
 
+#[path = "meta/gateways.rs"]
+mod gateways;
 #[path = "meta/moves.rs"]
 mod moves;
 #[path = "meta/splits.rs"]
 mod splits;
 
+use gateways::{Gateways, PERIOD_MS};
 use moves::{begin_move, moving, step_move};
 use splits::{Splits, begin_split, end_split, whole};
 
@@ -109,6 +112,7 @@ fn command() -> impl Strategy<Value = MetaCommand> {
         }),
         5 => (1..5_u32, 2..9_u64)
             .prop_map(|(shard, epoch)| MetaCommand::EndSplit { shard: ShardId(shard), epoch }),
+        9 => gateways::command(),
     ]
 }
 
@@ -173,11 +177,21 @@ struct Model {
     logs: BTreeMap<u64, u64>,
     moves: BTreeMap<SlotId, SlotMove>,
     splits: Splits,
+    gateways: Gateways,
+    /// Of the entry.
+    time_ms: u64,
 }
 
 impl Model {
     fn apply(&mut self, command: &MetaCommand) -> Reply {
-        self.judge(command).unwrap_or_else(Reply::Refused)
+        // Of gateways the map knows nothing.
+        let judged = match &self.map {
+            Some(_) => gateways::judge(&mut self.gateways, command, self.time_ms),
+            None => Ok(()),
+        };
+        judged
+            .and_then(|()| self.judge(command))
+            .unwrap_or_else(Reply::Refused)
     }
 
     fn judge(&mut self, command: &MetaCommand) -> Result<Reply, Refusal> {
@@ -234,6 +248,9 @@ impl Model {
             MetaCommand::EndSplit { shard, epoch } => {
                 end_split(map, &mut self.splits, *shard, *epoch);
             }
+            MetaCommand::PutGateway(_)
+            | MetaCommand::ForgetGateway { .. }
+            | MetaCommand::SweepGateways { .. } => {}
             MetaCommand::EndMove { slot, epoch } => {
                 let found = self.moves.get(slot).filter(|found| found.epoch == *epoch);
                 match found.map(|found| found.stage) {
@@ -383,7 +400,7 @@ impl Replica {
             node: 1,
             index,
         };
-        let mut entry = EntryBuilder::new(TIME_MS + index);
+        let mut entry = EntryBuilder::new(self.next_time_ms());
         for command in commands {
             entry.push(command);
         }
@@ -394,6 +411,11 @@ impl Replica {
         self.log.push(entry);
         self.replies.push(replies.clone());
         replies
+    }
+
+    /// Of the next entry.
+    fn next_time_ms(&self) -> u64 {
+        TIME_MS + (self.log.len() as u64 + 1) * PERIOD_MS
     }
 
     fn flush(&self) {
@@ -451,6 +473,7 @@ fn run(steps: &[Step]) -> (Replica, Model) {
     for step in steps {
         match step {
             Step::Entry(calls) => {
+                model.time_ms = replica.next_time_ms();
                 let expected: Vec<Reply> = calls.iter().map(|call| model.apply(call)).collect();
                 let commands: Vec<Command> = calls.iter().cloned().map(Command::Meta).collect();
                 assert_eq!(replica.apply(&commands), expected, "{calls:#?}");
@@ -469,6 +492,8 @@ fn run(steps: &[Step]) -> (Replica, Model) {
             .map(|(slot, row)| (*slot, *row))
             .collect();
         assert_eq!(shard.slot_moves().unwrap(), moves);
+        let gateways: Vec<_> = model.gateways.clone().into_iter().collect();
+        assert_eq!(shard.gateways().unwrap(), gateways);
         let splits = model.splits.clone().into_iter().collect::<Vec<_>>();
         assert_eq!(shard.shard_splits().unwrap(), splits);
     }
@@ -506,10 +531,13 @@ proptest! {
         for step in &steps {
             let Step::Entry(calls) = step else { continue };
             for call in calls {
+                model.time_ms = replica.next_time_ms();
                 let first = model.apply(call);
                 let command = Command::Meta(call.clone());
                 prop_assert_eq!(&replica.apply(std::slice::from_ref(&command))[..], std::slice::from_ref(&first));
                 let before = replica.shard().cluster_map().unwrap();
+                model.time_ms = replica.next_time_ms();
+                prop_assert_eq!(&model.apply(call), &first);
                 let again = replica.apply(std::slice::from_ref(&command));
                 prop_assert_eq!(&again[..], &[first]);
                 prop_assert_eq!(replica.shard().cluster_map().unwrap(), before);
@@ -535,7 +563,8 @@ fn a_random_run_meets_every_reply() {
         }
     }
     for name in "Map NoMap InvalidMap NodeTaken NodeRemoved StaleDisk UnknownNode NodeInUse \
-                 UnknownShard StaleEpoch SlotMoves NoSuchMove WrongShard ShardSplits SplitSize"
+                 UnknownShard StaleEpoch SlotMoves NoSuchMove WrongShard ShardSplits SplitSize InvalidGateway \
+                 GatewayTaken"
         .split_whitespace()
     {
         assert!(seen.contains_key(name), "{name} never came: {seen:?}");

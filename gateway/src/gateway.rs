@@ -24,6 +24,7 @@ use crate::dispatch::Dispatch;
 use crate::metrics::Metrics;
 use crate::options::{Error, GatewayOptions, Limits, Listen, MetricsRegistry, ReadyCheck};
 use crate::queue::Close;
+use crate::registration::Registrar;
 use crate::session::Answerer;
 use crate::stream::{Stream, prepare};
 use crate::token::TokenKeys;
@@ -126,6 +127,7 @@ pub struct Gateway {
     /// Ends connections that outlive the drain.
     kill: CancellationToken,
     background: Vec<tokio::task::JoinHandle<()>>,
+    registrar: Option<Registrar>,
 }
 
 impl std::fmt::Debug for Gateway {
@@ -145,6 +147,9 @@ impl Gateway {
         let limits = options.limits;
         let (dispatch, feeds) = Dispatch::start(options.client.clone(), metrics.clone(), &limits);
         let client = options.client;
+        let registration = options.registration.as_ref();
+        let registrar = registration
+            .map(|registration| Registrar::start(registration, client.clone(), metrics.clone()));
         let answerer = Arc::new(Answerer {
             client,
             dispatch,
@@ -179,6 +184,7 @@ impl Gateway {
             shared,
             kill,
             background,
+            registrar,
         })
     }
 
@@ -193,10 +199,13 @@ impl Gateway {
     }
 
     /// Stops accepting, tells clients to go away, waits for them and for unanswered requests no
-    /// longer than `deadline`, closes what is left.
-    pub async fn shutdown(self, deadline: Duration) {
+    /// longer than `deadline`, closes what is left. Then the cluster is told that it is gone, which takes some more
+    /// seconds if nobody answers.
+    pub async fn shutdown(mut self, deadline: Duration) {
+        let registrar = self.registrar.take();
         let shared = &self.shared;
         shared.stop.cancel();
+        registrar.iter().for_each(Registrar::drain);
         shared.each_websocket(|connection| shared.tell_go_away(connection, deadline / 2));
         shared.tasks.close();
         // Farewells take no round trip; a tenth of the time is left for them.
@@ -207,6 +216,9 @@ impl Gateway {
         {
             shared.each_websocket(|connection| connection.queue.close(Close::GoingAway));
             let _ = tokio::time::timeout(deadline - patience, shared.tasks.wait()).await;
+        }
+        if let Some(registrar) = registrar {
+            registrar.leave().await;
         }
         // What is left is ended by the drop.
     }

@@ -10,6 +10,8 @@
 //!                                                          │                          ▲
 //!                                                mailbox-client ── subscription ► dispatch.rs
 //! ```
+//!
+//! `registration.rs` tells the cluster that the gateway is there.
 
 mod clock;
 mod coalesce;
@@ -23,6 +25,7 @@ mod metrics;
 mod options;
 mod outlet;
 mod queue;
+mod registration;
 mod session;
 mod stream;
 mod sync;
@@ -32,3 +35,4 @@ mod users;
 
 pub use gateway::Gateway;
 pub use options::{Error, GatewayOptions, Limits, Listen, MetricsRegistry, ReadyCheck};
+pub use registration::Registration;

@@ -26,6 +26,8 @@ pub(crate) struct Metrics {
     pub(crate) pushes_dropped: Counter,
     pub(crate) notifies: Counter,
     pub(crate) written_bytes: Counter,
+    pub(crate) registered: Gauge,
+    pub(crate) registrations: Family<Label, Counter>,
 }
 
 impl Metrics {
@@ -47,9 +49,12 @@ impl Metrics {
             pushes_dropped: Counter::default(),
             notifies: Counter::default(),
             written_bytes: Counter::default(),
+            registered: Gauge::default(),
+            registrations: Family::default(),
         };
         let mut registry = registry.lock();
         metrics.name_all(&mut registry);
+        metrics.name_registration(&mut registry);
         registry.register(
             "mailbox_gateway_send_seconds",
             "Time from reading a send to its ack",
@@ -57,6 +62,19 @@ impl Metrics {
         );
         drop(registry);
         metrics
+    }
+
+    fn name_registration(&self, registry: &mut prometheus_client::registry::Registry) {
+        registry.register(
+            "mailbox_gateway_registered",
+            "1 while the cluster knows this gateway, as it said last",
+            self.registered.clone(),
+        );
+        registry.register(
+            "mailbox_gateway_registrations",
+            "Times the cluster was told that this gateway is there, by outcome",
+            self.registrations.clone(),
+        );
     }
 
     fn name_all(&self, registry: &mut prometheus_client::registry::Registry) {

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::registration::Registration;
 use crate::token::TokenKeys;
 
 /// The process's metrics: areas register into it, `/metrics` prints it.
@@ -38,10 +39,12 @@ pub struct GatewayOptions {
     pub registry: MetricsRegistry,
     /// What `/readyz` asks beside the gateway's own state.
     pub ready: ReadyCheck,
+    /// As what the cluster is to know it; `None`: it is not told.
+    pub registration: Option<Registration>,
 }
 
 impl GatewayOptions {
-    /// Options with default limits, no TLS, a registry of their own, and always ready.
+    /// Options with default limits, no TLS, a registry of their own, always ready, and unknown to the cluster.
     pub fn new(listen: Listen, client: mailbox_client::Client, keys: TokenKeys) -> Self {
         Self {
             listen,
@@ -51,6 +54,7 @@ impl GatewayOptions {
             limits: Limits::default(),
             registry: MetricsRegistry::default(),
             ready: Arc::new(|| Ok(())),
+            registration: None,
         }
     }
 }

@@ -39,6 +39,8 @@ pub(crate) fn len_bytes(command: &Command) -> u64 {
         Command::AckLanes(call) => call.acks.len() * 20,
         Command::SplitShard(call) => call.slots.len() * 2,
         Command::Meta(MetaCommand::BeginSplit { slots, .. }) => slots.len() * 2,
+        Command::Meta(MetaCommand::PutGateway(call)) => call.facts.len_bytes(),
+        Command::Meta(MetaCommand::SweepGateways { missed }) => missed.len() * 64,
         Command::Meta(MetaCommand::Begin(map)) => 128 * (map.nodes.len() + map.shards.len()),
         Command::JoinGroup(_)
         | Command::LeaveGroup(_)

@@ -60,5 +60,7 @@ pub use peer_service::PeerService;
 pub use shard::Shard;
 pub use slot_copy::{StageOrder, StageState};
 pub use snapshot::SnapshotBytes;
-pub use status::{AppliedTail, Leadership, PeerStatus, ReadCounts, ReplicaStatus, ShardStatus};
+pub use status::{
+    AppliedTail, Leadership, PeerStatus, ReadCounts, ReplicaStatus, RowsWait, ShardStatus,
+};
 pub use traffic::{HotTimeline, TrafficCounts};

@@ -40,7 +40,7 @@ use crate::read_barrier::{Ground, ReadBarrier};
 use crate::slot_copy::{Holder, SlotCopies};
 use crate::snapshot::SnapshotPace;
 use crate::state_machine::{Applier, StateMachine};
-use crate::status::{AppliedTail, Leadership, ReplicaStatus, ShardStatus};
+use crate::status::{AppliedTail, Leadership, ReplicaStatus, RowsWait, ShardStatus};
 use crate::traffic::Traffic;
 use crate::types::{Entry, LogId, Membership, TypeConfig, log_id};
 
@@ -239,7 +239,7 @@ fn applier(shared: &Shared, engine: &Arc<mailbox_engine::Shard>, log: &ShardLog)
         waited_at_start: AtomicBool::new(false),
         peers: shared.peers.clone(),
         pace: shared.pace.clone(),
-        waits: AtomicBool::new(false),
+        rows_wait: Mutex::new(None),
         stopped: AtomicBool::new(false),
     })
 }
@@ -367,9 +367,9 @@ impl Replica {
         }
     }
 
-    /// Apply waits for the rows of a slot that moves in.
-    pub(crate) fn apply_waits(&self) -> bool {
-        self.applier.waits.load(Ordering::Relaxed)
+    /// What apply waits for, if it waits for the rows of a slot that moves in.
+    pub(crate) fn rows_wait(&self) -> Option<RowsWait> {
+        *self.applier.rows_wait.lock()
     }
 
     /// Asks this leader to hand its leadership to `to`. Whether `to` takes it or not, this node gives it up.

@@ -15,7 +15,7 @@ use crate::freshness::Fresh;
 use crate::membership::{ChangeError, Membership, MembershipChange};
 use crate::outbox::Outbox;
 use crate::replica::Replica;
-use crate::status::{AppliedTail, Leadership, ReadCounts, ShardStatus};
+use crate::status::{AppliedTail, Leadership, ReadCounts, RowsWait, ShardStatus};
 use crate::traffic::{HotTimeline, TrafficCounts};
 
 /// How long a state hash may wait for its cut to be applied and flushed here.
@@ -159,9 +159,9 @@ impl Shard {
         }
     }
 
-    /// Apply waits for the rows of a slot that moves in.
-    pub fn apply_waits(&self) -> bool {
-        self.replica.apply_waits()
+    /// What apply waits for, if it waits for the rows of a slot that moves in.
+    pub fn rows_wait(&self) -> Option<RowsWait> {
+        self.replica.rows_wait()
     }
 
     /// Makes sure that the commit of an import that is applied here is replayed by nobody: it is in files, and no

@@ -12,6 +12,7 @@ use futures_util::{Stream, TryStreamExt};
 use mailbox_engine::{Applied, ApplyEntry, ApplyPayload, ImportWait, SlotId};
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
+use parking_lot::Mutex;
 use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 
@@ -21,7 +22,7 @@ use crate::outbox::OutboxFeed;
 use crate::peers::Peers;
 use crate::slot_copy::{Ask, Holder, Rows, Stager};
 use crate::snapshot::{Snapshot, SnapshotData, SnapshotPace, raft_meta};
-use crate::status::AppliedTail;
+use crate::status::{AppliedTail, RowsWait};
 use crate::traffic::Traffic;
 use crate::types::{
     Entry, LogId, Replies, SnapshotMeta, StoredMembership, TypeConfig, decode_stored_membership,
@@ -51,8 +52,8 @@ pub(crate) struct Applier {
     pub(crate) waited_at_start: AtomicBool,
     pub(crate) peers: Arc<Peers>,
     pub(crate) pace: Arc<SnapshotPace>,
-    /// Apply waits for the rows of a slot that moves in.
-    pub(crate) waits: AtomicBool,
+    /// Apply waits for the rows of a slot that moves in, if so.
+    pub(crate) rows_wait: Mutex<Option<RowsWait>>,
     /// The replica has stopped, and may be removed: what fails now is no fault of the node.
     pub(crate) stopped: AtomicBool,
 }
@@ -243,9 +244,10 @@ impl Applier {
             epoch,
             "apply waits for the rows of a slot that moves in"
         );
-        self.waits.store(true, Ordering::Relaxed);
+        let since = std::time::Instant::now();
+        *self.rows_wait.lock() = Some(RowsWait { slot, since });
         let waited = self.wait_for_rows((slot, epoch, digest)).await;
-        self.waits.store(false, Ordering::Relaxed);
+        *self.rows_wait.lock() = None;
         tracing::info!(shard = shard.0, slot = slot.0, epoch, "apply goes on");
         waited
     }

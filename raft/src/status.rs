@@ -1,6 +1,8 @@
 //! What a node says about itself and its replicas.
 
-use mailbox_engine::{Row, ShardId, TimelineId};
+use std::time::Instant;
+
+use mailbox_engine::{Row, ShardId, SlotId, TimelineId};
 
 use crate::error::LeaderHint;
 
@@ -61,6 +63,15 @@ pub struct ReadCounts {
     pub lease: u64,
     /// By nothing but a bound on how stale they are.
     pub stale: u64,
+}
+
+/// Apply waits for the rows of a slot that moves into the shard.
+#[derive(Clone, Copy, Debug)]
+pub struct RowsWait {
+    /// The slot.
+    pub slot: SlotId,
+    /// From when on.
+    pub since: Instant,
 }
 
 /// State of one replica. An index of 0 means none.

@@ -6,9 +6,9 @@ use std::time::Duration;
 use mailbox_api::CallError;
 use mailbox_api::v1::admin_server::Admin;
 use mailbox_api::v1::{
-    HotTimeline, NodeAddress, NodeStatus, ReplicaStatus, ShardMapRequest, ShardMapResponse,
-    ShardPlacement, ShardStatus, StateHashRequest, StateHashResponse, StatusRequest,
-    StatusResponse,
+    HotTimeline, NodeAddress, NodeStatus, ReplicaStatus, RowsWait, ShardMapRequest,
+    ShardMapResponse, ShardPlacement, ShardStatus, StateHashRequest, StateHashResponse,
+    StatusRequest, StatusResponse,
 };
 use mailbox_engine::ShardId;
 use mailbox_raft::{LeaderHint, Leadership};
@@ -190,6 +190,10 @@ fn shard_status(replica: &mailbox_raft::Shard, hot_timelines: usize) -> ShardSta
         deliveries: traffic.deliveries,
         reads: traffic.reads,
         hot: hot.into_iter().map(hot_timeline).collect(),
+        rows_wait: replica.rows_wait().map(|wait| RowsWait {
+            slot: wait.slot.0.into(),
+            wait_ms: u64::try_from(wait.since.elapsed().as_millis()).unwrap_or(u64::MAX),
+        }),
         replicas: shard
             .replicas
             .into_iter()

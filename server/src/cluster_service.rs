@@ -2,6 +2,7 @@
 //!
 //! A change is a command of the meta shard, proposed by its leader; any other node passes the call on.
 
+mod gateway_calls;
 pub(crate) mod placement_calls;
 pub(crate) mod slot_calls;
 pub(crate) mod split_calls;
@@ -477,6 +478,48 @@ impl Cluster for ClusterService {
         };
         let done = done.map(Response::new).map_err(Status::from);
         self.count("step_split", done)
+    }
+
+    async fn register_gateway(
+        &self,
+        request: Request<v1::RegisterGatewayRequest>,
+    ) -> Result<Response<v1::RegisterGatewayResponse>, Status> {
+        let here = |call| gateway_calls::register_here(&self.core, call);
+        let done = self.at_meta(request, here, |mut leader, call| async move {
+            leader.register_gateway(call).await
+        });
+        self.count("register_gateway", done.await)
+    }
+
+    async fn forget_gateway(
+        &self,
+        request: Request<v1::ForgetGatewayRequest>,
+    ) -> Result<Response<v1::ForgetGatewayResponse>, Status> {
+        let here = |call| gateway_calls::forget_here(&self.core, call);
+        let done = self.at_meta(request, here, |mut leader, call| async move {
+            leader.forget_gateway(call).await
+        });
+        self.count("forget_gateway", done.await)
+    }
+
+    async fn list_gateways(
+        &self,
+        request: Request<v1::ListGatewaysRequest>,
+    ) -> Result<Response<v1::ListGatewaysResponse>, Status> {
+        let here = |call| gateway_calls::list_here(&self.core, call);
+        let done = self.at_meta(request, here, |mut leader, call| async move {
+            leader.list_gateways(call).await
+        });
+        self.count("list_gateways", done.await)
+    }
+
+    async fn known_commands(
+        &self,
+        request: Request<v1::KnownCommandsRequest>,
+    ) -> Result<Response<v1::KnownCommandsResponse>, Status> {
+        let allowed = self.core.authority.require_cluster(request.metadata());
+        let done = allowed.map(|()| Response::new(gateway_calls::known_here()));
+        self.count("known_commands", done.map_err(Status::from))
     }
 
     async fn membership(

@@ -7,6 +7,7 @@
 
 mod byte_size;
 mod document;
+mod gateway;
 mod options;
 mod validate;
 
@@ -21,6 +22,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 pub use byte_size::ByteSize;
 pub use document::{default_document, explain};
+pub use gateway::GatewayConfig;
 pub use options::{Bounds, OPTIONS, OptionFacts};
 pub use validate::Role;
 pub(crate) use validate::{is_loopback, is_set};
@@ -132,19 +134,6 @@ pub struct NodeConfig {
     pub connections_max: u32,
     pub disk_free_min_percent: u32,
     pub disk_free_min_bytes: ByteSize,
-}
-
-/// `[gateway]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-#[allow(
-    missing_docs,
-    reason = "documented once, in options.rs, for the printed file"
-)]
-pub struct GatewayConfig {
-    pub listen: String,
-    pub allow_plaintext: bool,
-    pub connections_max: u32,
 }
 
 /// `[auth]`.
@@ -316,16 +305,6 @@ impl Default for NodeConfig {
             connections_max: 1024,
             disk_free_min_percent: 5,
             disk_free_min_bytes: ByteSize::mib(1024),
-        }
-    }
-}
-
-impl Default for GatewayConfig {
-    fn default() -> Self {
-        Self {
-            listen: "127.0.0.1:8080".into(),
-            allow_plaintext: false,
-            connections_max: 15_000,
         }
     }
 }

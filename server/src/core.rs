@@ -20,6 +20,7 @@ use crate::cluster_map::{Leaders, Maps};
 use crate::config::{ClusterConfig, LimitsConfig};
 use crate::convert;
 use crate::directory::HandleCache;
+use crate::gateways::Gateways;
 use crate::metrics::ServerMetrics;
 use crate::peers::Peers;
 use crate::placement::Placement;
@@ -66,6 +67,8 @@ pub(crate) struct Core {
     pub(crate) slot_moves: SlotMoves,
     /// What makes two shards of one.
     pub(crate) shard_splits: ShardSplits,
+    /// What watches over the connection tier.
+    pub(crate) gateways: Gateways,
     pub(crate) handles: HandleCache,
     pub(crate) started: Instant,
     /// Which build this is, if known.

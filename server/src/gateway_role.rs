@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mailbox_client::{Auth, Client, ClientOptions};
-use mailbox_gateway::{Gateway, GatewayOptions, Listen, MetricsRegistry, ReadyCheck};
+use mailbox_gateway::{Gateway, GatewayOptions, Listen, MetricsRegistry, ReadyCheck, Registration};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -44,6 +44,7 @@ impl RunningGateway {
             ));
         };
         let client = connect(config).await?;
+        let listening = bound.local_addr().map_err(Error::Start)?;
         let bound = bound.into_std().map_err(Error::Start)?;
         let mut options = GatewayOptions::new(Listen::Listener(bound), client, keys);
         options.limits.connections_max = config.gateway.connections_max as usize;
@@ -55,6 +56,7 @@ impl RunningGateway {
         options.registry = registry;
         options.ready = ready;
         let scheme = if tls.is_some() { "wss" } else { "ws" };
+        options.registration = Some(registration(config, listening, tls.is_some()));
         options.tls = tls;
         let gateway = Gateway::start(options)
             .await
@@ -70,6 +72,32 @@ impl RunningGateway {
     /// Drains and stops.
     pub(crate) async fn stop(self) {
         self.gateway.shutdown(DRAIN).await;
+    }
+}
+
+/// As what the cluster is to know it.
+fn registration(config: &Config, listening: SocketAddr, tls: bool) -> Registration {
+    let gateway = &config.gateway;
+    if gateway.address.is_empty() && listening.ip().is_unspecified() {
+        tracing::warn!(
+            %listening,
+            "gateway.address is not set: the registry cannot tell anybody under which address to reach this gateway"
+        );
+    }
+    let (websocket_url, http_url) = gateway.public_urls(&listening.to_string(), tls);
+    let id = match gateway.id.as_str() {
+        "" => format!("gw-{:012x}", rand::random_range(0..1_u64 << 48)),
+        id => id.to_owned(),
+    };
+    Registration {
+        id,
+        websocket_url,
+        tcp_address: String::new(),
+        http_url,
+        region: gateway.region.clone(),
+        zone: gateway.zone.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        refresh: Duration::from_millis(gateway.refresh_ms.into()),
     }
 }
 

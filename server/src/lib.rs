@@ -5,7 +5,7 @@
 //! crate knows both the protocol's messages and the engine's types: `convert.rs` and `status.rs` are
 //! the border. `cluster_map.rs` is what a node knows of all others, and `forward.rs` who is asked what this node
 //! cannot say; `placement.rs` moves replicas and leaders, `slot_moves.rs` moves slots between shards,
-//! `shard_splits.rs` makes two shards of one.
+//! `shard_splits.rs` makes two shards of one, and `gateways.rs` watches over the connection tier.
 
 mod admin_service;
 mod auth;
@@ -24,6 +24,7 @@ pub mod exit;
 mod feed;
 mod forward;
 mod gateway_role;
+mod gateways;
 mod http;
 mod limits;
 mod listener;
@@ -32,6 +33,7 @@ mod mailbox_service;
 mod meta_leader;
 mod metrics;
 mod node_role;
+mod notes;
 mod own_process;
 mod peers;
 mod placement;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use mailbox_api::CallError;
 use mailbox_api::v1::SubmitResult;
 use mailbox_api::v1::submit_result::Result as Outcome;
+use mailbox_engine::{GatewayId, GatewayRow, GatewayStanding};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -93,6 +94,7 @@ pub(crate) struct ServerMetrics {
     pub(crate) placement: PlacementMetrics,
     pub(crate) slot_moves: SlotMoveMetrics,
     pub(crate) shard_splits: ShardSplitMetrics,
+    pub(crate) gateways: GatewayMetrics,
 }
 
 /// A step of the placement, and how it ended.
@@ -252,6 +254,49 @@ impl ShardSplitMetrics {
     }
 }
 
+/// How a gateway stands.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct StandingLabel {
+    standing: &'static str,
+}
+
+/// What the registry of gateways counts. Clones count together.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct GatewayMetrics {
+    registered: Family<StandingLabel, Gauge>,
+    pub(crate) refreshes: Counter,
+}
+
+impl GatewayMetrics {
+    /// These are registered.
+    pub(crate) fn set_rows(&self, rows: &[(GatewayId, GatewayRow)]) {
+        for (standing, name) in [
+            (GatewayStanding::Serving, "serving"),
+            (GatewayStanding::Draining, "draining"),
+            (GatewayStanding::Silent, "silent"),
+        ] {
+            let rows = rows.iter().filter(|(_, row)| row.standing == standing);
+            let count = i64::try_from(rows.count()).unwrap_or(i64::MAX);
+            let label = StandingLabel { standing: name };
+            self.registered.get_or_create(&label).set(count);
+        }
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        let gateways = registry.sub_registry_with_prefix("mailbox_gateways");
+        gateways.register(
+            "registered",
+            "Gateways that are registered, by how they stand; 0 where the meta shard is not led",
+            self.registered.clone(),
+        );
+        gateways.register(
+            "refreshes",
+            "Times a gateway told this node, as the leader of the meta shard, that it is there",
+            self.refreshes.clone(),
+        );
+    }
+}
+
 /// What the relay counts. Clones count together.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct LaneMetrics {
@@ -304,6 +349,7 @@ impl ServerMetrics {
         self.placement.register(registry);
         self.slot_moves.register(registry);
         self.shard_splits.register(registry);
+        self.gateways.register(registry);
         let server = registry.sub_registry_with_prefix("mailbox_server");
         server.register("calls", "Calls by name and outcome", self.calls.clone());
         server.register(

@@ -32,6 +32,7 @@ use crate::core::Core;
 use crate::dead_letter_service::DeadLetterService;
 use crate::directory::HandleCache;
 use crate::error::Error;
+use crate::gateways::{self, Gateways};
 use crate::limits::MemoryBudget;
 use crate::listener;
 use crate::mailbox_service::MailboxService;
@@ -95,6 +96,7 @@ impl RunningNode {
         tokio::spawn(placement::run(Arc::clone(&core)));
         tokio::spawn(slot_moves::run(Arc::clone(&core)));
         tokio::spawn(shard_splits::run(Arc::clone(&core)));
+        tokio::spawn(gateways::run(Arc::clone(&core)));
         let connections = listener::connections(
             listener,
             config.node.connections_max,
@@ -245,6 +247,7 @@ async fn open(
     let placement = Placement::new(&config.placement, metrics.placement.clone());
     let slot_moves = SlotMoves::new(metrics.slot_moves.clone());
     let shard_splits = ShardSplits::new(metrics.shard_splits.clone());
+    let gateways = Gateways::new(metrics.gateways.clone());
     let core = Core {
         node,
         node_id: config.node.id,
@@ -258,6 +261,7 @@ async fn open(
         placement,
         slot_moves,
         shard_splits,
+        gateways,
         evicted: watch::Sender::new(None),
         handles: HandleCache::default(),
         started: Instant::now(),

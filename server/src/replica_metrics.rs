@@ -217,7 +217,7 @@ fn read(shard: &Shard) -> Reading {
         engine: shard.engine().metrics(),
         traffic: shard.traffic(),
         reads: shard.read_counts(),
-        apply_waits: shard.apply_waits(),
+        apply_waits: shard.rows_wait().is_some(),
     }
 }
 

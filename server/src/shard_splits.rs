@@ -15,7 +15,7 @@
 //! map waits for that, and for nobody else: a node that has not come so far runs the new shard once it has, or is
 //! given an empty replica of it, which a snapshot fills.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,7 @@ use crate::cluster_service::split_calls;
 use crate::core::Core;
 use crate::meta_leader::{leads, while_leading};
 use crate::metrics::ShardSplitMetrics;
+use crate::notes::{Note, Notes};
 use crate::status;
 
 /// Splits that are carried on at once; the others wait their turn.
@@ -54,17 +55,11 @@ const HASTEN_AGAIN: Duration = Duration::from_secs(1);
 /// After so long all is begun anew: whoever was asked may have become another.
 const LED_WAIT: Duration = Duration::from_secs(10);
 
-/// What was seen of a split, for those who look.
-struct Note {
-    epoch: u64,
-    done: BTreeSet<u64>,
-    waits_for: String,
-}
-
 /// What the driver of one node has seen.
 pub(crate) struct ShardSplits {
     metrics: ShardSplitMetrics,
-    notes: Mutex<BTreeMap<ShardId, Note>>,
+    /// Of one stage, which has the split's epoch.
+    notes: Notes<ShardId, u64>,
     wake: Notify,
     /// Children that are being hosted on this node because no part of them came by the split.
     hosting: Arc<Mutex<BTreeSet<ShardId>>>,
@@ -86,7 +81,7 @@ impl ShardSplits {
     pub(crate) fn new(metrics: ShardSplitMetrics) -> Self {
         Self {
             metrics,
-            notes: Mutex::default(),
+            notes: Notes::default(),
             wake: Notify::new(),
             hosting: Arc::default(),
         }
@@ -106,34 +101,20 @@ impl ShardSplits {
         self.wake.notify_one();
     }
 
-    /// The nodes where the new shard of a split runs, and what the last try waited for.
-    pub(crate) fn note_of(&self, shard: ShardId, row: &ShardSplit) -> (Vec<u64>, String) {
-        let notes = self.notes.lock();
-        match notes.get(&shard).filter(|note| note.epoch == row.epoch) {
-            Some(note) => (note.done.iter().copied().collect(), note.waits_for.clone()),
-            None => (Vec::new(), String::new()),
-        }
+    /// What was seen of a split, if it is carried on: it is done where the new shard runs.
+    pub(crate) fn note_of(&self, shard: ShardId, row: &ShardSplit) -> Option<Note<u64>> {
+        self.notes.of(shard, &row.epoch)
     }
 
     /// Nothing was noted of it yet: this node carries it for the first time in its leadership.
     fn is_new(&self, shard: ShardId, row: &ShardSplit) -> bool {
-        let notes = self.notes.lock();
-        notes.get(&shard).is_none_or(|note| note.epoch != row.epoch)
+        self.note_of(shard, row).is_none()
     }
+}
 
-    fn note(&self, shard: ShardId, row: &ShardSplit, done: BTreeSet<u64>, waits_for: &str) {
-        let epoch = row.epoch;
-        let note = Note {
-            epoch,
-            done,
-            waits_for: waits_for.to_owned(),
-        };
-        let before = self.notes.lock().insert(shard, note);
-        let same = before.is_some_and(|before| before.waits_for == waits_for);
-        if !waits_for.is_empty() && !same {
-            tracing::info!(shard = shard.0, epoch, waits_for, "the split waits");
-        }
-    }
+fn say_that_it_waits(shard: ShardId, row: &ShardSplit, waits_for: &str) {
+    let epoch = row.epoch;
+    tracing::info!(shard = shard.0, epoch, waits_for, "the split waits");
 }
 
 /// Carries on whenever this node leads the meta shard, until it stops.
@@ -143,7 +124,7 @@ pub(crate) async fn run(core: Arc<Core>) {
         async move { carry_all(&core).await }
     };
     let ended = || {
-        core.shard_splits.notes.lock().clear();
+        core.shard_splits.notes.clear();
         core.shard_splits.metrics.set_running(0);
     };
     while_leading(&core, carrying, ended).await;
@@ -205,16 +186,18 @@ async fn carry(core: &Core, shard: ShardId, row: &ShardSplit) {
         let slots = row.each_slot().len();
         tracing::info!(shard = shard.0, to, epoch, slots, "a shard splits");
     }
+    core.shard_splits.notes.begin(shard, epoch);
     let carrier = Carrier { core, shard, row };
     match carrier.carry().await {
         Ok(()) => {
-            core.shard_splits.notes.lock().remove(&shard);
+            core.shard_splits.notes.forget(shard);
             tracing::info!(shard = shard.0, to, epoch, "a shard has split");
         }
         Err(error) => {
-            let (done, _) = core.shard_splits.note_of(shard, row);
-            let done = done.into_iter().collect();
-            core.shard_splits.note(shard, row, done, &error.to_string());
+            let reason = error.to_string();
+            if core.shard_splits.notes.fail(shard, epoch, &reason) {
+                say_that_it_waits(shard, row, &reason);
+            }
             tokio::time::sleep(AGAIN).await;
         }
     }
@@ -312,9 +295,10 @@ impl Carrier<'_> {
             let led = answers.iter().any(Answer::leads);
             running = runs.len();
             let waits = if led { String::new() } else { waits };
-            self.core
-                .shard_splits
-                .note(self.shard, self.row, runs, &waits);
+            let notes = &self.core.shard_splits.notes;
+            if notes.note(self.shard, self.row.epoch, runs, &waits) {
+                say_that_it_waits(self.shard, self.row, &waits);
+            }
             if led {
                 return Ok(());
             }

@@ -32,7 +32,6 @@ use mailbox_api::v1::{
 use mailbox_engine::{
     MessageId, MetaCommand, MoveSlot, MoveStage, ReplicaRole, ShardId, SlotId, SlotMove,
 };
-use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
@@ -41,6 +40,7 @@ use crate::cluster_service::{self, change};
 use crate::core::Core;
 use crate::meta_leader::{leads, while_leading};
 use crate::metrics::SlotMoveMetrics;
+use crate::notes::{Note, Notes};
 use crate::status;
 
 use due::due;
@@ -59,18 +59,13 @@ const ALL_VOTERS_WAIT: Duration = Duration::from_secs(1);
 /// A copy that has not arrived everywhere in so long is given up: the destination cannot get complete.
 const COPY_PATIENCE: Duration = Duration::from_secs(15 * 60);
 
-/// What was seen of a move, for those who look.
-struct Note {
-    epoch: u64,
-    stage: MoveStage,
-    done: BTreeSet<u64>,
-    waits_for: String,
-}
+/// How far a move is: its epoch, and what is decided.
+type Stage = (u64, MoveStage);
 
 /// What the driver of one node has seen.
 pub(crate) struct SlotMoves {
     metrics: SlotMoveMetrics,
-    notes: Mutex<BTreeMap<SlotId, Note>>,
+    notes: Notes<SlotId, Stage>,
     wake: Notify,
 }
 
@@ -78,7 +73,7 @@ impl SlotMoves {
     pub(crate) fn new(metrics: SlotMoveMetrics) -> Self {
         Self {
             metrics,
-            notes: Mutex::default(),
+            notes: Notes::default(),
             wake: Notify::new(),
         }
     }
@@ -88,30 +83,15 @@ impl SlotMoves {
         self.wake.notify_one();
     }
 
-    /// The nodes that are done with the stage of a move, and what the last try waited for.
-    pub(crate) fn note_of(&self, slot: SlotId, row: &SlotMove) -> (Vec<u64>, String) {
-        let notes = self.notes.lock();
-        let note = notes.get(&slot);
-        match note.filter(|note| (note.epoch, note.stage) == (row.epoch, row.stage)) {
-            Some(note) => (note.done.iter().copied().collect(), note.waits_for.clone()),
-            None => (Vec::new(), String::new()),
-        }
+    /// What was seen of the stage of a move, if it is carried on.
+    pub(crate) fn note_of(&self, slot: SlotId, row: &SlotMove) -> Option<Note<Stage>> {
+        self.notes.of(slot, &(row.epoch, row.stage))
     }
+}
 
-    fn note(&self, slot: SlotId, row: &SlotMove, done: BTreeSet<u64>, waits_for: &str) {
-        let note = Note {
-            epoch: row.epoch,
-            stage: row.stage,
-            done,
-            waits_for: waits_for.to_owned(),
-        };
-        let before = self.notes.lock().insert(slot, note);
-        let same = before.is_some_and(|before| before.waits_for == waits_for);
-        if !waits_for.is_empty() && !same {
-            let (stage, epoch) = (row.stage, row.epoch);
-            tracing::info!(slot = slot.0, epoch, %stage, waits_for, "the move waits");
-        }
-    }
+fn say_that_it_waits(slot: SlotId, row: &SlotMove, waits_for: &str) {
+    let (stage, epoch) = (row.stage, row.epoch);
+    tracing::info!(slot = slot.0, epoch, %stage, waits_for, "the move waits");
 }
 
 /// Carries on whenever this node leads the meta shard, until it stops.
@@ -121,7 +101,7 @@ pub(crate) async fn run(core: Arc<Core>) {
         async move { carry_all(&core).await }
     };
     let ended = || {
-        core.slot_moves.notes.lock().clear();
+        core.slot_moves.notes.clear();
         core.slot_moves.metrics.set_running(0);
     };
     while_leading(&core, carrying, ended).await;
@@ -175,7 +155,7 @@ async fn carry(core: &Core, slot: SlotId) {
             Ok(rows) => match rows.into_iter().find(|(moving, _)| *moving == slot) {
                 Some((_, row)) => row,
                 None => {
-                    core.slot_moves.notes.lock().remove(&slot);
+                    core.slot_moves.notes.forget(slot);
                     return;
                 }
             },
@@ -186,6 +166,7 @@ async fn carry(core: &Core, slot: SlotId) {
         };
         if began.0 != Some((row.epoch, row.stage)) {
             began = (Some((row.epoch, row.stage)), Instant::now());
+            core.slot_moves.notes.begin(slot, (row.epoch, row.stage));
             let (from, to, stage) = (row.from.0, row.to.0, row.stage);
             tracing::info!(slot = slot.0, epoch = row.epoch, from, to, %stage, "a slot moves");
         }
@@ -197,8 +178,10 @@ async fn carry(core: &Core, slot: SlotId) {
             MoveStage::Aborting => carrier.abort().await,
         };
         if let Err(error) = done {
-            core.slot_moves
-                .note(slot, &row, carrier.done_so_far(), &error.to_string());
+            let (stage, reason) = ((row.epoch, row.stage), error.to_string());
+            if core.slot_moves.notes.fail(slot, stage, &reason) {
+                say_that_it_waits(slot, &row, &reason);
+            }
             let frozen = row.stage == MoveStage::Freezing;
             tokio::time::sleep(if frozen { AGAIN_FROZEN } else { AGAIN }).await;
         }
@@ -243,16 +226,14 @@ impl Answer {
 }
 
 impl Carrier<'_> {
-    fn done_so_far(&self) -> BTreeSet<u64> {
-        let notes = self.core.slot_moves.notes.lock();
-        let note = notes.get(&self.slot);
-        let note = note.filter(|note| (note.epoch, note.stage) == (self.row.epoch, self.row.stage));
-        note.map(|note| note.done.clone()).unwrap_or_default()
-    }
-
     fn note(&self, done: BTreeSet<u64>, waits_for: &str) {
-        let moves = &self.core.slot_moves;
-        moves.note(self.slot, &self.row, done, waits_for);
+        let (notes, stage) = (
+            &self.core.slot_moves.notes,
+            (self.row.epoch, self.row.stage),
+        );
+        if notes.note(self.slot, stage, done, waits_for) {
+            say_that_it_waits(self.slot, &self.row, waits_for);
+        }
     }
 
     async fn decide(&self, stage: MoveStage) -> Result<(), CallError> {

@@ -33,9 +33,12 @@ pub(crate) fn refusal(refusal: &Refusal) -> CallError {
         Refusal::OptionOutOfBounds { .. }
         | Refusal::ReservedType { .. }
         | Refusal::InvalidMap { .. }
+        | Refusal::InvalidGateway { .. }
+        | Refusal::GatewayTaken { .. }
         | Refusal::MoveToItself { .. }
         | Refusal::ShardExists { .. }
         | Refusal::SplitSize { .. } => ErrorCode::InvalidArgument,
+        Refusal::TooManyGateways { .. } => ErrorCode::LimitExceeded,
         Refusal::WrongShard { .. } | Refusal::WrongOwner { .. } => ErrorCode::WrongShard,
         Refusal::NodeTaken { .. } => ErrorCode::NodeTaken,
         Refusal::NodeRemoved { .. } => ErrorCode::NodeRemoved,

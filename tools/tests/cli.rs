@@ -56,7 +56,7 @@ fn assert_help(program: &str, subcommand: &[&str]) {
 
 #[test]
 fn every_help_text_is_the_kept_one() {
-    let ctl: [&[&str]; 38] = [
+    let ctl: [&[&str]; 41] = [
         &[],
         &["status"],
         &["token", "issue"],
@@ -92,6 +92,9 @@ fn every_help_text_is_the_kept_one() {
         &["shard", "transfer"],
         &["doctor"],
         &["cluster", "init"],
+        &["gateway"],
+        &["gateway", "list"],
+        &["gateway", "forget"],
         &["meta"],
         &["meta", "show"],
         &["top"],

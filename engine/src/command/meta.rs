@@ -7,6 +7,7 @@ use crate::cluster_map::{
 };
 use crate::command::split::{put_slots, read_slots};
 use crate::decode::{Malformed, Reader};
+use crate::gateways::{GatewayFacts, GatewayId};
 use crate::id::{ShardId, SlotId};
 use crate::slot_moves::MoveStage;
 
@@ -77,6 +78,31 @@ pub enum MetaCommand {
         /// The split's.
         epoch: u64,
     },
+    /// A gateway is there, or tells anew who and where it is.
+    PutGateway(PutGateway),
+    /// A gateway is gone, or not wanted.
+    ForgetGateway {
+        /// The gateway.
+        gateway: GatewayId,
+        /// Only if this run of it has the row.
+        run: Option<u64>,
+    },
+    /// Nothing was heard of these gateways; and those that have been silent for long go.
+    SweepGateways {
+        /// Each with the run that was missed; at most [`crate::GATEWAYS_SWEPT_MAX`].
+        missed: Vec<(GatewayId, u64)>,
+    },
+}
+
+/// What a gateway tells of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PutGateway {
+    /// Its id.
+    pub gateway: GatewayId,
+    /// Who and where it is.
+    pub facts: GatewayFacts,
+    /// It sends its clients away, and goes.
+    pub draining: bool,
 }
 
 /// What a node tells of itself.
@@ -112,6 +138,9 @@ const TAG_STEP_MOVE: u8 = 8;
 const TAG_END_MOVE: u8 = 9;
 const TAG_BEGIN_SPLIT: u8 = 16;
 const TAG_END_SPLIT: u8 = 17;
+const TAG_PUT_GATEWAY: u8 = 18;
+const TAG_FORGET_GATEWAY: u8 = 19;
+const TAG_SWEEP_GATEWAYS: u8 = 20;
 
 fn put_u32(out: &mut Vec<u8>, number: u32) {
     out.extend_from_slice(&number.to_be_bytes());
@@ -194,6 +223,9 @@ pub(super) fn encode(command: &MetaCommand, out: &mut Vec<u8>) {
         | MetaCommand::EndMove { .. }
         | MetaCommand::BeginSplit { .. }
         | MetaCommand::EndSplit { .. } => encode_decision(command, out),
+        MetaCommand::PutGateway(_)
+        | MetaCommand::ForgetGateway { .. }
+        | MetaCommand::SweepGateways { .. } => encode_gateway(command, out),
     }
 }
 
@@ -224,6 +256,80 @@ fn encode_decision(command: &MetaCommand, out: &mut Vec<u8>) {
             put_u64(out, *epoch);
         }
         _ => unreachable!("encoded above"),
+    }
+}
+
+/// Of the registry of gateways.
+fn encode_gateway(command: &MetaCommand, out: &mut Vec<u8>) {
+    let put_id = |out: &mut Vec<u8>, gateway: &GatewayId| {
+        put_row(out, |out| {
+            out.extend_from_slice(gateway.as_str().as_bytes())
+        });
+    };
+    match command {
+        MetaCommand::PutGateway(PutGateway {
+            gateway,
+            facts,
+            draining,
+        }) => {
+            out.push(TAG_PUT_GATEWAY);
+            put_id(out, gateway);
+            out.push(u8::from(*draining));
+            put_row(out, |out| facts.encode(out));
+        }
+        MetaCommand::ForgetGateway { gateway, run } => {
+            out.push(TAG_FORGET_GATEWAY);
+            put_id(out, gateway);
+            // No run has the number 0.
+            put_u64(out, run.unwrap_or(0));
+        }
+        MetaCommand::SweepGateways { missed } => {
+            out.push(TAG_SWEEP_GATEWAYS);
+            put_count(out, missed.len());
+            for (gateway, run) in missed {
+                put_id(out, gateway);
+                put_u64(out, *run);
+            }
+        }
+        _ => unreachable!("encoded above"),
+    }
+}
+
+fn read_gateway(reader: &mut Reader<'_>) -> Result<GatewayId, Malformed> {
+    let name = reader.sized()?;
+    let gateway = GatewayId::new(reader.text(name)?);
+    gateway.map_err(|_| reader.unknown(TAG_PUT_GATEWAY))
+}
+
+fn decode_gateway(kind: u8, reader: &mut Reader<'_>) -> Result<MetaCommand, Malformed> {
+    match kind {
+        TAG_PUT_GATEWAY => {
+            let gateway = read_gateway(reader)?;
+            let draining = match reader.u8()? {
+                0 => false,
+                1 => true,
+                other => return Err(reader.unknown(other)),
+            };
+            let facts = GatewayFacts::decode(reader.sized()?)?;
+            Ok(MetaCommand::PutGateway(PutGateway {
+                gateway,
+                facts,
+                draining,
+            }))
+        }
+        TAG_FORGET_GATEWAY => {
+            let (gateway, run) = (read_gateway(reader)?, reader.u64()?);
+            let run = (run != 0).then_some(run);
+            Ok(MetaCommand::ForgetGateway { gateway, run })
+        }
+        TAG_SWEEP_GATEWAYS => {
+            let mut missed = Vec::new();
+            for _ in 0..reader.u32()? {
+                missed.push((read_gateway(reader)?, reader.u64()?));
+            }
+            Ok(MetaCommand::SweepGateways { missed })
+        }
+        kind => Err(reader.unknown(kind)),
     }
 }
 
@@ -291,7 +397,7 @@ pub(super) fn decode(reader: &mut Reader<'_>) -> Result<MetaCommand, Malformed> 
             shard: ShardId(reader.u32()?),
             epoch: reader.u64()?,
         }),
-        kind => Err(reader.unknown(kind)),
+        kind => decode_gateway(kind, reader),
     }
 }
 

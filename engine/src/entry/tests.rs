@@ -9,9 +9,10 @@ use crate::cluster_map::tests::{map_node, map_replica, map_shard};
 use crate::cluster_options::ClusterOptions;
 use crate::command::{
     AckCursor, AckLanes, Conversation, CreateGroup, Deliver, DropDeadLetter, JoinGroup, LeaveGroup,
-    LogReport, MarkRead, MetaCommand, MoveSlot, PutNode, RegisterUser, RequeueDeadLetter, Send,
-    SendGroup, SetClusterOptions, SplitShard,
+    LogReport, MarkRead, MetaCommand, MoveSlot, PutGateway, PutNode, RegisterUser,
+    RequeueDeadLetter, Send, SendGroup, SetClusterOptions, SplitShard,
 };
+use crate::gateways::tests::{gateway_facts, gateway_id};
 use crate::id::{DeviceId, GroupId, MessageId, Seq, ShardId, SlotId, UserId};
 use crate::item::{Items, LaneId};
 use crate::row::{Flags, MessageType};
@@ -221,6 +222,19 @@ fn meta() -> impl Strategy<Value = MetaCommand> {
             shard: ShardId(shard),
             epoch,
         }),
+        (gateway_id(), gateway_facts(), any::<bool>()).prop_map(|(gateway, facts, draining)| {
+            MetaCommand::PutGateway(PutGateway {
+                gateway,
+                facts,
+                draining,
+            })
+        }),
+        (gateway_id(), any::<Option<u64>>()).prop_map(|(gateway, run)| {
+            let run = run.filter(|run| *run != 0);
+            MetaCommand::ForgetGateway { gateway, run }
+        }),
+        proptest::collection::vec((gateway_id(), any::<u64>()), 0..5)
+            .prop_map(|missed| MetaCommand::SweepGateways { missed }),
     ]
 }
 

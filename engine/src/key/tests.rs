@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use super::dedup::id_time_ms;
 use super::*;
+use crate::id::RangeId;
 
 fn timeline() -> impl Strategy<Value = TimelineId> {
     const KINDS: &[TimelineKind] = &[
@@ -75,6 +76,7 @@ fn state_key() -> impl Strategy<Value = StateKey> {
         any::<u32>().prop_map(|shard| StateKey::MetaSplit {
             shard: ShardId(shard)
         }),
+        crate::gateways::tests::gateway_id().prop_map(|gateway| StateKey::MetaGateway { gateway }),
     ]
 }
 
@@ -249,6 +251,17 @@ fn encoded_keys_of_the_map_never_change() {
                 .starts_with(StateKey::meta_prefix().as_slice())
         );
     }
+}
+
+#[test]
+fn encoded_keys_of_gateways_never_change() {
+    let gateway = crate::gateways::GatewayId::new("gw-1").unwrap();
+    let key = StateKey::MetaGateway { gateway }.encode();
+    assert_eq!(format!("{key:?}"), "1467772d31");
+    let apart = !key
+        .as_slice()
+        .starts_with(StateKey::meta_prefix().as_slice());
+    assert!(apart, "no part of the map");
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod lane;
 mod leave_group;
 mod mark_read;
 mod meta;
+mod meta_gateways;
 mod meta_moves;
 mod meta_splits;
 mod move_slot;

@@ -19,6 +19,7 @@ mod clock;
 mod dead_letters;
 mod follow;
 mod gate;
+mod gateways;
 mod map;
 mod node;
 mod operate;

@@ -3,6 +3,7 @@
 use mailbox_api::CallError;
 use mailbox_api::v1::cluster_client::ClusterClient;
 use mailbox_api::v1::{self, ErrorCode};
+use tokio::time::Instant;
 use tonic::{Response, Status};
 
 use crate::channel::AuthChannel;
@@ -184,8 +185,20 @@ impl Client {
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
+        self.ask_any_until(self.deadline(), call).await
+    }
+
+    /// The same until a deadline; every node is asked at least once.
+    pub(crate) async fn ask_any_until<T, F>(
+        &self,
+        deadline: Instant,
+        call: impl Fn(&Node) -> F,
+    ) -> Result<T, CallError>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
         let inner = self.inner();
-        let mut backoff = Backoff::new(&inner.options.timeouts, self.deadline());
+        let mut backoff = Backoff::new(&inner.options.timeouts, deadline);
         loop {
             let mut last = CallError::new(ErrorCode::Unavailable, "no node is known");
             for node in inner.router.nodes() {

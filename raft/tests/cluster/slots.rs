@@ -146,7 +146,7 @@ fn freeze(cluster: &Cluster, nodes: [usize; 2], user: UserId, slot: SlotId) -> M
 fn wait_for_wait(cluster: &Cluster, node: usize) {
     eventually("apply waits", || {
         let shard = cluster.nodes[node].shard_of(DESTINATION);
-        shard.apply_waits().then_some(())
+        shard.rows_wait().map(|_| ())
     });
 }
 

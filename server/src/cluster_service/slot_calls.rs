@@ -97,16 +97,24 @@ pub(super) async fn moves_here(core: &Arc<Core>) -> Result<SlotMovesResponse, Ca
     core.barrier(&meta).await?;
     let moves = core.read(&meta, mailbox_engine::Shard::slot_moves).await?;
     let moves = moves.iter().map(|(slot, row)| {
-        let (done_nodes, waits_for) = core.slot_moves.note_of(*slot, row);
+        let Some(note) = core.slot_moves.note_of(*slot, row) else {
+            return move_out(*slot, row);
+        };
         v1::SlotMove {
-            done_nodes,
-            waits_for,
+            still_ms: millis(note.still()),
+            failed_tries: note.failed_tries,
+            done_nodes: note.done.into_iter().collect(),
+            waits_for: note.waits_for,
             ..move_out(*slot, row)
         }
     });
     Ok(SlotMovesResponse {
         moves: moves.collect(),
     })
+}
+
+pub(super) fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn move_out(slot: SlotId, row: &SlotMove) -> v1::SlotMove {

@@ -198,14 +198,22 @@ pub(crate) fn voters(core: &Core, shard: ShardId) -> Result<Vec<u64>, CallError>
 pub(super) async fn splits_here(core: &Core) -> Result<ShardSplitsResponse, CallError> {
     let splits = shard_splits::splits(core).await?;
     let splits = splits.iter().map(|(shard, row)| {
-        let (done_nodes, waits_for) = core.shard_splits.note_of(*shard, row);
-        v1::ShardSplit {
+        let out = v1::ShardSplit {
             shard: shard.0,
             to: row.to.0,
             epoch: row.epoch,
             slots: spans_out(&row.slots),
-            done_nodes,
-            waits_for,
+            ..v1::ShardSplit::default()
+        };
+        let Some(note) = core.shard_splits.note_of(*shard, row) else {
+            return out;
+        };
+        v1::ShardSplit {
+            still_ms: super::slot_calls::millis(note.still()),
+            failed_tries: note.failed_tries,
+            done_nodes: note.done.into_iter().collect(),
+            waits_for: note.waits_for,
+            ..out
         }
     });
     Ok(ShardSplitsResponse {

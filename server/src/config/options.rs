@@ -1,7 +1,7 @@
 //! The facts about every option: the documented file, `config explain` and the bounds that are
 //! checked all come from this one table.
 
-use mailbox_engine::ClusterOptions;
+use mailbox_engine::{ClusterOptions, GATEWAY_REFRESH_MS};
 
 use super::ByteSize;
 
@@ -318,9 +318,31 @@ pub const OPTIONS: &[OptionFacts] = &[
         (0, 16 * 1024 * GIB),
         "See disk_free_min_percent.",
     ),
+    text(
+        "gateway.id",
+        "1 to 64 of a-z, 0-9, '-', '.', or empty",
+        "Under which the cluster registers this gateway; no other one may have it. Empty: one that is random at \
+         each start.",
+    ),
     address(
         "gateway.listen",
         "Where the gateway serves HTTP and WebSocket. Port 0 takes a free one.",
+    ),
+    text(
+        "gateway.address",
+        "host:port, or empty; with ws:// or wss:// before it if something in front of the gateway speaks TLS, or \
+         ends it",
+        "Under which clients reach this gateway, for the registry. Empty: where it listens.",
+    ),
+    text(
+        "gateway.region",
+        "at most 64 bytes",
+        "Region of this gateway, for the registry.",
+    ),
+    text(
+        "gateway.zone",
+        "at most 64 bytes",
+        "Zone of this gateway, for the registry.",
     ),
     flag(
         "gateway.allow_plaintext",
@@ -332,6 +354,13 @@ pub const OPTIONS: &[OptionFacts] = &[
         (1, 1_000_000),
         "connections",
         "Greatest number of sockets; one file descriptor each.",
+    ),
+    number(
+        "gateway.refresh_ms",
+        (GATEWAY_REFRESH_MS.0 as u64, GATEWAY_REFRESH_MS.1 as u64),
+        "milliseconds",
+        "About how often the gateway tells the cluster that it is there. The cluster calls it silent after three \
+         times as long, and forgets it after sixty.",
     ),
     text(
         "auth.hs256_secret_file",

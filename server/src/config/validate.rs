@@ -216,6 +216,7 @@ impl Config {
                 "a gateway needs auth.hs256_secret_file or auth.ed25519_public_key_file",
             );
         }
+        self.gateway.check_registration()?;
         self.check_plaintext(
             "gateway",
             &self.gateway.listen,
@@ -276,10 +277,10 @@ fn check_bounds(option: &OptionFacts, value: &toml::Value) -> Result<(), Error> 
     invalid(option.path, value, &describe(&option.bounds))
 }
 
-fn check_address(option: &str, address: &str) -> Result<(), Error> {
-    let good = address
-        .rsplit_once(':')
-        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+pub(super) fn check_address(option: &str, address: &str) -> Result<(), Error> {
+    let good = address.rsplit_once(':').is_some_and(|(host, port)| {
+        !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok()
+    });
     if good {
         Ok(())
     } else {
@@ -287,7 +288,7 @@ fn check_address(option: &str, address: &str) -> Result<(), Error> {
     }
 }
 
-fn invalid(option: &str, value: impl Display, limit: &str) -> Result<(), Error> {
+pub(super) fn invalid(option: &str, value: impl Display, limit: &str) -> Result<(), Error> {
     Err(Error::Invalid {
         option: option.to_owned(),
         value: value.to_string(),

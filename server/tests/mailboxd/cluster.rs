@@ -135,6 +135,17 @@ impl Trio {
         args
     }
 
+    /// The command line of a gateway.
+    pub(crate) fn gateway_args(&self, options: &[&str]) -> Vec<String> {
+        let mut args: Vec<String> = ["gateway", "--json", "--config", &self.config]
+            .map(str::to_owned)
+            .to_vec();
+        for option in options {
+            args.extend(["--set".to_owned(), (*option).to_owned()]);
+        }
+        args
+    }
+
     /// Starts a node, up to its ready line.
     pub(crate) fn node(&self, dir: &Path, index: usize) -> Process {
         let args = self.node_args(dir, index);

@@ -13,6 +13,7 @@ mod config;
 mod dead_letters;
 mod disk_room;
 mod exits;
+mod gateways;
 mod growth;
 mod http;
 mod lanes;

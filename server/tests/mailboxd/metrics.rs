@@ -46,7 +46,8 @@ async fn the_page_lists_every_metric_and_no_other() {
         let bare = name
             .trim_end_matches("_total")
             .trim_start_matches("mailbox_server_")
-            .trim_start_matches("mailbox_placement_");
+            .trim_start_matches("mailbox_placement_")
+            .trim_start_matches("mailbox_gateways_");
         assert!(
             sources.contains(&format!("\"{bare}\"")),
             "{name} is listed but does not exist"

@@ -315,7 +315,7 @@ pub(crate) fn start_to_die(trio: &mut Trio, dir: &Path, index: usize, failpoints
 }
 
 /// Waits until a node leads a shard.
-async fn give_lead(trio: &Trio, client: &Client, index: usize, shard: u32) {
+pub(crate) async fn give_lead(trio: &Trio, client: &Client, index: usize, shard: u32) {
     let (node, address) = (index as u64 + 1, trio.addresses()[index].clone());
     eventually("it leads the shard", || async {
         // It may lead already, or not be there yet.

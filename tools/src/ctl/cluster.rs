@@ -3,9 +3,10 @@
 mod init;
 
 use comfy_table::Table;
-use mailbox_client::v1::StepsResponse;
+use mailbox_client::v1::{Gateway, StepsResponse};
 use serde::Serialize;
 
+use super::gateway::{GatewayRow, gateway_rows, in_a_line};
 use super::shard::{ShardRow, shard_rows, shards_table};
 use super::steps::step_text;
 use super::store_node::{NodeRow, node_rows, nodes_table};
@@ -19,8 +20,8 @@ pub(crate) enum Command {
     Init(init::Args),
     /// Show whether the cluster serves, how many nodes it can lose, and what is on the move
     ///
-    /// Each node answers for itself, so this works without a quorum; only what is on the move is told by
-    /// the leader of the meta shard (shard 0, which holds the map). The exit status is 1 when a node does
+    /// Each node answers for itself, so this works without a quorum; only what is on the move and which gateways
+    /// there are is told by the leader of the meta shard (shard 0, which holds the map). The exit status is 1 when a node does
     /// not answer or a shard has no leader. Then `mailboxctl doctor` says what to do.
     Status {
         #[command(flatten)]
@@ -41,6 +42,9 @@ struct ClusterView {
     /// Absent: the leader of the meta shard could not be asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     running: Option<Vec<String>>,
+    /// Absent likewise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gateways: Option<Vec<GatewayRow>>,
 }
 
 pub(super) async fn run(command: Command, output: OutputArgs) -> anyhow::Result<bool> {
@@ -51,12 +55,17 @@ pub(super) async fn run(command: Command, output: OutputArgs) -> anyhow::Result<
     let client = node.connect().await?;
     let seen = Survey::take(&client).await?;
     let steps = survey::steps(&client).await;
-    let view = view(&seen, steps.as_ref().ok());
+    // Whoever does not tell the one is not waited for once more.
+    let gateways = match &steps {
+        Ok(_) => client.gateways().await.ok(),
+        Err(_) => None,
+    };
+    let view = view(&seen, steps.as_ref().ok(), gateways.as_deref());
     output.print(&view, human)?;
     Ok(view.serves && view.nodes.iter().all(|node| node.up))
 }
 
-fn view(seen: &Survey, steps: Option<&StepsResponse>) -> ClusterView {
+fn view(seen: &Survey, steps: Option<&StepsResponse>, gateways: Option<&[Gateway]>) -> ClusterView {
     let shards = shard_rows(seen);
     ClusterView {
         cluster_id: seen.map.cluster_id.clone(),
@@ -72,6 +81,7 @@ fn view(seen: &Survey, steps: Option<&StepsResponse>) -> ClusterView {
                 .map(|shard| format!("shard {shard}: the map follows the shard's members"));
             running.chain(following).collect()
         }),
+        gateways: gateways.map(gateway_rows),
     }
 }
 
@@ -89,8 +99,12 @@ fn human(view: &ClusterView) -> String {
         Some(steps) if steps.is_empty() => "nothing is on the move".to_owned(),
         Some(steps) => format!("on the move:\n  {}", steps.join("\n  ")),
     };
+    let gateways = match &view.gateways {
+        None => String::new(),
+        Some(rows) => format!("{}\n", in_a_line(rows)),
+    };
     format!(
-        "cluster {}, map {}: {verdict}\n{}\n\n{}\n\n{moves}",
+        "cluster {}, map {}: {verdict}\n{}\n\n{}\n\n{gateways}{moves}",
         view.cluster_id,
         view.map_epoch,
         trim(nodes_table(&view.nodes)),

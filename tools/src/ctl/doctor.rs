@@ -1,6 +1,8 @@
 //! `mailboxctl doctor`: what is wrong, why, and the command that mends it.
 
 mod certificate;
+mod gateways;
+mod slots;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -21,9 +23,10 @@ use certificate::{NotAfter, Standing};
 ///
 /// Asks every node for itself, so it works best when the cluster does not. The exit status is 0 when
 /// nothing is wrong and 1 when something is. Codes are stable: node-down, no-majority, no-leader,
-/// lagging-replica, disk-full, disk-low, clock-skew, stuck-lane, drain-blocked, placement-fault,
-/// placement-unknown, old-version, build-mix, certificate-expired, certificate-expiring,
-/// certificate-unknown.
+/// lagging-replica, apply-waits, disk-full, disk-low, clock-skew, stuck-lane, stuck-move, stuck-split,
+/// drain-blocked, placement-fault,
+/// placement-unknown, old-version, build-mix, gateway-silent, no-gateway, gateways-unknown,
+/// certificate-expired, certificate-expiring, certificate-unknown.
 ///
 /// With --ca-file the certificates that the nodes serve are looked at as well, and the authority's own;
 /// an expired one is told even when, for that reason, no node can be asked.
@@ -35,9 +38,15 @@ pub(crate) struct Args {
     /// A message that waits longer for another shard is stuck
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration::parse)]
     lane_age_max: Duration,
+    /// A move of a slot that gets nowhere for longer is stuck; one that nobody serves meanwhile after 10 s
+    #[arg(long, value_name = "TIME", default_value = "2m", value_parser = duration::parse)]
+    move_age_max: Duration,
     /// A certificate that ends sooner is to be renewed
     #[arg(long, value_name = "TIME", default_value = "14d", value_parser = duration::parse)]
     certificate_left_min: Duration,
+    /// Fewer serving gateways are too few; 0 for a cluster that has none
+    #[arg(long, value_name = "COUNT", default_value_t = 1)]
+    gateways_min: usize,
     #[command(flatten)]
     node: NodeArgs,
 }
@@ -86,6 +95,14 @@ async fn diagnose(args: &Args) -> anyhow::Result<Diagnosis> {
     let steps = survey::steps(&client).await;
     let lane_ms = u64::try_from(args.lane_age_max.as_millis()).unwrap_or(u64::MAX);
     let mut findings = examine(&seen, &steps, args.lag_max, lane_ms);
+    // Else the leader of the meta shard does not answer, which is told.
+    if steps.is_ok() {
+        let moves = client.slot_moves().await.unwrap_or_default();
+        let splits = client.shard_splits().await.unwrap_or_default();
+        let stuck = slots::Stuck::new(&moves, &splits, args.move_age_max);
+        stuck.ail(&seen, &mut findings);
+        gateways::ail(&client.gateways().await, args.gateways_min, &mut findings);
+    }
     let places = seen.nodes();
     let places = places.map(|node| (format!("node {}", node.node), node.address.clone()));
     certificates_that_end(args, places.collect(), &mut findings).await?;

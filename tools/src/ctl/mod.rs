@@ -5,6 +5,7 @@ mod cluster;
 mod dev_cluster;
 mod dlq;
 mod doctor;
+mod gateway;
 mod inspect;
 mod meta;
 mod move_slot;
@@ -57,6 +58,8 @@ enum Command {
     #[command(subcommand)]
     Shard(shard::Command),
     #[command(subcommand)]
+    Gateway(gateway::Command),
+    #[command(subcommand)]
     Meta(meta::Command),
     Top(top::Args),
     Doctor(doctor::Args),
@@ -101,6 +104,7 @@ async fn run(command: Command, output: OutputArgs) -> anyhow::Result<bool> {
         Command::Cluster(command) => cluster::run(command, output).await,
         Command::Node(command) => store_node::run(command, output).await,
         Command::Shard(command) => shard::run(command, output).await,
+        Command::Gateway(command) => gateway::run(command, output).await,
         Command::Meta(command) => meta::run(command, output).await,
         Command::Top(args) => top::run(args, output).await,
         Command::Doctor(args) => doctor::run(args, output).await,

@@ -343,7 +343,9 @@ fn node_config(args: &Args, plan: &Plan, index: usize) -> String {
 
 fn gateway_config(args: &Args, plan: &Plan) -> String {
     let mut text = format!(
-        "# Every gateway of cluster {}.\n\n{}\n[gateway]\nlisten = {}\n",
+        "# Every gateway of cluster {}.\n\n{}\n[gateway]\nlisten = {}\n\
+         # Of each its own, for `mailboxctl gateway list`: where clients reach it, and where it is.\n\
+         # address = \"host:port\"\n# region = \"\"\n# zone = \"\"\n",
         plan.cluster_id,
         cluster_section(args, plan, false),
         quoted(&args.gateway_listen)

@@ -6,7 +6,7 @@ use mailbox_client::v1::{ClusterMap, ErrorCode, MapReplica, MapShard, ReplicaSta
 
 use super::*;
 
-fn survey(nodes: u64) -> Survey {
+pub(super) fn survey(nodes: u64) -> Survey {
     let node = |id| MapNode {
         node: id,
         address: format!("n{id}:1"),
