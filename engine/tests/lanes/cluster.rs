@@ -272,10 +272,17 @@ impl Cluster {
         if let Disk::Memory(disk) = &self.disks[store] {
             disk.crash();
         }
+        // What is kept of the old process keeps its files open.
+        for replica in self
+            .replicas
+            .iter_mut()
+            .filter(|replica| replica.store == store)
+        {
+            replica.built = None;
+        }
         self.stores[store] = Some(open(&self.disks[store]));
         for number in 0..self.replicas.len() {
             if self.replicas[number].store == store {
-                self.replicas[number].built = None;
                 self.again(number);
             }
         }
