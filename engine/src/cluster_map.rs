@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
+use crate::command::Refusal;
 use crate::decode::{Malformed, Reader};
 use crate::error::Error;
 use crate::id::{ShardId, SlotId};
@@ -376,7 +377,63 @@ pub(crate) fn read_replicas(reader: &mut Reader<'_>) -> Result<Vec<MapReplica>, 
     Ok(replicas)
 }
 
+/// Whether a node may say that it is `node`, with a directory of this incarnation whose log ends at `log_batch`.
+/// Once refused, it always is: a removed node stays removed, an id stays bound, and logs grow.
+pub(crate) fn judge_node(
+    node: u64,
+    known: Option<&MapNode>,
+    recorded: u64,
+    incarnation: u64,
+    log_batch: u64,
+) -> Result<Standing, Refusal> {
+    let standing = match known {
+        None => Standing::Member,
+        Some(known) if known.standing == Standing::Removed => {
+            return Err(Refusal::NodeRemoved { node });
+        }
+        Some(known) if ![0, incarnation].contains(&known.incarnation) => {
+            return Err(Refusal::NodeTaken { node });
+        }
+        Some(known) => known.standing,
+    };
+    if log_batch < recorded {
+        return Err(Refusal::StaleDisk {
+            node,
+            log_batch,
+            recorded,
+        });
+    }
+    Ok(standing)
+}
+
 impl Shard {
+    /// What this replica of the meta shard knows against a node that says who it is, as
+    /// [`crate::MetaCommand::PutNode`] does. What one replica knows holds for all; that it knows nothing proves
+    /// nothing, since it may be behind.
+    ///
+    /// # Errors
+    /// A storage fault, or a shard that a fault has stopped.
+    pub fn refusal_of_node(
+        &self,
+        node: u64,
+        incarnation: u64,
+        log_batch: u64,
+    ) -> Result<Option<Refusal>, Error> {
+        if self.id() != ShardId::META {
+            return Ok(None);
+        }
+        let key = StateKey::MetaNode { node };
+        let corrupt = |malformed| Error::corrupt_row(key.encode().as_slice(), malformed);
+        let known = self.get(&key)?.map(|value| MapNode::decode(&value));
+        let known = known.transpose().map_err(corrupt)?;
+        let key = StateKey::MetaLog { node };
+        let corrupt = |malformed| Error::corrupt_row(key.encode().as_slice(), malformed);
+        let recorded = self.get(&key)?.map(|value| table::decode_u64(&value));
+        let recorded = recorded.transpose().map_err(corrupt)?.unwrap_or(0);
+        let judged = judge_node(node, known.as_ref(), recorded, incarnation, log_batch);
+        Ok(judged.err())
+    }
+
     /// The cluster's map, of one moment; `None` in every shard but the meta shard, and there until
     /// [`crate::MetaCommand::Begin`] was applied.
     ///

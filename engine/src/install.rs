@@ -3,6 +3,9 @@
 //! The rows go into new ranges, in files that nobody reads yet. One ingest brings them, the map
 //! rows that make the new ranges live and the old ones dead, and the applied row: a crash leaves
 //! the old state or the new one. The old ranges are dropped afterwards, or at the next open.
+//!
+//! To read, check and write the rows takes as long as there are many, so it is a step of its own,
+//! which changes nothing: flushes of other shards go on beside it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,33 +29,45 @@ use crate::range::{RangeRow, RangeState, Ranges};
 use crate::row::StoredRow;
 use crate::shard::Shard;
 use crate::snapshot::{SnapshotMeta, SnapshotRow, read_files};
-use crate::store::{NodeFile, drop_ranges};
+use crate::store::{NodeFile, StoreCore, drop_ranges};
 use crate::walk::Place;
 
+/// A snapshot's rows, checked, in files under the keys that they will have. Its files go when it is dropped.
+pub struct StagedInstall {
+    core: Arc<StoreCore>,
+    meta: SnapshotMeta,
+    ranges: Ranges,
+    files: Vec<StagedFile>,
+}
+
+impl Drop for StagedInstall {
+    fn drop(&mut self) {
+        self.core.base.discard(std::mem::take(&mut self.files));
+    }
+}
+
 impl Shard {
-    /// Replaces everything that this replica has by a snapshot's files, given in their order.
-    /// Durable when it returns. The same snapshot may be installed again.
+    /// [`Shard::stage_install`] and [`Shard::install`] in one.
     ///
-    /// The caller has made sure that every append and truncation queued for this shard's log
-    /// before is synced, and that nothing is applied meanwhile.
+    /// # Errors
+    /// Of either.
+    pub fn install_files(&self, meta: &SnapshotMeta, files: &[PathBuf]) -> Result<(), Error> {
+        self.install(self.stage_install(meta, files)?)
+    }
+
+    /// Makes an install ready: checks a snapshot's files, given in their order, and writes their rows anew. It
+    /// changes nothing, and may run beside anything but an apply to this shard.
     ///
     /// # Errors
     /// A file is corrupt, incomplete or of another shard, or the snapshot is older than the last move of a
-    /// slot here: nothing has changed. Or the base store failed: the replica must stop.
-    pub fn install(&self, meta: &SnapshotMeta, files: &[PathBuf]) -> Result<(), Error> {
+    /// slot here. Or the base store failed: the replica must stop.
+    pub fn stage_install(
+        &self,
+        meta: &SnapshotMeta,
+        files: &[PathBuf],
+    ) -> Result<StagedInstall, Error> {
         self.check_meta(meta)?;
-        let (old, dropped) = {
-            let state = self.state.read();
-            if state.retired {
-                state.check()?;
-            }
-            if state.applied.slots.is_ahead_of(&meta.applied.slots) {
-                // Which slots it is of nobody could tell. Logs do not go back, so there is none such.
-                let reason = "a snapshot from before a slot's move".to_owned();
-                return Err(Error::Stopped { reason });
-            }
-            (state.ranges.clone(), state.dropped.clone())
-        };
+        let (old, _) = self.replaced_by(meta)?;
         let mut new = Ranges::default();
         {
             // Ranges rise with the slots: the order of a snapshot's rows is that of their keys.
@@ -62,9 +77,33 @@ impl Shard {
                 new.insert(slot, counter.next());
             }
         }
-        let staged = self.stage(&new, files)?;
+        Ok(StagedInstall {
+            files: self.stage(&new, files)?,
+            core: Arc::clone(&self.core),
+            meta: meta.clone(),
+            ranges: new,
+        })
+    }
+
+    /// Replaces everything that this replica has by a snapshot. Durable when it returns. The same snapshot may
+    /// be staged and installed again.
+    ///
+    /// The caller has made sure that every append and truncation queued for this shard's log
+    /// before is synced, and that nothing was applied since the snapshot was staged.
+    ///
+    /// # Errors
+    /// The snapshot is of another shard, or the replica was removed meanwhile: nothing has changed. Or the base
+    /// store failed: the replica must stop.
+    pub fn install(&self, mut staged: StagedInstall) -> Result<(), Error> {
+        let meta = &staged.meta;
+        self.check_meta(meta)?;
+        let (old, dropped) = self.replaced_by(meta)?;
         let old: Vec<(SlotId, RangeId)> = old.by_slot().chain(dropped).collect();
-        self.switch(meta, &old, new, staged)?;
+        let (new, files) = (
+            std::mem::take(&mut staged.ranges),
+            std::mem::take(&mut staged.files),
+        );
+        self.switch(&staged.meta, &old, new, files)?;
         fail_point!("after_install", |_| std::process::abort());
         {
             let _change = self.core.change.lock();
@@ -74,6 +113,24 @@ impl Shard {
         self.drop_stale_imports()?;
         self.counters.installs.fetch_add(1, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// The ranges whose place a snapshot takes: those in use, and those of slots that were dropped.
+    #[allow(clippy::type_complexity, reason = "both are as the state has them")]
+    fn replaced_by(
+        &self,
+        meta: &SnapshotMeta,
+    ) -> Result<(Arc<Ranges>, Vec<(SlotId, RangeId)>), Error> {
+        let state = self.state.read();
+        if state.retired {
+            state.check()?;
+        }
+        if state.applied.slots.is_ahead_of(&meta.applied.slots) {
+            // Which slots it is of nobody could tell. Logs do not go back, so there is none such.
+            let reason = "a snapshot from before a slot's move".to_owned();
+            return Err(Error::Stopped { reason });
+        }
+        Ok((state.ranges.clone(), state.dropped.clone()))
     }
 
     fn check_meta(&self, meta: &SnapshotMeta) -> Result<(), Error> {

@@ -108,6 +108,7 @@ pub use id::{
     TimelineId, TimelineKind, UserId, slot_of_handle, slot_of_owner,
 };
 pub use import::StagedImport;
+pub use install::StagedInstall;
 pub use item::{Item, Items, LaneId, OutboxItem};
 pub use key::{DedupKey, Destination, KeyBytes, NodeKey, StateKey, StoredKey};
 pub use options::EngineOptions;

@@ -480,7 +480,7 @@ fn options_survive_a_flush_a_reopening_and_an_install() {
             target.entry(NOON_MS, &[set(options, true)]);
             target.flush();
         }
-        target.shard().install(&meta, &paths).unwrap();
+        target.shard().install_files(&meta, &paths).unwrap();
         assert_eq!(target.shard().cluster_options(), Some(TIGHT));
         target.reopen();
         assert_eq!(target.shard().cluster_options(), Some(TIGHT));

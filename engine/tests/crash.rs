@@ -177,7 +177,9 @@ fn child() {
         Ok("install") => {
             let meta = std::fs::read(dir.join("meta")).unwrap();
             let meta = SnapshotMeta::decode(&meta).unwrap();
-            shard.install(&meta, &[dir.join("000001.rows")]).unwrap();
+            shard
+                .install_files(&meta, &[dir.join("000001.rows")])
+                .unwrap();
         }
         Ok("together") => {
             drop((store, shard));

@@ -171,7 +171,7 @@ fn first(good: bool) -> ClusterMap {
 }
 
 /// What the map is to be.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Model {
     map: Option<ClusterMap>,
     logs: BTreeMap<u64, u64>,
@@ -468,6 +468,28 @@ fn open(disk: &MemoryDisk) -> Store {
     Store::open_in_memory(disk, options).unwrap()
 }
 
+/// What a replica knows against a node is what the meta shard would refuse it for.
+fn check_what_is_known(shard: &Shard, model: &Model, calls: &[MetaCommand]) {
+    for call in calls {
+        let MetaCommand::PutNode(put) = call else {
+            continue;
+        };
+        let (node, incarnation) = (put.node, put.row.incarnation);
+        let known = shard.refusal_of_node(node, incarnation, put.log_batch);
+        let known = known.unwrap();
+        match model.clone().apply(call) {
+            Reply::Refused(
+                refusal @ (Refusal::NodeRemoved { .. }
+                | Refusal::NodeTaken { .. }
+                | Refusal::StaleDisk { .. }),
+            ) => assert_eq!(known, Some(refusal)),
+            // Refused for what it says of itself.
+            Reply::Refused(_) => {}
+            _ => assert_eq!(known, None),
+        }
+    }
+}
+
 fn run(steps: &[Step]) -> (Replica, Model) {
     let (mut replica, mut model) = (Replica::new(), Model::default());
     for step in steps {
@@ -483,6 +505,9 @@ fn run(steps: &[Step]) -> (Replica, Model) {
             Step::Crash { after } => replica.crash(*after),
         }
         let shard = replica.shard();
+        if let Step::Entry(calls) = step {
+            check_what_is_known(&shard, &model, calls);
+        }
         assert_eq!(shard.cluster_map().unwrap(), model.map);
         let epoch = model.map.as_ref().map_or(0, |map| map.epoch);
         assert_eq!(shard.map_epoch().unwrap(), epoch);

@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use mailbox_engine::{FrozenFlush, LogId, Shard, ShardId, SnapshotMeta, Store};
+use mailbox_engine::{FrozenFlush, LogId, Shard, ShardId, StagedInstall, Store};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot, watch};
@@ -57,8 +57,7 @@ enum Job {
     },
     Install {
         shard: ShardId,
-        meta: Box<SnapshotMeta>,
-        files: Vec<PathBuf>,
+        staged: Box<StagedInstall>,
         done: oneshot::Sender<Result<(), Error>>,
     },
     Checkpoint {
@@ -162,18 +161,12 @@ impl BaseThread {
         answered(answer).await
     }
 
-    pub(crate) async fn install(
-        &self,
-        shard: ShardId,
-        meta: SnapshotMeta,
-        files: Vec<PathBuf>,
-    ) -> Result<(), Error> {
+    pub(crate) async fn install(&self, shard: ShardId, staged: StagedInstall) -> Result<(), Error> {
         let (done, answer) = oneshot::channel();
-        let meta = Box::new(meta);
+        let staged = Box::new(staged);
         self.push(Job::Install {
             shard,
-            meta,
-            files,
+            staged,
             done,
         });
         answered(answer).await
@@ -311,11 +304,10 @@ impl Run {
             }
             Job::Install {
                 shard,
-                meta,
-                files,
+                staged,
                 done,
             } => {
-                let result = self.install(shard, &meta, &files);
+                let result = self.install(shard, *staged);
                 let _ = done.send(result);
             }
             Job::Checkpoint { dir, done } => {
@@ -440,12 +432,7 @@ impl Run {
         Ok(())
     }
 
-    fn install(
-        &mut self,
-        shard: ShardId,
-        meta: &SnapshotMeta,
-        files: &[PathBuf],
-    ) -> Result<(), Error> {
+    fn install(&mut self, shard: ShardId, staged: StagedInstall) -> Result<(), Error> {
         let entry = self
             .shards
             .iter_mut()
@@ -454,7 +441,7 @@ impl Run {
             // It was removed while the snapshot was on its way: no fault.
             return Err(mailbox_engine::Error::UnknownShard { shard }.into());
         };
-        let installed = entry.shard.engine.install(meta, files);
+        let installed = entry.shard.engine.install(staged);
         if installed.is_ok() {
             entry.dirty_since = None;
             let flushed = entry.shard.engine.flushed();

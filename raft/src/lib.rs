@@ -1,5 +1,6 @@
 //! The replicas of one node: Raft groups, one shared log, snapshots and the peer network.
 
+mod background;
 mod ballot;
 mod base_thread;
 mod change;

@@ -24,6 +24,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 use tonic::Status;
 
+use crate::background::{self, Haste};
 use crate::base_thread::{BaseThread, error_chain, report};
 use crate::node::Node;
 use crate::peer_link::Link;
@@ -44,6 +45,16 @@ pub(crate) enum Rows {
     Frozen,
     /// Those that an import has staged.
     Staged,
+}
+
+impl Rows {
+    /// Nobody waits for the rows of a slot that is served.
+    fn haste(self) -> Haste {
+        match self {
+            Rows::Copy => Haste::None,
+            Rows::Frozen | Rows::Staged => Haste::Now,
+        }
+    }
 }
 
 /// What a replica with the rows is asked.
@@ -259,7 +270,7 @@ pub(crate) async fn export(
     let dir = pace.new_dir("slot")?;
     let (path, engine) = (dir.path().to_owned(), holder.engine.clone());
     let since = copies.kept(&ask);
-    let written = tokio::task::spawn_blocking(move || {
+    let written = background::run(ask.rows.haste(), move || {
         let export = match ask.rows {
             Rows::Copy | Rows::Frozen => engine.export_slot(slot)?,
             Rows::Staged => engine.export_staged(slot, epoch)?,
@@ -367,20 +378,19 @@ impl Stager<'_> {
     /// Gets rows from a peer and stages them. Gives their digest.
     pub(crate) async fn stage_from(&self, link: &Link, ask: Ask) -> Result<u128, String> {
         let fetched = fetch(link, self.pace, &ask).await?;
-        self.stage(ask.epoch, fetched.meta, fetched.files.clone())
-            .await
+        self.stage(&ask, fetched.meta, fetched.files.clone()).await
     }
 
     async fn stage(
         &self,
-        epoch: u64,
+        ask: &Ask,
         meta: ExportMeta,
         files: Vec<PathBuf>,
     ) -> Result<u128, String> {
         let engine = self.holder.engine.clone();
-        let digest = meta.digest;
-        let staged =
-            tokio::task::spawn_blocking(move || engine.stage_slot(epoch, &meta, &files)).await;
+        let (digest, epoch) = (meta.digest, ask.epoch);
+        let work = move || engine.stage_slot(epoch, &meta, &files);
+        let staged = background::run(ask.rows.haste(), work).await;
         match staged.map_err(|error| error.to_string())? {
             Ok(()) => Ok(digest),
             Err(error) => {
@@ -514,7 +524,7 @@ impl Node {
         let holder = self.peer_service.holder(order.from).ok_or_else(absent)?;
         let rows = export(&holder, &self.copies, &self.shared.pace, ask).await?;
         let files = rows.files.iter().map(|file| file.path.clone()).collect();
-        stager.stage(order.epoch, rows.meta, files).await
+        stager.stage(&ask, rows.meta, files).await
     }
 }
 

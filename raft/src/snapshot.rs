@@ -20,6 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use xxhash_rust::xxh3::Xxh3Default;
 
+use crate::background::{self, Haste};
 use crate::peer_link::Link;
 use crate::types::{self, TypeConfig, Vote, decode_stored_membership, log_id};
 use crate::wire;
@@ -147,7 +148,7 @@ pub(crate) async fn send(
     let dir = pace.new_dir("send")?;
     let path = dir.path.clone();
     let meta = taken.meta().clone();
-    let written = tokio::task::spawn_blocking(move || taken.write_files(&path, &mut |_| ()));
+    let written = background::run(Haste::None, move || taken.write_files(&path, &mut |_| ()));
     let files = written
         .await
         .map_err(|error| error.to_string())?

@@ -9,19 +9,21 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::{Stream, TryStreamExt};
-use mailbox_engine::{Applied, ApplyEntry, ApplyPayload, ImportWait, SlotId};
+use mailbox_engine::{Applied, ApplyEntry, ApplyPayload, ImportWait, SlotId, StagedInstall};
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use parking_lot::Mutex;
 use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 
+use crate::background::{self, Haste};
 use crate::base_thread::{BaseThread, error_chain, report};
+use crate::error::Error;
 use crate::log::ShardLog;
 use crate::outbox::OutboxFeed;
 use crate::peers::Peers;
 use crate::slot_copy::{Ask, Holder, Rows, Stager};
-use crate::snapshot::{Snapshot, SnapshotData, SnapshotPace, raft_meta};
+use crate::snapshot::{Received, Snapshot, SnapshotData, SnapshotPace, raft_meta};
 use crate::status::{AppliedTail, RowsWait};
 use crate::traffic::Traffic;
 use crate::types::{
@@ -370,18 +372,18 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             // This node's own last flush is not above what it has applied.
             return Ok(());
         };
+        let id = received.meta.applied.log_id;
+        let shard = self.0.engine.id();
+        let staged = stage(&self.0.engine, received)
+            .await
+            .map_err(|error| self.0.failed(&error))?;
         // A log that reached the snapshot's index under a smaller log id would be refused at the next start.
         self.0
             .log
             .drained()
             .await
             .map_err(|error| self.0.failed(&error))?;
-        let id = received.meta.applied.log_id;
-        let shard = self.0.engine.id();
-        let installed = self
-            .0
-            .base
-            .install(shard, received.meta.clone(), received.files.clone());
+        let installed = self.0.base.install(shard, staged);
         installed.await.map_err(|error| self.0.failed(&error))?;
         self.0
             .applied
@@ -401,4 +403,17 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         }
         self.0.snapshot().map(Some)
     }
+}
+
+/// Checks a snapshot and writes its rows anew: the long part of an install, beside whatever else the node does.
+async fn stage(
+    engine: &Arc<mailbox_engine::Shard>,
+    received: Received,
+) -> Result<StagedInstall, Error> {
+    let engine = Arc::clone(engine);
+    let work = move || engine.stage_install(&received.meta, &received.files);
+    let staged = background::run(Haste::None, work)
+        .await
+        .map_err(|error| Error::Log(error.to_string()))?;
+    Ok(staged?)
 }

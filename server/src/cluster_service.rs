@@ -3,6 +3,7 @@
 //! A change is a command of the meta shard, proposed by its leader; any other node passes the call on.
 
 mod gateway_calls;
+mod known_nodes;
 pub(crate) mod placement_calls;
 pub(crate) mod slot_calls;
 pub(crate) mod split_calls;
@@ -262,6 +263,9 @@ impl Cluster for ClusterService {
                 "join_cluster",
                 Ok(Response::new(v1::JoinClusterResponse { map })),
             );
+        }
+        if let Err(error) = known_nodes::refuse_by_known(core, request.get_ref()).await {
+            return self.count("join_cluster", Err(error.into()));
         }
         let here = |call| async move {
             let map = Some(join_here(core, call).await?);

@@ -63,6 +63,12 @@ impl MemoryDisk {
         self.inner.lock().ingest_crash = Some(at);
     }
 
+    /// Finished files that wait to be ingested.
+    #[cfg(test)]
+    pub(crate) fn staged_files(&self) -> usize {
+        self.inner.lock().staged.len()
+    }
+
     /// How often files were ingested.
     pub fn ingests(&self) -> u64 {
         self.inner.lock().ingests
@@ -115,6 +121,13 @@ impl Base for MemoryBase {
             rows: Vec::new(),
             bytes: 0,
         }))
+    }
+
+    fn discard(&self, files: Vec<StagedFile>) {
+        let mut disk = self.disk.inner.lock();
+        for file in files {
+            disk.staged.remove(&file.path);
+        }
     }
 
     fn ingest(&self, files: Vec<StagedFile>, dropped: &[RangeId]) -> Result<(), Error> {

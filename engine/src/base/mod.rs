@@ -13,7 +13,8 @@ use bytes::Bytes;
 use crate::error::Error;
 use crate::id::RangeId;
 
-/// What holds the flushed rows of a node. Every method that changes it is called by one thread.
+/// What holds the flushed rows of a node. Every method that changes it is called by one thread; files may be staged
+/// by others meanwhile.
 pub(crate) trait Base: Send + Sync {
     /// A read view of what is ingested now.
     fn view(&self) -> Arc<dyn ReadView>;
@@ -25,6 +26,9 @@ pub(crate) trait Base: Send + Sync {
     /// when it returns. Of two files with the same key the later one wins; a row of a dropped
     /// range must not be in the files.
     fn ingest(&self, files: Vec<StagedFile>, dropped: &[RangeId]) -> Result<(), Error>;
+
+    /// Throws finished files away that will not be ingested. What stays of them goes at the next open.
+    fn discard(&self, files: Vec<StagedFile>);
 
     /// Removes files that hold nothing but dedup rows of hours before `end`. Rows of these hours
     /// that lie beside others may stay. Read views lose them too.

@@ -260,6 +260,15 @@ impl Base for RocksBase {
         Ok(())
     }
 
+    fn discard(&self, files: Vec<StagedFile>) {
+        for file in files {
+            if let Err(error) = std::fs::remove_file(&file.path) {
+                let path = file.path.display();
+                tracing::debug!(%path, %error, "a staged file stays until the next start");
+            }
+        }
+    }
+
     fn drop_hours(&self, end: u32) -> Result<(), Error> {
         // No row is in range 0, so none is at either end.
         let (first, end) = (

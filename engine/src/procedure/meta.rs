@@ -5,6 +5,7 @@
 
 use crate::cluster_map::{
     ClusterMap, MapFault, MapNode, MapReplica, MapRow, MapShard, Standing, check_replicas,
+    judge_node,
 };
 use crate::command::{LogReport, MetaCommand, PutNode, Refusal, Reply};
 use crate::error::Error;
@@ -79,26 +80,9 @@ fn put_node(ctx: &mut Context<'_>, call: &PutNode) -> Result<Reply, No> {
         check(Err(MapFault::Node))?;
     }
     let known = node_row(ctx, node)?;
-    let standing = match &known {
-        None => Standing::Member,
-        Some(known) if known.standing == Standing::Removed => {
-            return Err(Refusal::NodeRemoved { node }.into());
-        }
-        Some(known) if ![0, row.incarnation].contains(&known.incarnation) => {
-            return Err(Refusal::NodeTaken { node }.into());
-        }
-        Some(known) => known.standing,
-    };
     let log = StateKey::MetaLog { node };
     let recorded = number(ctx, &log)?;
-    if log_batch < recorded {
-        return Err(Refusal::StaleDisk {
-            node,
-            log_batch,
-            recorded,
-        }
-        .into());
-    }
+    let standing = judge_node(node, known.as_ref(), recorded, row.incarnation, log_batch)?;
     if log_batch > recorded {
         ctx.put(&log, table::encode_u64(log_batch));
     }

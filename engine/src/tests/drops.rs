@@ -69,7 +69,7 @@ fn a_handle_on_a_dropped_replica_refuses_everything() {
         let ranges = {
             // What was built of it is void, and a snapshot does not bring it back.
             let _ = shard.ingest(built);
-            let refused = shard.install(&meta, &files);
+            let refused = shard.install_files(&meta, &files);
             assert!(matches!(refused, Err(Error::Stopped { .. })), "{refused:?}");
             stored_ranges(&shard)
         };

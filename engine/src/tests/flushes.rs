@@ -530,7 +530,7 @@ fn an_early_key_is_found_in_files_after_a_flush_a_reopening_and_an_install() {
         let shard = store.shard(SHARD).unwrap();
         check(&shard);
         shard
-            .install(&meta, &[files_dir.path().join("000001.rows")])
+            .install_files(&meta, &[files_dir.path().join("000001.rows")])
             .unwrap();
         check(&shard);
         // Time reaches the early key: it is among the covered ones then.

@@ -90,7 +90,7 @@ fn files_of_hidden_hours_go_when_no_view_shows_them() {
     for disk in Disk::all() {
         let store = in_small_files(&disk);
         let shard = new_shard(&store);
-        shard.install(&meta, &paths).unwrap();
+        shard.install_files(&meta, &paths).unwrap();
         store.drop_hidden_hours().unwrap();
         let all = vec![ROWS_PER_HOUR; 6];
         assert_eq!(rows_by_hour(&shard), all);

@@ -66,7 +66,7 @@ fn an_installed_snapshot_is_the_state_it_was_made_of() {
         shard.flush();
         shard.send(2, "unflushed");
         for _ in 0..2 {
-            shard.install(&meta, &files).unwrap();
+            shard.install_files(&meta, &files).unwrap();
             assert_eq!(shard.state_hash_now().unwrap(), hash);
             assert_eq!(shard.applied().last_install, meta.applied.log_id);
             assert_eq!(shard.flushed(), meta.applied.log_id);
@@ -91,7 +91,7 @@ fn ranges_are_never_reused_and_old_ones_are_gone() {
         let (meta, files) = snapshot_of(&shard, files_dir.path());
         let mut seen: Vec<u32> = Vec::new();
         for _ in 0..3 {
-            shard.install(&meta, &files).unwrap();
+            shard.install_files(&meta, &files).unwrap();
             let ranges = shard.state.read().ranges.clone();
             let live: Vec<u32> = ranges.by_range().map(|(range, _)| range.0).collect();
             assert!(live.iter().all(|range| !seen.contains(range)));
@@ -137,7 +137,7 @@ fn a_crash_in_an_install_leaves_the_old_state_or_the_new() {
             shard.flush();
             memory.crash_next_ingest(at);
             let old = shard.hash_now();
-            assert!(shard.install(&meta, &files).is_err());
+            assert!(shard.install_files(&meta, &files).is_err());
             assert!(matches!(shard.head(mailbox(1)), Err(Error::Stopped { .. })));
             old
         };
@@ -153,9 +153,58 @@ fn a_crash_in_an_install_leaves_the_old_state_or_the_new() {
         let mut stored = stored_ranges(&shard);
         stored.retain(|range| *range != 0 && live.slot_of(crate::id::RangeId(*range)).is_none());
         assert_eq!(stored, [0; 0]);
-        shard.install(&meta, &files).unwrap();
+        shard.install_files(&meta, &files).unwrap();
         assert_eq!(shard.hash_now(), source.hash_now());
     }
+}
+
+#[test]
+fn an_install_is_staged_beside_flushes_and_changes_nothing_until_it_is_made() {
+    for disk in Disk::all() {
+        let files_dir = tempfile::tempdir().unwrap();
+        let store = disk.open();
+        let shard = filled(&store);
+        let (meta, files) = snapshot_of(&shard, files_dir.path());
+        let wanted = shard.hash_now();
+        shard.send(1, "goes");
+        let frozen = shard.freeze().unwrap();
+        let built = shard.build(&frozen).unwrap();
+        shard.send(1, "goes too");
+        let before = shard.hash_now();
+        let staged = shard.stage_install(&meta, &files).unwrap();
+        // Ranges that somebody else takes meanwhile are others.
+        store.create_shard(crate::ShardId(9), [5]).unwrap();
+        shard.ingest(built).unwrap();
+        shard.flush();
+        assert_eq!(shard.hash_now(), before);
+        shard.install(staged).unwrap();
+        assert_eq!(shard.hash_now(), wanted);
+        shard.send(1, "new life");
+        shard.flush();
+        let hash = shard.hash_now();
+        drop((shard, store));
+        assert_eq!(disk.open().shard(SHARD).unwrap().hash_now(), hash);
+    }
+}
+
+#[test]
+fn what_is_staged_for_nothing_leaves_no_file() {
+    let files_dir = tempfile::tempdir().unwrap();
+    let disk = Disk::all().into_iter().next().unwrap();
+    let Disk::Memory(memory) = &disk else {
+        unreachable!("memory comes first")
+    };
+    let store = disk.open();
+    let shard = filled(&store);
+    let (meta, files) = snapshot_of(&shard, files_dir.path());
+    drop(shard.stage_install(&meta, &files).unwrap());
+    assert_eq!(memory.staged_files(), 0);
+    // The replica is removed while its snapshot is staged.
+    let staged = shard.stage_install(&meta, &files).unwrap();
+    assert_ne!(memory.staged_files(), 0);
+    store.drop_shard(SHARD).unwrap();
+    assert!(shard.install(staged).is_err());
+    assert_eq!(memory.staged_files(), 0);
 }
 
 #[test]
@@ -168,7 +217,7 @@ fn a_flush_from_before_an_install_is_void() {
         shard.send(1, "thrown away");
         let frozen = shard.freeze().unwrap();
         let built = shard.build(&frozen).unwrap();
-        shard.install(&meta, &files).unwrap();
+        shard.install_files(&meta, &files).unwrap();
         let hash = shard.hash_now();
         assert_eq!(Some(shard.ingest(built).unwrap()), meta.applied.log_id);
         assert_eq!(shard.hash_now(), hash);
@@ -191,7 +240,7 @@ fn a_shared_flush_from_before_an_install_is_void_and_the_others_are_flushed_anew
         other.send(1, "stays");
         let both = [&shard, &other].map(|shard| (shard.clone(), shard.freeze().unwrap()));
         let built = store.build(both.into()).unwrap();
-        shard.install(&meta, &files).unwrap();
+        shard.install_files(&meta, &files).unwrap();
         let hash = shard.hash_now();
         assert!(!store.ingest(built).unwrap());
         assert_eq!(
@@ -229,10 +278,10 @@ fn a_damaged_snapshot_changes_nothing() {
     }
     for bytes in damaged {
         std::fs::write(&files[0], bytes).unwrap();
-        assert!(shard.install(&meta, &files).is_err());
+        assert!(shard.install_files(&meta, &files).is_err());
         assert_eq!(shard.hash_now(), hash);
     }
-    assert!(shard.install(&meta, &[]).is_err());
+    assert!(shard.install_files(&meta, &[]).is_err());
     assert_eq!(shard.hash_now(), hash);
 }
 
@@ -249,6 +298,6 @@ fn a_snapshot_of_many_files_is_installed_in_many() {
     };
     let store = to[1].open_with(tiny).unwrap();
     let shard = new_shard(&store);
-    shard.install(&meta, &files).unwrap();
+    shard.install_files(&meta, &files).unwrap();
     assert_eq!(shard.hash_now(), source.hash_now());
 }

@@ -74,7 +74,7 @@ fn a_snapshot_with_a_damaged_letter_is_refused() {
         let shard = new_shard(&store);
         shard.send(1, "old");
         let before = (shard.hash_now(), shard.metrics().dead_letters);
-        let installed = shard.install(&meta, &files);
+        let installed = shard.install_files(&meta, &files);
         if damage.is_none() {
             installed.unwrap();
             let after = (source.hash_now(), source.metrics().dead_letters);

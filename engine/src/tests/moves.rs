@@ -538,17 +538,17 @@ fn a_snapshot_brings_the_slots_that_its_shard_has() {
         new_source.send(USER, "nobody's");
         let new_shard = new_store.create_shard(OTHER, []).unwrap();
         // From a snapshot in the middle of the import: what is staged stays, and what is over goes.
-        new_shard.install(&begun, &begun_files).unwrap();
+        new_shard.install_files(&begun, &begun_files).unwrap();
         stage(&new_shard, &whole).unwrap();
-        new_shard.install(&begun, &begun_files).unwrap();
+        new_shard.install_files(&begun, &begun_files).unwrap();
         assert_eq!(new_shard.staged_imports().len(), 1);
         let (meta, files) = snapshot_of(&shard, dir.path());
-        new_shard.install(&meta, &files).unwrap();
+        new_shard.install_files(&meta, &files).unwrap();
         assert_eq!(new_shard.staged_imports(), []);
         assert_eq!(new_shard.hash_now(), shard.hash_now());
         assert_eq!(new_shard.slots(), [slot()]);
         let (meta, files) = snapshot_of(&source, dir.path());
-        new_source.install(&meta, &files).unwrap();
+        new_source.install_files(&meta, &files).unwrap();
         assert_eq!(new_source.hash_now(), source.hash_now());
         assert_eq!(new_source.slots(), source.slots());
         let live: Vec<u32> = [&new_source, &new_shard]
@@ -583,7 +583,7 @@ fn a_snapshot_from_before_a_move_is_refused() {
     let (meta, files) = snapshot_of(&source, dir.path());
     stands(&source, freeze());
     let hash = source.hash_now();
-    let refused = source.install(&meta, &files);
+    let refused = source.install_files(&meta, &files);
     assert!(matches!(refused, Err(Error::Stopped { .. })), "{refused:?}");
     assert_eq!(source.hash_now(), hash);
     stands(&source, drop_it());
@@ -599,7 +599,7 @@ fn an_install_over_an_unflushed_drop_leaves_no_range_behind() {
         let (meta, files) = snapshot_of(&source, dir.path());
         let hash = source.hash_now();
         stands(&source, drop_it());
-        source.install(&meta, &files).unwrap();
+        source.install_files(&meta, &files).unwrap();
         assert_eq!(source.hash_now(), hash);
         let ranges = source.state.read().ranges.clone();
         let live: Vec<u32> = ranges.by_range().map(|(range, _)| range.0).collect();

@@ -314,7 +314,7 @@ fn a_node_without_use_for_the_child_drops_its_rows() {
             flush(&other, &twin);
             let of_twin = other.shard(CHILD).unwrap();
             let (meta, files) = snapshot_of(&of_twin, dir.path());
-            child.install(&meta, &files).unwrap();
+            child.install_files(&meta, &files).unwrap();
             assert_eq!(child.hash_now(), of_twin.hash_now());
             assert_eq!(child.slots(), of_twin.slots());
             assert_eq!(parent.hash_now(), twin.hash_now());
@@ -342,7 +342,7 @@ fn a_snapshot_from_behind_a_split_brings_the_parent_alone() {
             if unflushed {
                 split(&parent, call());
             }
-            parent.install(&meta, &files).unwrap();
+            parent.install_files(&meta, &files).unwrap();
             flush(&store, &parent);
             assert_eq!(store.shards(), [SHARD]);
             assert_eq!(parent.hash_now(), twin.hash_now());

@@ -353,7 +353,7 @@ impl Cluster {
         let files = snapshot.write_files(dir.path(), &mut |_| {}).unwrap();
         let files: Vec<_> = files.into_iter().map(|file| file.path).collect();
         self.replicas[number].built = None;
-        match self.shard(number).install(snapshot.meta(), &files) {
+        match self.shard(number).install_files(snapshot.meta(), &files) {
             Ok(()) => self.again(number),
             // From before a slot's move here: as it is, it stays.
             Err(Error::Stopped { .. }) if !self.moves.is_empty() || !self.splits.is_empty() => {

@@ -132,7 +132,9 @@ impl Cluster {
         let snapshot = other.shard(number).snapshot().unwrap();
         let files = snapshot.write_files(dir.path(), &mut |_| {}).unwrap();
         let files: Vec<_> = files.into_iter().map(|file| file.path).collect();
-        self.shard(number).install(snapshot.meta(), &files).unwrap();
+        self.shard(number)
+            .install_files(snapshot.meta(), &files)
+            .unwrap();
     }
 
     /// A split that was taken changes nothing when it comes again, however late.

@@ -443,6 +443,15 @@ async fn a_node_with_an_old_disk_is_refused_before_it_votes() {
     assert_eq!(ended.status.code(), Some(1), "{}", ended.stderr);
     assert!(ended.stderr.contains("is an old copy"), "{}", ended.stderr);
 
+    // Nobody leads the meta shard: the one that is up knows it by itself, and must not elect a leader with it.
+    let second = trio.nodes[1].take().unwrap();
+    assert!(!second.stop(Signal::KILL).success());
+    let ended = run_args(&trio.node_args(dir.path(), 2));
+    assert_eq!(ended.status.code(), Some(1), "{}", ended.stderr);
+    assert!(ended.stderr.contains("is an old copy"), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("it starts"), "{}", ended.stderr);
+    trio.nodes[1] = Some(trio.node(dir.path(), 1));
+
     // A disk that is lost altogether is no better.
     std::fs::remove_dir_all(&data).unwrap();
     let ended = run_args(&trio.node_args(dir.path(), 2));

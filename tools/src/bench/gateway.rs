@@ -89,7 +89,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<Report> {
         move || source.send()
     });
     let measured = Measured::take(&clock, spawned.as_ref(), &args.load, &args.spawn).await?;
-    let latencies = runners.finish().await?;
+    let latencies = runners.finish().await?.us;
     let report = measured.report(&args.load, nodes, &clock, &latencies, spawned.as_ref());
     for client in &*clients {
         client.close().await?;

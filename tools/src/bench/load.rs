@@ -5,6 +5,7 @@
 //! was *due*: when the cluster stalls, sends that had to wait for their turn count with their wait
 //! (no coordinated omission).
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -27,6 +28,10 @@ const DRAIN: Duration = Duration::from_secs(30);
 const ERRORS_MAX: u64 = 10_000;
 /// Longer than any run.
 const ENDLESS: Duration = Duration::from_secs(7 * 86_400);
+/// A send that takes longer is told apart with the second in which it was due.
+const SLOW: Duration = Duration::from_millis(250);
+/// Most such seconds that are told of, per runner; later ones count in the percentiles only.
+const SLOW_SECONDS_MAX: usize = 600;
 /// How often an open loop looks for sends that are due.
 const TICK: Duration = Duration::from_millis(1);
 
@@ -108,7 +113,45 @@ impl Clock {
 }
 
 /// The tasks that make one run's load.
-pub(super) struct Runners(Vec<JoinHandle<Histogram<u64>>>);
+pub(super) struct Runners(Vec<JoinHandle<Latencies>>);
+
+/// How long the sends of a run took.
+pub(super) struct Latencies {
+    /// All of them, in microseconds.
+    pub(super) us: Histogram<u64>,
+    /// The longest of each second in which a slow one was due, in microseconds; seconds count from the run's begin.
+    pub(super) slow_us: BTreeMap<u64, u64>,
+}
+
+impl Latencies {
+    fn new() -> Self {
+        Self {
+            us: histogram(),
+            slow_us: BTreeMap::new(),
+        }
+    }
+
+    /// Counts a send that was due so long after the run's begin.
+    fn count(&mut self, due: Duration, took: Duration) {
+        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.us.saturating_record(us);
+        let second = due.as_secs();
+        let room = self.slow_us.len() < SLOW_SECONDS_MAX || self.slow_us.contains_key(&second);
+        if took > SLOW && room {
+            let longest = self.slow_us.entry(second).or_default();
+            *longest = us.max(*longest);
+        }
+    }
+
+    fn add(&mut self, other: &Self) -> anyhow::Result<()> {
+        self.us.add(&other.us)?;
+        for (second, us) in &other.slow_us {
+            let longest = self.slow_us.entry(*second).or_default();
+            *longest = (*us).max(*longest);
+        }
+        Ok(())
+    }
+}
 
 impl Runners {
     /// Starts them, each with a share of the load and a source of its own: what the source returns
@@ -129,18 +172,18 @@ impl Runners {
         Self((0..RUNNERS).map(start).collect())
     }
 
-    /// Waits for the last answers; gives all latencies, in microseconds.
-    pub(super) async fn finish(self) -> anyhow::Result<Histogram<u64>> {
-        let mut latencies = histogram();
+    /// Waits for the last answers.
+    pub(super) async fn finish(self) -> anyhow::Result<Latencies> {
+        let mut latencies = Latencies::new();
         for runner in self.0 {
-            latencies.add(runner.await?)?;
+            latencies.add(&runner.await?)?;
         }
         Ok(latencies)
     }
 }
 
 /// One runner's share: it makes sends, one future each, and measures them.
-async fn run<F, S>(clock: Arc<Clock>, shape: Shape, make: F) -> Histogram<u64>
+async fn run<F, S>(clock: Arc<Clock>, shape: Shape, make: F) -> Latencies
 where
     F: FnMut() -> S,
     S: Future<Output = bool>,
@@ -171,14 +214,14 @@ fn split(shape: Shape, runners: usize, runner: usize) -> Shape {
     }
 }
 
-async fn closed<F, S>(clock: &Clock, in_flight: usize, mut make: F) -> Histogram<u64>
+async fn closed<F, S>(clock: &Clock, in_flight: usize, mut make: F) -> Latencies
 where
     F: FnMut() -> S,
     S: Future<Output = bool>,
 {
     let mut tally = Tally {
         clock,
-        latencies_us: histogram(),
+        latencies: Latencies::new(),
     };
     let mut sends = FuturesUnordered::new();
     for _ in 0..in_flight {
@@ -194,14 +237,14 @@ where
     tally.abandon(sends.len())
 }
 
-async fn open<F, S>(clock: &Clock, rate: u64, mut make: F) -> Histogram<u64>
+async fn open<F, S>(clock: &Clock, rate: u64, mut make: F) -> Latencies
 where
     F: FnMut() -> S,
     S: Future<Output = bool>,
 {
     let mut tally = Tally {
         clock,
-        latencies_us: histogram(),
+        latencies: Latencies::new(),
     };
     let mut sends = FuturesUnordered::new();
     let mut begun = 0_u64;
@@ -242,7 +285,7 @@ async fn timed(begin: Instant, send: impl Future<Output = bool>) -> (Instant, bo
 
 struct Tally<'a> {
     clock: &'a Clock,
-    latencies_us: Histogram<u64>,
+    latencies: Latencies,
 }
 
 impl Tally<'_> {
@@ -254,16 +297,16 @@ impl Tally<'_> {
             }
         } else if now >= self.clock.warm && now < self.clock.end {
             self.clock.acked.fetch_add(1, Ordering::Relaxed);
-            let latency_us = now.saturating_duration_since(begin).as_micros();
-            self.latencies_us
-                .saturating_record(u64::try_from(latency_us).unwrap_or(u64::MAX));
+            let due = begin.saturating_duration_since(self.clock.begin);
+            self.latencies
+                .count(due, now.saturating_duration_since(begin));
         }
     }
 
     /// Sends without an answer long after the end are errors.
-    fn abandon(self, sends: usize) -> Histogram<u64> {
+    fn abandon(self, sends: usize) -> Latencies {
         self.clock.errors.fetch_add(sends as u64, Ordering::Relaxed);
-        self.latencies_us
+        self.latencies
     }
 }
 
@@ -297,12 +340,14 @@ mod tests {
         let clock = Clock::start(Duration::ZERO, Duration::from_secs(60));
         let mut tally = Tally {
             clock: &clock,
-            latencies_us: histogram(),
+            latencies: Latencies::new(),
         };
-        let due = clock.begin;
+        let due = clock.begin + Duration::from_millis(1_200);
         tally.count((due, true), due + Duration::from_millis(500));
-        assert!(tally.latencies_us.max() >= 499_000);
-        assert_eq!((clock.acked(), clock.errors()), (1, 0));
+        tally.count((due, true), due + Duration::from_millis(200));
+        assert!(tally.latencies.us.max() >= 499_000);
+        assert_eq!(tally.latencies.slow_us, BTreeMap::from([(1, 500_000)]));
+        assert_eq!((clock.acked(), clock.errors()), (2, 0));
     }
 
     #[tokio::test]
@@ -323,7 +368,7 @@ mod tests {
         .await;
         assert_eq!(most.load(Ordering::Relaxed), 8);
         assert_eq!(clock.acked(), 99);
-        assert_eq!(latencies.len(), 99);
+        assert_eq!(latencies.us.len(), 99);
         assert!(clock.errors() >= ERRORS_MAX, "{}", clock.errors());
         assert_eq!(clock.acked() + clock.errors(), made.load(Ordering::Relaxed));
     }

@@ -111,6 +111,23 @@ pub(super) struct Phase {
     p99_ms: f64,
     /// From when the send was due that waited longest.
     longest_ms: f64,
+    /// When it hurt.
+    slow: Vec<SlowSecond>,
+}
+
+/// A second of a phase in which a send was due that took over 250 ms.
+#[derive(Debug, Clone, Serialize)]
+struct SlowSecond {
+    /// From the phase's begin.
+    second: u64,
+    longest_ms: f64,
+}
+
+fn slow_second((second, longest_us): (u64, u64)) -> SlowSecond {
+    SlowSecond {
+        second,
+        longest_ms: round(longest_us as f64 / 1000.0, 1),
+    }
 }
 
 impl Phase {
@@ -264,9 +281,10 @@ impl Phases {
             seconds: round(seconds, 1),
             sends_per_s: round(phase.clock.acked() as f64 / seconds, 1),
             errors: phase.clock.errors(),
-            p50_ms: percentile_ms(&latencies, 50.0),
-            p99_ms: percentile_ms(&latencies, 99.0),
-            longest_ms: round(latencies.max() as f64 / 1000.0, 1),
+            p50_ms: percentile_ms(&latencies.us, 50.0),
+            p99_ms: percentile_ms(&latencies.us, 99.0),
+            longest_ms: round(latencies.us.max() as f64 / 1000.0, 1),
+            slow: latencies.slow_us.into_iter().map(slow_second).collect(),
         });
         Ok(())
     }

@@ -153,7 +153,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<Report> {
         move || source.send()
     });
     let measured = Measured::take(&clock, spawned.as_ref(), &args.load, &args.spawn).await?;
-    let latencies = runners.finish().await?;
+    let latencies = runners.finish().await?.us;
     let mut report = measured.report(&args.load, nodes, &clock, &latencies, spawned.as_ref());
     report.shards = shards as u64;
     if let Some(delivery) = delivery {
