@@ -181,6 +181,7 @@ impl Shard {
         self.tails.lock().clear();
         drop(state);
         drop(thrown);
+        self.measure();
         Ok(())
     }
 }
