@@ -426,7 +426,7 @@ fn a_thousand_skewed_shards_are_split_as_often_as_they_must_and_then_rest() {
             world.shards.len()
         );
         assert!(splits > 50, "{splits}");
-        // Parts as uneven as slots make them, and two measures to please: up to three times as many as by weight alone.
+        // Parts are as uneven as slots make them, and there are two measures: some more than by weight alone.
         assert!(
             (splits as f64) <= 3.0 * must,
             "{splits} splits, {must} by weight"
