@@ -55,7 +55,10 @@ fn watched(watch: &mut SplitWatch, loads: &mut Loads, goals: &SplitGoals) -> Spl
     verdict
 }
 
-fn split(loads: &Loads, goals: &SplitGoals) -> Option<(u32, Measure)> {
+/// What is split, and for what.
+type Wanted = Option<(u32, Measure)>;
+
+fn split(loads: &Loads, goals: &SplitGoals) -> Wanted {
     let verdict = watched(&mut SplitWatch::default(), &mut loads.clone(), goals);
     verdict.split.map(|over| (over.shard.0, over.measure))
 }
@@ -63,7 +66,7 @@ fn split(loads: &Loads, goals: &SplitGoals) -> Option<(u32, Measure)> {
 #[test]
 fn what_is_split_and_for_what() {
     let (bytes, writes) = (Measure::Bytes, Measure::Writes);
-    let cases: [(&str, &[LoadedShard], Option<(u32, Measure)>); 8] = [
+    let cases: [(&str, &[LoadedShard], Wanted); 8] = [
         ("none", &[], None),
         ("at the limits", &[shard(1, 1000, 100.0)], None),
         ("over bytes", &[shard(1, 1001, 0.0)], Some((1, bytes))),
@@ -338,7 +341,7 @@ impl World {
             return;
         };
         let all = Self::load_of(slots).by(over.measure);
-        let limit = self.goals.limit(over.measure).unwrap() as f64;
+        let limit = self.goals.limit(over.measure).expect("set") as f64;
         assert!(all > limit, "only what is too great is split");
         let (kept, gone) = slots.split_at(slots.len() - gone.len());
         let (kept, gone) = (kept.to_vec(), gone.to_vec());
@@ -375,7 +378,7 @@ impl World {
         for slots in self.shards.iter().filter(|slots| slots.len() > 1) {
             let load = Self::load_of(slots);
             for measure in [Measure::Bytes, Measure::Writes] {
-                let limit = self.goals.limit(measure).unwrap() as f64;
+                let limit = self.goals.limit(measure).expect("set") as f64;
                 assert!(load.by(measure) <= limit * 1.06, "{load:?}");
             }
         }
@@ -428,7 +431,7 @@ fn a_thousand_skewed_shards_are_split_as_often_as_they_must_and_then_rest() {
         assert!(splits > 50, "{splits}");
         // Parts are as uneven as slots make them, and there are two measures: some more than by weight alone.
         assert!(
-            (splits as f64) <= 3.0 * must,
+            (splits as f64) <= 2.0 * must,
             "{splits} splits, {must} by weight"
         );
         assert!(
