@@ -197,6 +197,7 @@ fn ingest_file(
         let bytes = std::mem::take(&mut bytes);
         counters.flushed_bytes.fetch_add(bytes, Ordering::Relaxed);
         counters.level0_files.store(level0_files, Ordering::Relaxed);
+        shard.measure();
     }
     let dead = parts.iter().flat_map(|(_, frozen)| frozen.dead());
     let dead: Vec<RangeId> = dead.map(|(range, _)| range).collect();

@@ -238,6 +238,7 @@ impl Shard {
         self.tails.lock().clear();
         drop(state);
         drop(thrown);
+        self.measure();
         Ok(())
     }
 }

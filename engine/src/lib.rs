@@ -10,7 +10,7 @@
 //! memtable.rs applied, not flushed                   flush.rs   memtable to file, published
 //! view.rs     reads over memtables and files         base/      RocksDB, or a simulated disk
 //! heads.rs, tails.rs, known.rs   caches              store.rs, range.rs   whose rows are where
-//! hidden_hours.rs   dedup rows leave by file
+//! hidden_hours.rs   dedup rows leave by file          sizes.rs   how much a shard stores
 //! cluster_map.rs       nodes, shards and replicas, in the meta shard
 //! gateways.rs          the connection tier, in the meta shard
 //! cluster_options.rs   what all replicas judge by, in the applied row (applied.rs)
@@ -59,6 +59,7 @@ mod range;
 mod row;
 mod shard;
 mod shard_splits;
+mod sizes;
 mod slot_move;
 mod slot_moves;
 mod slot_rows;

@@ -74,6 +74,8 @@ pub struct ShardMetrics {
     pub level0_files: u64,
     /// Bytes of all files, of the whole node.
     pub file_bytes: u64,
+    /// About how many of these are the shard's; see [`Shard::stored_bytes`].
+    pub stored_bytes: u64,
     /// Flushes since the store was opened.
     pub flushes: u64,
     /// Bytes that they wrote.
@@ -96,6 +98,8 @@ pub(crate) struct Counters {
     pub(crate) flushed_bytes: AtomicU64,
     pub(crate) installs: AtomicU64,
     pub(crate) level0_files: AtomicU64,
+    /// See `sizes.rs`.
+    pub(crate) stored_bytes: AtomicU64,
     /// This shard's part of `StoreCore::memtable_bytes`.
     memtable_bytes: AtomicU64,
 }
@@ -143,6 +147,11 @@ impl Shard {
     /// Which shard this is.
     pub fn id(&self) -> ShardId {
         self.id
+    }
+
+    /// Of the cluster.
+    pub fn slot_count(&self) -> u16 {
+        self.core.options.slot_count
     }
 
     /// How far the state goes that readers see.
@@ -462,6 +471,7 @@ impl Shard {
             frozen: u64::try_from(frozen).expect("a usize fits"),
             level0_files: self.core.base.level0_files(),
             file_bytes: self.core.base.file_bytes(),
+            stored_bytes: self.stored_bytes(),
             flushes: self.counters.flushes.load(Ordering::Relaxed),
             flushed_bytes: self.counters.flushed_bytes.load(Ordering::Relaxed),
             installs: self.counters.installs.load(Ordering::Relaxed),

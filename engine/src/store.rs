@@ -309,7 +309,9 @@ pub(crate) fn new_shard(
         fault,
         retired: false,
     };
-    Shard::new(shard, core.clone(), state)
+    let shard = Shard::new(shard, core.clone(), state);
+    shard.measure();
+    shard
 }
 
 /// Reads or, in an empty store, writes the format row.

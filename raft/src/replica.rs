@@ -233,7 +233,7 @@ fn applier(shared: &Shared, engine: &Arc<mailbox_engine::Shard>, log: &ShardLog)
         applied: watch::Sender::new(applied),
         tails: broadcast::Sender::new(TAILS_KEPT),
         outbox,
-        traffic: Traffic::new(engine.id().0),
+        traffic: Traffic::new(engine.id().0, engine.slot_count()),
         fault: shared.fault.clone(),
         start_upto: AtomicU64::new(0),
         waited_at_start: AtomicBool::new(false),

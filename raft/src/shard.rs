@@ -224,6 +224,18 @@ impl Shard {
         self.replica.traffic().hottest(count)
     }
 
+    /// Rows appended per second of late, by slot, of the slots that this replica serves: what its leader and its
+    /// followers alike have to log and apply, sends and deliveries. Not of slots that had none.
+    pub fn writes_by_slot(&self) -> Vec<(SlotId, f64)> {
+        let mut writes = self.replica.traffic().writes_by_slot();
+        if !writes.is_empty() {
+            // A slot that has gone is remembered for a while.
+            let served = self.replica.engine.slots();
+            writes.retain(|(slot, _)| served.binary_search(slot).is_ok());
+        }
+        writes
+    }
+
     /// Hands leadership to the follower that is furthest, if this node leads and another can take over. For a
     /// replica whose own rows are damaged.
     pub async fn give_leadership_away(&self) {

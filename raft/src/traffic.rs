@@ -9,7 +9,7 @@ mod sketch;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use mailbox_engine::{Flags, Row, TimelineId, TimelineKind};
+use mailbox_engine::{Flags, Row, SlotId, TimelineId, TimelineKind};
 use parking_lot::Mutex;
 
 pub use sketch::HotTimeline;
@@ -37,13 +37,13 @@ pub(crate) struct Traffic {
 }
 
 impl Traffic {
-    pub(crate) fn new(shard: u32) -> Traffic {
+    pub(crate) fn new(shard: u32, slot_count: u16) -> Traffic {
         Traffic {
             sends: AtomicU64::new(0),
             deliveries: AtomicU64::new(0),
             reads: AtomicU64::new(0),
             opened: Instant::now(),
-            sketch: Mutex::new(Sketch::new(u64::from(shard))),
+            sketch: Mutex::new(Sketch::new(u64::from(shard), slot_count)),
         }
     }
 
@@ -106,6 +106,12 @@ impl Traffic {
         let now = self.opened.elapsed().as_secs_f64();
         self.sketch.lock().hottest(now, count)
     }
+
+    /// Rows appended per second of late, by slot.
+    pub(crate) fn writes_by_slot(&self) -> Vec<(SlotId, f64)> {
+        let now = self.opened.elapsed().as_secs_f64();
+        self.sketch.lock().writes_by_slot(now)
+    }
 }
 
 #[cfg(test)]
@@ -138,7 +144,7 @@ mod tests {
             owner: 65,
         };
         let (sent, received) = (Flags::default().with(Flags::OUTGOING), Flags::default());
-        let traffic = Traffic::new(1);
+        let traffic = Traffic::new(1, 16);
         traffic.applied(&[
             (
                 UserId(1).mailbox(),
@@ -158,5 +164,7 @@ mod tests {
         assert_eq!(hottest[0].timeline, UserId(1).mailbox());
         assert_eq!(hottest[1].timeline, group);
         assert!(hottest[1].writes_per_s > 0.0 && hottest[1].reads_per_s > 0.0);
+        let by_slot: f64 = traffic.writes_by_slot().iter().map(|(_, rate)| rate).sum();
+        assert!(by_slot > 0.0);
     }
 }

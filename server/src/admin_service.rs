@@ -1,5 +1,6 @@
 //! The `Admin` service: what this node knows, answered without a quorum where that can be.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,10 +8,10 @@ use mailbox_api::CallError;
 use mailbox_api::v1::admin_server::Admin;
 use mailbox_api::v1::{
     HotTimeline, NodeAddress, NodeStatus, ReplicaStatus, RowsWait, ShardMapRequest,
-    ShardMapResponse, ShardPlacement, ShardStatus, StateHashRequest, StateHashResponse,
+    ShardMapResponse, ShardPlacement, ShardStatus, SlotLoad, StateHashRequest, StateHashResponse,
     StatusRequest, StatusResponse,
 };
-use mailbox_engine::ShardId;
+use mailbox_engine::{ShardId, SlotId};
 use mailbox_raft::{LeaderHint, Leadership};
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
@@ -87,13 +88,19 @@ impl AdminService {
         Ok(answer.into_inner())
     }
 
-    fn status_here(
+    async fn status_here(
         &self,
         metadata: &MetadataMap,
         call: StatusRequest,
     ) -> Result<StatusResponse, CallError> {
         self.core.authority.require_cluster(metadata)?;
-        Ok(status_of(&self.core, call))
+        let mut answer = status_of(&self.core, call);
+        let asked = answer.shards.iter_mut();
+        let asked = asked.filter(|shard| call.slots_of != 0 && shard.shard == call.slots_of);
+        for shard in asked {
+            shard.slots = slots_of(&self.core, ShardId(call.slots_of)).await?;
+        }
+        Ok(answer)
     }
 
     fn map_here(&self, metadata: &MetadataMap) -> Result<ShardMapResponse, CallError> {
@@ -161,9 +168,27 @@ pub(crate) fn status_of(core: &Core, call: StatusRequest) -> StatusResponse {
     }
 }
 
+/// What every slot of a shard has of its load, by the replica here.
+///
+/// # Errors
+/// There is none.
+pub(crate) async fn slots_of(core: &Core, shard: ShardId) -> Result<Vec<SlotLoad>, CallError> {
+    let replica = core.shard(shard.0)?;
+    let measure = |engine: &mailbox_engine::Shard| Ok(engine.slot_bytes());
+    let sizes = core.read(&replica, measure).await?;
+    let writes: BTreeMap<SlotId, f64> = replica.writes_by_slot().into_iter().collect();
+    let slots = sizes.into_iter().map(|(slot, stored_bytes)| SlotLoad {
+        slot: slot.0.into(),
+        stored_bytes,
+        writes_per_s: writes.get(&slot).copied().unwrap_or(0.0),
+    });
+    Ok(slots.collect())
+}
+
 fn shard_status(replica: &mailbox_raft::Shard, hot_timelines: usize) -> ShardStatus {
     let shard = replica.status();
     let traffic = replica.traffic();
+    let writes = replica.writes_by_slot();
     let hot = match hot_timelines {
         0 => Vec::new(),
         count => replica.hot_timelines(count),
@@ -189,6 +214,9 @@ fn shard_status(replica: &mailbox_raft::Shard, hot_timelines: usize) -> ShardSta
         sends: traffic.sends,
         deliveries: traffic.deliveries,
         reads: traffic.reads,
+        stored_bytes: replica.engine().stored_bytes(),
+        writes_per_s: writes.iter().map(|(_, rate)| rate).sum(),
+        slots: Vec::new(),
         hot: hot.into_iter().map(hot_timeline).collect(),
         rows_wait: replica.rows_wait().map(|wait| RowsWait {
             slot: wait.slot.0.into(),
@@ -221,8 +249,8 @@ impl Admin for AdminService {
         request: Request<StatusRequest>,
     ) -> Result<Response<StatusResponse>, Status> {
         let (metadata, _, call) = request.into_parts();
-        let done = self.status_here(&metadata, call).map(Response::new);
-        let done = done.map_err(Status::from);
+        let done = self.status_here(&metadata, call).await;
+        let done = done.map(Response::new).map_err(Status::from);
         self.core.metrics.count_call("status", done.as_ref().err());
         done
     }

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
-use mailbox_placement::{Goals, Limits};
+use mailbox_placement::{Goals, Limits, SplitGoals};
 use mailbox_raft::Timing;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -228,6 +228,10 @@ pub struct PlacementConfig {
     pub node_replicas_max: u32,
     pub transfers_max: u32,
     pub pause_ms: u64,
+    pub split_bytes: ByteSize,
+    pub split_writes_per_second: u64,
+    pub split_pause_ms: u64,
+    pub shards_max: u32,
 }
 
 /// What a shard's replicas are spread over.
@@ -361,6 +365,10 @@ impl Default for PlacementConfig {
             node_replicas_max: 512,
             transfers_max: 16,
             pause_ms: 1000,
+            split_bytes: ByteSize(0),
+            split_writes_per_second: 0,
+            split_pause_ms: 60_000,
+            shards_max: 256,
         }
     }
 }
@@ -384,6 +392,17 @@ impl PlacementConfig {
                 transfers_max: size(self.transfers_max),
             },
             ..Goals::default()
+        }
+    }
+
+    /// As shards are judged by that may have to be split.
+    pub(crate) fn split_goals(&self) -> SplitGoals {
+        let limit = |value: u64| (value > 0).then_some(value);
+        SplitGoals {
+            bytes_max: limit(self.split_bytes.0),
+            writes_per_s_max: limit(self.split_writes_per_second),
+            pause_ms: self.split_pause_ms,
+            shards_max: usize::try_from(self.shards_max).unwrap_or(usize::MAX),
         }
     }
 }

@@ -16,6 +16,7 @@ use tonic::transport::Channel;
 use tracing::Instrument as _;
 
 use crate::auth::{Authority, Caller, forbidden};
+use crate::auto_splits::AutoSplits;
 use crate::cluster_map::{Leaders, Maps};
 use crate::config::{ClusterConfig, LimitsConfig};
 use crate::convert;
@@ -67,6 +68,8 @@ pub(crate) struct Core {
     pub(crate) slot_moves: SlotMoves,
     /// What makes two shards of one.
     pub(crate) shard_splits: ShardSplits,
+    /// What has shards split that are too great.
+    pub(crate) auto_splits: AutoSplits,
     /// What watches over the connection tier.
     pub(crate) gateways: Gateways,
     pub(crate) handles: HandleCache,

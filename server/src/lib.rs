@@ -5,10 +5,11 @@
 //! crate knows both the protocol's messages and the engine's types: `convert.rs` and `status.rs` are
 //! the border. `cluster_map.rs` is what a node knows of all others, and `forward.rs` who is asked what this node
 //! cannot say; `placement.rs` moves replicas and leaders, `slot_moves.rs` moves slots between shards,
-//! `shard_splits.rs` makes two shards of one, and `gateways.rs` watches over the connection tier.
+//! `shard_splits.rs` makes two shards of one, `auto_splits.rs` says when, and `gateways.rs` watches over the connection tier.
 
 mod admin_service;
 mod auth;
+mod auto_splits;
 mod cli;
 mod cluster_map;
 mod cluster_service;

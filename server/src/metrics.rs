@@ -94,6 +94,7 @@ pub(crate) struct ServerMetrics {
     pub(crate) placement: PlacementMetrics,
     pub(crate) slot_moves: SlotMoveMetrics,
     pub(crate) shard_splits: ShardSplitMetrics,
+    pub(crate) auto_splits: AutoSplitMetrics,
     pub(crate) gateways: GatewayMetrics,
 }
 
@@ -254,6 +255,47 @@ impl ShardSplitMetrics {
     }
 }
 
+/// What is counted of splits that begin by themselves. Clones count together.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct AutoSplitMetrics {
+    pub(crate) looks: Counter,
+    pub(crate) begun: Counter,
+    pub(crate) put_off: Counter,
+    unsplit: Level,
+}
+
+impl AutoSplitMetrics {
+    /// So many shards cannot be split.
+    pub(crate) fn set_unsplit(&self, shards: usize) {
+        let shards = i64::try_from(shards).unwrap_or(i64::MAX);
+        self.unsplit.0.set(shards);
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        let splits = registry.sub_registry_with_prefix("mailbox_auto_splits");
+        splits.register(
+            "looks",
+            "Looks at all shards for one that is to be split by itself",
+            self.looks.clone(),
+        );
+        splits.register(
+            "begun",
+            "Splits that this node has begun by itself",
+            self.begun.clone(),
+        );
+        splits.register(
+            "put_off",
+            "Splits that this node would have begun by itself and could not",
+            self.put_off.clone(),
+        );
+        splits.register(
+            "unsplit_shards",
+            "Shards over a limit that cannot be split; 0 where the meta shard is not led",
+            self.unsplit.0.clone(),
+        );
+    }
+}
+
 /// How a gateway stands.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct StandingLabel {
@@ -349,6 +391,7 @@ impl ServerMetrics {
         self.placement.register(registry);
         self.slot_moves.register(registry);
         self.shard_splits.register(registry);
+        self.auto_splits.register(registry);
         self.gateways.register(registry);
         let server = registry.sub_registry_with_prefix("mailbox_server");
         server.register("calls", "Calls by name and outcome", self.calls.clone());

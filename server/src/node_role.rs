@@ -25,6 +25,7 @@ use tonic_health::server::HealthReporter;
 
 use crate::admin_service::AdminService;
 use crate::auth::{Authority, read_secret, read_token_keys};
+use crate::auto_splits::{self, AutoSplits};
 use crate::cluster_map::{self, Joiner, Leaders, Maps};
 use crate::cluster_service::ClusterService;
 use crate::config::Config;
@@ -96,6 +97,7 @@ impl RunningNode {
         tokio::spawn(placement::run(Arc::clone(&core)));
         tokio::spawn(slot_moves::run(Arc::clone(&core)));
         tokio::spawn(shard_splits::run(Arc::clone(&core)));
+        tokio::spawn(auto_splits::run(Arc::clone(&core)));
         tokio::spawn(gateways::run(Arc::clone(&core)));
         let connections = listener::connections(
             listener,
@@ -247,6 +249,7 @@ async fn open(
     let placement = Placement::new(&config.placement, metrics.placement.clone());
     let slot_moves = SlotMoves::new(metrics.slot_moves.clone());
     let shard_splits = ShardSplits::new(metrics.shard_splits.clone());
+    let auto_splits = AutoSplits::new(&config.placement, metrics.auto_splits.clone());
     let gateways = Gateways::new(metrics.gateways.clone());
     let core = Core {
         node,
@@ -261,6 +264,7 @@ async fn open(
         placement,
         slot_moves,
         shard_splits,
+        auto_splits,
         gateways,
         evicted: watch::Sender::new(None),
         handles: HandleCache::default(),

@@ -31,11 +31,12 @@ mod live;
 mod look;
 mod step;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mailbox_api::CallError;
 use mailbox_engine::{MapReplica, ReplicaRole, ShardId};
-use mailbox_placement::{Goals, Step, plan};
+use mailbox_placement::{Goals, Loads, Step, plan};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
@@ -145,6 +146,17 @@ async fn seen(core: &Arc<Core>) -> Result<Sight, CallError> {
     }
     let mut liveness = core.placement.liveness.lock().clone();
     look(&live, &mut liveness, &core.placement.journal.busy()).await
+}
+
+/// What the shards have, as it was seen a moment ago, and who leads them.
+///
+/// # Errors
+/// Why the cluster could not be looked at.
+pub(crate) async fn loads(core: &Arc<Core>) -> Result<(Loads, BTreeMap<ShardId, u64>), CallError> {
+    let sight = seen(core).await?;
+    let shards = sight.state.shards.iter();
+    let leaders = shards.filter_map(|shard| Some((ShardId(shard.id.0), shard.leader?.0)));
+    Ok((sight.loads(), leaders.collect()))
 }
 
 /// The steps that would be next, with the epoch of the map; as if some nodes were being drained.

@@ -126,6 +126,11 @@ const FIGURES: &[Figure] = &[
         |reading| reading.engine.frozen,
     ),
     gauge(
+        "mailbox_engine_stored_bytes",
+        "About how many bytes the shard's flushed rows take in files, dedup rows not counted",
+        |reading| reading.engine.stored_bytes,
+    ),
+    gauge(
         "mailbox_lane_outbox_items",
         "Lane items that their destinations are not known to have",
         |reading| reading.engine.outbox_items,

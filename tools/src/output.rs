@@ -71,6 +71,14 @@ pub(crate) fn grouped(number: u64) -> String {
     text
 }
 
+/// Bytes as whole mebibytes, or as kibibytes where there is not one.
+pub(crate) fn mebibytes(bytes: u64) -> String {
+    match bytes >> 20 {
+        0 => format!("{} KiB", bytes >> 10),
+        mebibytes => format!("{} MiB", grouped(mebibytes)),
+    }
+}
+
 /// Shows text from elsewhere on a terminal: control characters (cursor moves, colours) become `�`,
 /// so that no message can repaint the reader's screen.
 pub(crate) fn printable(text: &str) -> String {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{Base, Cursor, FileLife, FileWriter, ReadView, StagedFile};
+use super::{Base, Cursor, FileLife, FileWriter, KeySpan, ReadView, StagedFile};
 use crate::decode::Malformed;
 use crate::error::Error;
 use crate::id::RangeId;
@@ -192,14 +192,22 @@ impl Base for MemoryBase {
     }
 
     fn file_bytes(&self) -> u64 {
-        let disk = self.disk.inner.lock();
-        let bytes: usize = disk
-            .ingested
-            .iter()
-            .map(|(key, value)| key.len() + value.len())
-            .sum();
-        u64::try_from(bytes).expect("a usize fits")
+        bytes_of(self.disk.inner.lock().ingested.iter())
     }
+
+    fn span_bytes(&self, spans: &[KeySpan]) -> Vec<u64> {
+        let rows = self.disk.inner.lock().ingested.clone();
+        let of_span = |(from, to): &KeySpan| {
+            let bounds = (Bound::Included(&from[..]), Bound::Excluded(&to[..]));
+            bytes_of(rows.range::<[u8], _>(bounds))
+        };
+        spans.iter().map(of_span).collect()
+    }
+}
+
+fn bytes_of<'a>(rows: impl Iterator<Item = (&'a Bytes, &'a Bytes)>) -> u64 {
+    let bytes: usize = rows.map(|(key, value)| key.len() + value.len()).sum();
+    u64::try_from(bytes).expect("a usize fits")
 }
 
 fn range_of(key: &[u8]) -> Option<RangeId> {

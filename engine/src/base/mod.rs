@@ -50,7 +50,14 @@ pub(crate) trait Base: Send + Sync {
 
     /// Bytes of all live files.
     fn file_bytes(&self) -> u64;
+
+    /// About how many bytes of files the rows of each span of keys take, from indices only: as coarse as a block. A
+    /// fault counts as nothing, since whoever reads the rows meets it.
+    fn span_bytes(&self, spans: &[KeySpan]) -> Vec<u64>;
 }
+
+/// From the first key (inclusive) to the second (exclusive).
+pub(crate) type KeySpan = (Vec<u8>, Vec<u8>);
 
 /// How long a file will be there as it was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,12 +11,12 @@ use bytes::Bytes;
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, Cache, DB, DBCompactionStyle, DBCompressionType,
-    DBRawIterator, ErrorKind, IngestExternalFileOptions, Options, ReadOptions, Snapshot,
+    DBRawIterator, ErrorKind, IngestExternalFileOptions, Options, Range, ReadOptions, Snapshot,
     SstFileWriter, WriteBatch, WriteOptions, properties,
 };
 use self_cell::self_cell;
 
-use super::{Base, Cursor, FileLife, FileWriter, ReadView, StagedFile};
+use super::{Base, Cursor, FileLife, FileWriter, KeySpan, ReadView, StagedFile};
 use crate::error::{Error, KeyText};
 use crate::id::RangeId;
 use crate::key::StoredKey;
@@ -354,6 +354,11 @@ impl Base for RocksBase {
     fn file_bytes(&self) -> u64 {
         let bytes = self.db.property_int_value(properties::LIVE_SST_FILES_SIZE);
         bytes.ok().flatten().unwrap_or(0)
+    }
+
+    fn span_bytes(&self, spans: &[KeySpan]) -> Vec<u64> {
+        let spans = spans.iter().map(|(from, to)| Range::new(from, to));
+        self.db.get_approximate_sizes(&spans.collect::<Vec<_>>())
     }
 }
 

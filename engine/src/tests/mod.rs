@@ -9,6 +9,7 @@ mod installs;
 mod lanes;
 mod letters;
 mod moves;
+mod sizes;
 mod splits;
 
 use bytes::Bytes;

@@ -170,6 +170,16 @@ impl Client {
         splits.await.map(|answer| answer.splits)
     }
 
+    /// The shards that would be split by themselves, and cannot be.
+    ///
+    /// # Errors
+    /// As [`Client::plan_steps`].
+    pub async fn unsplit_shards(&self) -> Result<Vec<v1::UnsplitShard>, CallError> {
+        let call = v1::ShardSplitsRequest {};
+        let splits = self.operate(|mut node| async move { node.shard_splits(call).await });
+        splits.await.map(|answer| answer.unsplit)
+    }
+
     async fn operate<T, F>(
         &self,
         call: impl Fn(ClusterClient<AuthChannel>) -> F,

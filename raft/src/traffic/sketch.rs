@@ -6,10 +6,15 @@
 //! every [`HALF_LIFE_S`], doubts with them: who stays hot is soon beyond doubt, who was hot fades. Rates tell
 //! `weight - doubt` only, so that under even traffic nobody looks hot who is not.
 //!
+//! The same samples tell, of every slot, how much is written to it: exactly in sum, and as well as chance has it for
+//! one slot.
+//!
 //! The hot path pays at most [`LOOKS_MAX`] look-ups in a list of [`KEPT`] for a whole batch: of a greater one,
 //! samples are looked up, each standing for the rows between it and the next, from a random first one.
 
-use mailbox_engine::TimelineId;
+use std::collections::BTreeMap;
+
+use mailbox_engine::{SlotId, TimelineId};
 
 /// Timelines that are remembered: some 3 KiB a shard.
 pub(super) const KEPT: usize = 64;
@@ -60,14 +65,19 @@ impl Entry {
 /// See the module. Times are seconds since it was made.
 pub(super) struct Sketch {
     entries: Vec<Entry>,
+    /// What was written of late by slot; of slots of the shard only, for it appends to no others.
+    slots: BTreeMap<SlotId, f64>,
+    slot_count: u16,
     decayed_at: f64,
     random: u64,
 }
 
 impl Sketch {
-    pub(super) fn new(seed: u64) -> Sketch {
+    pub(super) fn new(seed: u64, slot_count: u16) -> Sketch {
         Sketch {
             entries: Vec::new(),
+            slots: BTreeMap::new(),
+            slot_count,
             decayed_at: 0.0,
             // What is not zero stays so.
             random: seed | 1 << 63,
@@ -110,6 +120,12 @@ impl Sketch {
             Share::Writes => (weight, 0.0),
             Share::Reads => (0.0, weight),
         };
+        if writes > 0.0 {
+            *self
+                .slots
+                .entry(timeline.slot(self.slot_count))
+                .or_default() += writes;
+        }
         let mut known = self.entries.iter_mut();
         if let Some(entry) = known.find(|entry| entry.timeline == timeline) {
             entry.writes += writes;
@@ -152,15 +168,26 @@ impl Sketch {
             entry.doubt *= factor;
             entry.weight() >= WEIGHT_MIN
         });
+        self.slots.retain(|_, weight| {
+            *weight *= factor;
+            *weight >= WEIGHT_MIN
+        });
+    }
+
+    /// Rows appended per second of late, by slot; not of slots that had none.
+    pub(super) fn writes_by_slot(&mut self, now: f64) -> Vec<(SlotId, f64)> {
+        self.decay(now);
+        let per_s = per_s(now);
+        let slots = self.slots.iter();
+        slots
+            .map(|(slot, weight)| (*slot, weight * per_s))
+            .collect()
     }
 
     /// At most `count` timelines, the hottest first, with rates that are surely theirs.
     pub(super) fn hottest(&mut self, now: f64, count: usize) -> Vec<HotTimeline> {
         self.decay(now);
-        // At a steady rate r a weight comes to r / decay; sooner than that, to the part that `age` gives.
-        let decay = std::f64::consts::LN_2 / HALF_LIFE_S;
-        let age = now.max(1.0);
-        let per_s = decay / (1.0 - (-decay * age).exp());
+        let per_s = per_s(now);
         let mut hottest: Vec<&Entry> = self.entries.iter().collect();
         hottest.sort_unstable_by(|one, other| other.sure().total_cmp(&one.sure()));
         let hottest = hottest.into_iter().take(count);
@@ -182,11 +209,20 @@ impl Sketch {
     }
 }
 
+/// What rate a weight tells. At a steady rate r it comes to r / decay; sooner than that, to the part that `age` gives.
+fn per_s(now: f64) -> f64 {
+    let decay = std::f64::consts::LN_2 / HALF_LIFE_S;
+    let age = now.max(1.0);
+    decay / (1.0 - (-decay * age).exp())
+}
+
 #[cfg(test)]
 mod tests {
     use mailbox_engine::UserId;
 
     use super::*;
+
+    const SLOTS: u16 = 16;
 
     fn mailbox(owner: u64) -> TimelineId {
         UserId(owner).mailbox()
@@ -198,7 +234,7 @@ mod tests {
 
     #[test]
     fn a_hot_timeline_stands_out_of_even_traffic_with_its_own_rate() {
-        let mut sketch = Sketch::new(1);
+        let mut sketch = Sketch::new(1, SLOTS);
         // 100 batches a second for a minute: each has 200 rows of 200 mailboxes of a million, and 10 of one.
         let mut other = 0;
         for batch in 0..6_000_u32 {
@@ -220,7 +256,7 @@ mod tests {
 
     #[test]
     fn what_was_hot_fades_and_is_forgotten() {
-        let mut sketch = Sketch::new(1);
+        let mut sketch = Sketch::new(1, SLOTS);
         sketch.note(0.0, Share::Reads, [(mailbox(7), 1_000)].into_iter());
         let then = sketch.hottest(1.0, 1)[0].reads_per_s;
         assert!(near(then, 1_000.0, 0.1), "{then} reads/s");
@@ -236,13 +272,13 @@ mod tests {
 
     #[test]
     fn a_small_batch_is_counted_exactly_and_a_great_one_in_a_few_looks() {
-        let mut sketch = Sketch::new(1);
+        let mut sketch = Sketch::new(1, SLOTS);
         let few: Vec<_> = (0..LOOKS_MAX as u64)
             .map(|owner| (mailbox(owner), 3))
             .collect();
         sketch.note(0.0, Share::Writes, few.into_iter());
         assert!(sketch.entries.iter().all(|entry| entry.writes == 3.0));
-        let mut sketch = Sketch::new(1);
+        let mut sketch = Sketch::new(1, SLOTS);
         let many: Vec<_> = (0..1_000).map(|owner| (mailbox(owner), 1)).collect();
         sketch.note(0.0, Share::Writes, many.into_iter());
         assert_eq!(sketch.entries.len(), LOOKS_MAX);
@@ -251,5 +287,33 @@ mod tests {
             near(all, 1_000.0, 1e-9),
             "samples stand for all rows: {all}"
         );
+    }
+
+    #[test]
+    fn slots_have_the_rates_of_what_is_written_to_them() {
+        let mut sketch = Sketch::new(1, SLOTS);
+        let hot = mailbox(7).slot(SLOTS);
+        // 50 batches a second for a minute, of 400 rows each; a quarter of all is one mailbox's. Reads do not count.
+        let mut other = 0;
+        for batch in 0..3_000_u32 {
+            let now = f64::from(batch) / 50.0;
+            let mut rows = vec![(mailbox(7), 100)];
+            for _ in 0..300 {
+                other = (other + 7_919) % 1_000_000;
+                rows.push((mailbox(1_000 + other), 1));
+            }
+            sketch.note(now, Share::Writes, rows.into_iter());
+            sketch.note(now, Share::Reads, [(mailbox(9), 1_000)].into_iter());
+        }
+        let rates: BTreeMap<SlotId, f64> = sketch.writes_by_slot(60.0).into_iter().collect();
+        assert_eq!(rates.len(), usize::from(SLOTS));
+        let all: f64 = rates.values().sum();
+        assert!(near(all, 20_000.0, 0.05), "{all} rows/s in all");
+        let even = 15_000.0 / f64::from(SLOTS);
+        for (slot, rate) in &rates {
+            let wanted = if *slot == hot { 5_000.0 + even } else { even };
+            assert!(near(*rate, wanted, 0.25), "slot {slot}: {rate} rows/s");
+        }
+        assert_eq!(sketch.writes_by_slot(600.0), [], "forgotten");
     }
 }

@@ -54,6 +54,11 @@
 //! Leaders can only go where a voter is, so a leader may have to move to `b` for one of `b`'s to move on to
 //! `c`: [`plan`] looks for such chains, and where replicas allow it every surplus ends below 1.
 //!
+//! # Splits
+//!
+//! Which shard is too great and where it is to be cut is judged beside the plan ([`SplitWatch`], [`cut`]): what is split is
+//! left alone by the plan, and afterwards there are two shards to be placed like any other.
+//!
 //! Vocabulary: a *move* is a learner under way; *live* means on a node that is up. Limits count the moves that
 //! can go on: one whose learner is not live, or whose shard can commit nothing, takes nobody's turn, and a
 //! membership change without one copies nothing.
@@ -66,10 +71,15 @@ mod plan;
 mod progress;
 mod purpose;
 mod repair;
+mod split;
 mod state;
 mod step;
 
 pub use goals::{Goals, Limits, Spread};
 pub use plan::plan;
+pub use split::{
+    Hindrance, Load, LoadedShard, Loads, Measure, OverLimit, SPLIT_LOOKS, SlotLoad, SplitGoals,
+    SplitVerdict, SplitWatch, cut,
+};
 pub use state::{Node, NodeId, Replica, Role, Shard, ShardId, Standing, State};
 pub use step::{Stale, Step};

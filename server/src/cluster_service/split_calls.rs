@@ -32,7 +32,7 @@ const LAG_MAX: u64 = 1_000;
 ///
 /// # Errors
 /// Why it cannot be.
-pub(super) async fn split_here(
+pub(crate) async fn split_here(
     core: &Arc<Core>,
     call: SplitShardRequest,
 ) -> Result<SplitShardResponse, CallError> {
@@ -86,7 +86,10 @@ pub(super) async fn split_here(
 }
 
 /// What splits are judged by, as it is now, with the map's epoch.
-async fn scene(core: &Core) -> Result<(SplitScene, u64), CallError> {
+///
+/// # Errors
+/// This node does not lead the meta shard, or there is no map yet.
+pub(crate) async fn scene(core: &Core) -> Result<(SplitScene, u64), CallError> {
     let meta = core.shard(ShardId::META.0)?;
     core.barrier(&meta).await?;
     let read = |meta: &mailbox_engine::Shard| {
@@ -218,6 +221,7 @@ pub(super) async fn splits_here(core: &Core) -> Result<ShardSplitsResponse, Call
     });
     Ok(ShardSplitsResponse {
         splits: splits.collect(),
+        unsplit: core.auto_splits.unsplit(),
     })
 }
 
@@ -322,7 +326,7 @@ fn make_up_for_lost_part(core: &Core, parent: &Shard, child: ShardId) {
     });
 }
 
-fn spans_out(spans: &[(SlotId, SlotId)]) -> Vec<SlotSpan> {
+pub(crate) fn spans_out(spans: &[(SlotId, SlotId)]) -> Vec<SlotSpan> {
     let span = |(first, last): &(SlotId, SlotId)| SlotSpan {
         first: first.0.into(),
         last: last.0.into(),

@@ -561,6 +561,31 @@ pub const OPTIONS: &[OptionFacts] = &[
         "ms",
         "Pause between two rounds of looking at all nodes.",
     ),
+    bytes(
+        "placement.split_bytes",
+        (0, 1024 * 1024 * GIB),
+        "A shard whose flushed rows take about more in files is split by itself, so that both parts take about the same; \
+         rows of deduplication do not count. 0: none is for that. At least 64 KiB else. A single slot is never split.",
+    ),
+    number(
+        "placement.split_writes_per_second",
+        (0, 1_000_000_000),
+        "rows a second",
+        "A shard with more rows appended per second, sends and deliveries alike, is split by itself, so that both parts \
+         have about as many. 0: none is for that.",
+    ),
+    number(
+        "placement.split_pause_ms",
+        (100, 24 * HOUR_MS),
+        "ms",
+        "Least time between two splits that begin by themselves. A shard must be over a limit in six looks meanwhile.",
+    ),
+    number(
+        "placement.shards_max",
+        (1, 65_535),
+        "shards",
+        "With so many shards none is split by itself. At least cluster.shards, if any is to be.",
+    ),
     OptionFacts {
         path: "logging.format",
         bounds: Bounds::OneOf(&["text", "json"]),

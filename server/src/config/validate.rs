@@ -18,6 +18,8 @@ pub enum Role {
     Gateway,
 }
 
+/// Least `placement.split_bytes` but 0.
+const SPLIT_BYTES_MIN: u64 = 64 * 1024;
 /// Greatest `cluster.election_max_ms` of a node that reads by leases.
 const LEASE_ELECTION_MS_MAX: u64 = 10_000;
 
@@ -123,6 +125,29 @@ impl Config {
         Ok(())
     }
 
+    fn check_splits(&self) -> Result<(), Error> {
+        let (placement, shards) = (&self.placement, self.cluster.shards);
+        if (1..SPLIT_BYTES_MIN).contains(&placement.split_bytes.0) {
+            return invalid(
+                "placement.split_bytes",
+                placement.split_bytes,
+                &format!(
+                    "0 or at least {}: what a shard stores is known to a few blocks of its files only",
+                    ByteSize(SPLIT_BYTES_MIN)
+                ),
+            );
+        }
+        if !placement.split_goals().are_off() && u64::from(placement.shards_max) < u64::from(shards)
+        {
+            return invalid(
+                "placement.shards_max",
+                placement.shards_max,
+                &format!("at least cluster.shards = {shards}, or nothing is ever split"),
+            );
+        }
+        Ok(())
+    }
+
     fn check_pairs(&self) -> Result<(), Error> {
         let tls = &self.tls;
         if is_set(&tls.cert_file) != is_set(&tls.key_file) {
@@ -140,6 +165,7 @@ impl Config {
                 "must be odd: one more voter than an odd number bears no more failures",
             );
         }
+        self.check_splits()?;
         let memory = &self.memory;
         let shares = memory.memtables_percent
             + memory.block_cache_percent
@@ -342,6 +368,14 @@ mod tests {
             (
                 |c| (c.node.lease_reads, c.cluster.election_max_ms) = (true, 10_001),
                 "node.lease_reads",
+            ),
+            (
+                |c| c.placement.split_bytes = ByteSize(65_535),
+                "placement.split_bytes",
+            ),
+            (
+                |c| (c.placement.split_writes_per_second, c.placement.shards_max) = (1, 15),
+                "placement.shards_max",
             ),
             (|c| c.memory.tails_percent = 50, "memory"),
             (|c| c.tls.cert_file = "./cert".into(), "tls.cert_file"),

@@ -5,20 +5,23 @@ use std::time::Duration;
 
 use mailbox_api::CallError;
 use mailbox_engine::{ClusterMap, MapReplica, MapShard, ReplicaRole, ShardId};
+use mailbox_placement::Load;
 use mailbox_raft::MembershipChange;
 
 /// A shard, as the node says that leads it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Led {
     pub(super) shard: ShardId,
     pub(super) term: u64,
     pub(super) members: Members,
     /// How many entries each replica is behind, where that is known.
     pub(super) lags: Vec<(u64, u64)>,
+    /// What it stores, and what is written to it.
+    pub(super) load: Load,
 }
 
 /// What a node says of itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Told {
     pub(super) led: Vec<Led>,
     /// See [`mailbox_placement::Node::may_lead`].

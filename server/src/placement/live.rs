@@ -8,6 +8,7 @@ use mailbox_api::CallError;
 use mailbox_api::v1::change_membership_request::Change;
 use mailbox_api::v1::{self, ChangeMembershipRequest, MembershipRequest, StatusRequest};
 use mailbox_engine::{ClusterMap, MapReplica, MetaCommand, ShardId};
+use mailbox_placement::Load;
 use mailbox_raft::{Leadership, MembershipChange};
 
 use super::effects::{Effects, Led, Members, Told};
@@ -63,6 +64,10 @@ fn led(node: u64, shard: v1::ShardStatus) -> Led {
             .filter(|replica| replica.matched_index > 0)
             .map(lag)
             .collect(),
+        load: Load {
+            stored_bytes: shard.stored_bytes,
+            writes_per_s: shard.writes_per_s,
+        },
         members: Members {
             leader: node,
             voters: shard.voters.into_iter().collect(),

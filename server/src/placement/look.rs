@@ -6,7 +6,9 @@ use futures_util::future::join_all;
 use mailbox_api::CallError;
 use mailbox_api::v1::ErrorCode;
 use mailbox_engine::{ClusterMap, MapNode, MapReplica, MapShard, ReplicaRole, ShardId, Standing};
-use mailbox_placement::{self as placement, Goals, NodeId, Replica, Role, Shard, State, Step};
+use mailbox_placement::{
+    self as placement, Goals, Load, LoadedShard, Loads, NodeId, Replica, Role, Shard, State, Step,
+};
 
 use super::effects::{Effects, Led, Told};
 
@@ -34,6 +36,8 @@ pub(super) struct Sight {
     pub(super) state: State,
     /// Shards whose members are not those of the map: nothing is planned for them before the map has followed.
     pub(super) unlike: Vec<ShardId>,
+    /// What the shards have, by their leaders.
+    pub(super) loads: BTreeMap<ShardId, Load>,
 }
 
 /// Looks at the map and then at all nodes at once. Shards in `busy` have a step under way; those that split are left
@@ -93,7 +97,13 @@ pub(super) async fn look<E: Effects>(
         shards: shards.collect(),
         nodes: nodes(&map, liveness, &able),
     };
-    Ok(Sight { map, state, unlike })
+    let loads = leaders.iter().map(|(id, led)| (*id, led.load)).collect();
+    Ok(Sight {
+        map,
+        state,
+        unlike,
+        loads,
+    })
 }
 
 /// What a node can take on.
@@ -174,6 +184,37 @@ pub(super) enum NoMove {
 }
 
 impl Sight {
+    /// The shards that hold slots, for whoever judges which is to be split. Of what stands in the way of that it has
+    /// what is seen of nodes and replicas; moves and splits are not known here.
+    pub(super) fn loads(&self) -> Loads {
+        let shards = self.state.shards.iter();
+        let shards = shards.filter(|shard| shard.id.0 != ShardId::META.0);
+        let shards = shards.map(|shard| {
+            let id = ShardId(shard.id.0);
+            let slots = self.map.shards.get(&id).map_or(0, |row| {
+                let spans = row.slots.iter();
+                let sizes = spans.map(|(first, last)| usize::from(last.0 - first.0) + 1);
+                sizes.sum()
+            });
+            LoadedShard {
+                id: shard.id,
+                slots,
+                load: self.loads.get(&id).copied(),
+                busy: shard.changing || shard.replicas.iter().any(|held| held.role != Role::Voter),
+            }
+        });
+        let mut nodes = self.state.nodes.iter();
+        let is_down = |node: &placement::Node| {
+            node.standing != placement::Standing::Removed && node.down_since_ms.is_some()
+        };
+        Loads {
+            now_ms: self.state.now_ms,
+            shards: shards.collect(),
+            node_down: nodes.any(is_down),
+            splitting: false,
+        }
+    }
+
     /// Whether a move by hand can be begun, and would be carried on by the planner.
     pub(super) fn judge_move(
         &mut self,

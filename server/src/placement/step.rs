@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use mailbox_api::CallError;
 use mailbox_engine::{MapReplica, ReplicaRole, ShardId};
-use mailbox_placement::{NodeId, Role, Stale, Step};
+use mailbox_placement::{Load, NodeId, Role, Stale, Step};
 use mailbox_raft::MembershipChange;
 
 use super::effects::{Effects, Led, Members};
@@ -47,6 +47,7 @@ pub(super) async fn execute<E: Effects>(effects: Arc<E>, step: Step) -> Result<(
         term: 0,
         members,
         lags: Vec::new(),
+        load: Load::default(),
     };
     let now = look::shard(shard, row, Some(&led), false);
     step.check(&now)?;

@@ -58,6 +58,24 @@ impl Trio {
         Self::configure_with(dir, 16, 1, false)
     }
 
+    /// Writes a configuration with these lines of `[placement]` besides, under which memtables are soon flushed and
+    /// nodes tell their metrics; starts nothing.
+    pub(crate) fn configure_splitting(
+        dir: &Path,
+        slots: u16,
+        shards: u16,
+        placement: &str,
+    ) -> Self {
+        let trio = Self::configure_with(dir, slots, shards, true);
+        let text = std::fs::read_to_string(&trio.config).unwrap();
+        let text = text
+            .replace("[placement]\n", &format!("[placement]\n{placement}"))
+            .replace("[storage]\n", "[storage]\nflush_age_ms = 1000\n")
+            .replace("metrics_listen = \"\"", "metrics_listen = \"127.0.0.1:0\"");
+        std::fs::write(&trio.config, text).unwrap();
+        trio
+    }
+
     fn configure_with(dir: &Path, slots: u16, shards: u16, placed: bool) -> Self {
         std::fs::write(dir.join("secret"), SECRET).unwrap();
         std::fs::write(dir.join("key"), KEY).unwrap();

@@ -5,6 +5,7 @@
     reason = "clippy allows it in test functions only, not beside them"
 )]
 
+mod auto_splits;
 mod bad_input;
 mod chat;
 mod cluster;

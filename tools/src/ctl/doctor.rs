@@ -3,6 +3,7 @@
 mod certificate;
 mod gateways;
 mod slots;
+mod unsplit;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -24,7 +25,7 @@ use certificate::{NotAfter, Standing};
 /// Asks every node for itself, so it works best when the cluster does not. The exit status is 0 when
 /// nothing is wrong and 1 when something is. Codes are stable: node-down, no-majority, no-leader,
 /// lagging-replica, apply-waits, disk-full, disk-low, clock-skew, stuck-lane, stuck-move, stuck-split,
-/// drain-blocked, placement-fault,
+/// unsplit-shard, drain-blocked, placement-fault,
 /// placement-unknown, old-version, build-mix, gateway-silent, no-gateway, gateways-unknown,
 /// certificate-expired, certificate-expiring, certificate-unknown.
 ///
@@ -101,6 +102,8 @@ async fn diagnose(args: &Args) -> anyhow::Result<Diagnosis> {
         let splits = client.shard_splits().await.unwrap_or_default();
         let stuck = slots::Stuck::new(&moves, &splits, args.move_age_max);
         stuck.ail(&seen, &mut findings);
+        let unsplit = client.unsplit_shards().await.unwrap_or_default();
+        unsplit::ail(&unsplit, &mut findings);
         gateways::ail(&client.gateways().await, args.gateways_min, &mut findings);
     }
     let places = seen.nodes();

@@ -11,7 +11,7 @@ use super::show_table::plain_table;
 use super::split_shard;
 use super::steps::{WaitArgs, step_text, wait_for};
 use crate::node::NodeArgs;
-use crate::output::{OutputArgs, grouped};
+use crate::output::{OutputArgs, grouped, mebibytes};
 use crate::survey::{self, Survey};
 
 /// See shards, and move their replicas and leaders.
@@ -109,6 +109,9 @@ pub(super) struct ShardRow {
     epoch: u64,
     pub(super) leader: Option<u64>,
     term: u64,
+    /// As its leader says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stored_bytes: Option<u64>,
     replicas: Vec<ReplicaRow>,
     changing: bool,
     /// Slots on their way to it or from it, in words.
@@ -117,6 +120,13 @@ pub(super) struct ShardRow {
     /// Its split that is under way, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     split: Option<String>,
+}
+
+impl ShardRow {
+    fn stored(&self) -> String {
+        let bytes = self.stored_bytes;
+        bytes.map_or_else(|| "?".to_owned(), mebibytes)
+    }
 }
 
 #[derive(Serialize)]
@@ -364,8 +374,11 @@ fn human(view: &ShardView) -> String {
         (slots, _) => slots,
     };
     let mut text = format!(
-        "shard {}: led by {leader} in term {}, row epoch {}, slots {slots}\n",
-        row.shard, row.term, row.epoch
+        "shard {}: led by {leader} in term {}, row epoch {}, slots {slots}, {} stored\n",
+        row.shard,
+        row.term,
+        row.epoch,
+        row.stored()
     );
     let mut table = plain_table(["node", "role", "up", "behind"]);
     for replica in &row.replicas {
@@ -434,6 +447,7 @@ fn shard_row(seen: &Survey, shard: &MapShard) -> ShardRow {
         epoch: shard.epoch,
         leader: leader.map(|(node, _)| node),
         term: leader.map_or(0, |(_, status)| status.term),
+        stored_bytes: leader.map(|(_, status)| status.stored_bytes),
         changing: leader.is_some_and(|(_, status)| status.changing),
         replicas: shard.replicas.iter().map(replica).collect(),
         moves: Vec::new(),
@@ -442,7 +456,7 @@ fn shard_row(seen: &Survey, shard: &MapShard) -> ShardRow {
 }
 
 pub(super) fn shards_table(rows: &[ShardRow]) -> Table {
-    let mut table = plain_table(["shard", "leader", "voters", "learners", "behind"]);
+    let mut table = plain_table(["shard", "leader", "voters", "learners", "behind", "stored"]);
     for row in rows {
         let nodes = |voters: bool| {
             let replicas = row.replicas.iter().filter(|held| held.voter == voters);
@@ -468,6 +482,7 @@ pub(super) fn shards_table(rows: &[ShardRow]) -> Table {
             nodes(true),
             nodes(false),
             behind.map_or_else(|| "?".to_owned(), grouped),
+            row.stored(),
         ]);
     }
     table

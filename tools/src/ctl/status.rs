@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::show_table::plain_table;
 use crate::node::NodeArgs;
-use crate::output::{OutputArgs, grouped};
+use crate::output::{OutputArgs, grouped, mebibytes};
 use crate::survey::Survey;
 
 /// Show every node and shard of a cluster, and how many nodes it can lose.
@@ -64,6 +64,7 @@ struct ShardView {
     flushed_index: u64,
     purged_index: u64,
     memtable_bytes: u64,
+    stored_bytes: u64,
 }
 
 #[derive(Serialize)]
@@ -152,6 +153,7 @@ impl ShardView {
             flushed_index: status.flushed_index,
             purged_index: status.purged_index,
             memtable_bytes: status.memtable_bytes,
+            stored_bytes: status.stored_bytes,
         }
     }
 }
@@ -282,6 +284,7 @@ fn shards_table(view: &ClusterView) -> Table {
         "committed",
         "applied",
         "flushed",
+        "stored",
     ];
     let mut table = plain_table(header);
     for (shard, replicas) in &replicas {
@@ -304,6 +307,7 @@ fn shards_table(view: &ClusterView) -> Table {
             grouped(told.committed_index),
             each(|view| view.applied_index),
             each(|view| view.flushed_index),
+            mebibytes(told.stored_bytes),
         ]);
     }
     table

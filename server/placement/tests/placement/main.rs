@@ -1,7 +1,8 @@
-//! Behaviour of the planner: single situations, random clusters played to their end, and a large one.
+//! Behaviour of the planner: single situations, random clusters played to their end, and a large one; and splits.
 
 mod cluster;
 mod random;
 mod rest;
 mod scale;
 mod situations;
+mod splits;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use mailbox_api::CallError;
 use mailbox_api::v1::ErrorCode;
 use mailbox_engine::{ClusterMap, MapReplica, ShardId, Standing};
+use mailbox_placement::Load;
 use mailbox_raft::MembershipChange;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -210,6 +211,7 @@ impl Effects for Fake {
             term: group.term,
             members: members(group),
             lags: group.lags.iter().map(|(node, lag)| (*node, *lag)).collect(),
+            load: Load::default(),
         });
         Ok(Told {
             led: led.collect(),

@@ -112,6 +112,7 @@ impl Looks {
     async fn take(&mut self) -> anyhow::Result<Picture> {
         let request = StatusRequest {
             hot_timelines: self.hot,
+            ..StatusRequest::default()
         };
         let at = Instant::now();
         let (seen, steps) = tokio::join!(
