@@ -17,12 +17,15 @@ use proptest::prelude::*;
 
 #[path = "meta/gateways.rs"]
 mod gateways;
+#[path = "meta/merges.rs"]
+mod merges;
 #[path = "meta/moves.rs"]
 mod moves;
 #[path = "meta/splits.rs"]
 mod splits;
 
 use gateways::{Gateways, PERIOD_MS};
+use merges::Merges;
 use moves::{begin_move, moving, step_move};
 use splits::{Splits, begin_split, end_split, whole};
 
@@ -112,6 +115,7 @@ fn command() -> impl Strategy<Value = MetaCommand> {
         }),
         5 => (1..5_u32, 2..9_u64)
             .prop_map(|(shard, epoch)| MetaCommand::EndSplit { shard: ShardId(shard), epoch }),
+        9 => merges::command(),
         9 => gateways::command(),
     ]
 }
@@ -177,6 +181,7 @@ struct Model {
     logs: BTreeMap<u64, u64>,
     moves: BTreeMap<SlotId, SlotMove>,
     splits: Splits,
+    merges: Merges,
     gateways: Gateways,
     /// Of the entry.
     time_ms: u64,
@@ -231,7 +236,7 @@ impl Model {
             } => set_replicas(map, &self.splits, (*shard, *expect_epoch), replicas)?,
             // Its epoch is its own.
             MetaCommand::BeginMove { slot, to } => {
-                if begin_move(map, &mut self.moves, &self.splits, (*slot, *to))? {
+                if begin_move(map, &mut self.moves, (&self.splits, &self.merges), (*slot, *to))? {
                     map.epoch += 1;
                     return Ok(Reply::Map { epoch: map.epoch });
                 }
@@ -240,13 +245,23 @@ impl Model {
                 step_move(map, &mut self.moves, (*slot, *epoch), *stage)?;
             }
             MetaCommand::BeginSplit { shard, slots } => {
-                if begin_split(map, &self.moves, &mut self.splits, *shard, slots)? {
+                let rows = (&mut self.splits, &self.merges);
+                if begin_split(map, &self.moves, rows, *shard, slots)? {
                     map.epoch += 1;
                     return Ok(Reply::Map { epoch: map.epoch });
                 }
             }
             MetaCommand::EndSplit { shard, epoch } => {
                 end_split(map, &mut self.splits, *shard, *epoch);
+            }
+            MetaCommand::BeginMerge { .. }
+            | MetaCommand::EndMerge { .. }
+            | MetaCommand::CancelMerge { .. } => {
+                let rows = (&self.moves, &self.splits);
+                if merges::judge(map, rows, &mut self.merges, command)? {
+                    map.epoch += 1;
+                    return Ok(Reply::Map { epoch: map.epoch });
+                }
             }
             MetaCommand::PutGateway(_)
             | MetaCommand::ForgetGateway { .. }
@@ -496,6 +511,8 @@ fn run(steps: &[Step]) -> (Replica, Model) {
         assert_eq!(shard.gateways().unwrap(), gateways);
         let splits = model.splits.clone().into_iter().collect::<Vec<_>>();
         assert_eq!(shard.shard_splits().unwrap(), splits);
+        let merges = model.merges.clone().into_iter().collect::<Vec<_>>();
+        assert_eq!(shard.shard_merges().unwrap(), merges);
     }
     (replica, model)
 }
@@ -564,7 +581,7 @@ fn a_random_run_meets_every_reply() {
     }
     for name in "Map NoMap InvalidMap NodeTaken NodeRemoved StaleDisk UnknownNode NodeInUse \
                  UnknownShard StaleEpoch SlotMoves NoSuchMove WrongShard ShardSplits SplitSize InvalidGateway \
-                 GatewayTaken"
+                 GatewayTaken ShardMerges MergeIntoItself ShardHasSlots"
         .split_whitespace()
     {
         assert!(seen.contains_key(name), "{name} never came: {seen:?}");
