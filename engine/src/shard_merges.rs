@@ -153,11 +153,7 @@ impl SplitScene {
     }
 
     /// The merge under way that takes a shard away or, if that counts too, gives it slots.
-    pub(crate) fn merge_of(
-        &self,
-        shard: ShardId,
-        or_into: bool,
-    ) -> Option<(ShardId, &ShardMerge)> {
+    pub(crate) fn merge_of(&self, shard: ShardId, or_into: bool) -> Option<(ShardId, &ShardMerge)> {
         let under_way = self.merges.iter().filter(|(_, row)| row.is_moving());
         let mut of_shard =
             under_way.filter(|(id, row)| *id == shard || (or_into && row.into == shard));

@@ -236,7 +236,12 @@ impl Model {
             } => set_replicas(map, &self.splits, (*shard, *expect_epoch), replicas)?,
             // Its epoch is its own.
             MetaCommand::BeginMove { slot, to } => {
-                if begin_move(map, &mut self.moves, (&self.splits, &self.merges), (*slot, *to))? {
+                if begin_move(
+                    map,
+                    &mut self.moves,
+                    (&self.splits, &self.merges),
+                    (*slot, *to),
+                )? {
                     map.epoch += 1;
                     return Ok(Reply::Map { epoch: map.epoch });
                 }

@@ -89,6 +89,7 @@ fn every_help_text_is_the_kept_one() {
         &["shard", "move"],
         &["shard", "move-slot"],
         &["shard", "split"],
+        &["shard", "merge"],
         &["shard", "transfer"],
         &["doctor"],
         &["cluster", "init"],
