@@ -447,9 +447,7 @@ impl StateKey {
                 slot: SlotId(reader.u16()?),
             },
             TAG_GATEWAY => read_gateway(reader)?,
-            TAG_MERGE => StateKey::MetaMerge {
-                shard: ShardId(reader.u32()?),
-            },
+            TAG_MERGE => read_merge(reader)?,
             tag => return Err(reader.unknown(tag)),
         };
         reader.end()?;
@@ -519,6 +517,11 @@ fn read_gateway(reader: &mut Reader<'_>) -> Result<StateKey, Malformed> {
     let gateway = GatewayId::new(reader.text(name)?);
     let gateway = gateway.map_err(|_| reader.unknown(TAG_GATEWAY))?;
     Ok(StateKey::MetaGateway { gateway })
+}
+
+fn read_merge(reader: &mut Reader<'_>) -> Result<StateKey, Malformed> {
+    let shard = ShardId(reader.u32()?);
+    Ok(StateKey::MetaMerge { shard })
 }
 
 fn read_outbox(reader: &mut Reader<'_>) -> Result<StateKey, Malformed> {

@@ -129,7 +129,8 @@ impl SplitScene {
         if shard == into {
             return Err(Refusal::MergeIntoItself { shard });
         }
-        if let Some((id, found)) = self.merge_of(into, false).or(self.merge_of(shard, true)) {
+        let away = self.merge_of(into, false);
+        if let Some((id, found)) = away.or_else(|| self.merge_of(shard, true)) {
             return Err(found.refusal(id));
         }
         let mut splits = self.splits.iter();
@@ -154,10 +155,9 @@ impl SplitScene {
 
     /// The merge under way that takes a shard away or, if that counts too, gives it slots.
     pub(crate) fn merge_of(&self, shard: ShardId, or_into: bool) -> Option<(ShardId, &ShardMerge)> {
-        let under_way = self.merges.iter().filter(|(_, row)| row.is_moving());
-        let mut of_shard =
-            under_way.filter(|(id, row)| *id == shard || (or_into && row.into == shard));
-        of_shard.next().map(|(id, row)| (*id, row))
+        let mut under_way = self.merges.iter().filter(|(_, row)| row.is_moving());
+        let found = under_way.find(|(id, row)| *id == shard || (or_into && row.into == shard));
+        found.map(|(id, row)| (*id, row))
     }
 }
 

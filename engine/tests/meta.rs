@@ -26,7 +26,7 @@ mod splits;
 
 use gateways::{Gateways, PERIOD_MS};
 use merges::Merges;
-use moves::{begin_move, moving, step_move};
+use moves::{begin_move, end_move, step_move};
 use splits::{Splits, begin_split, end_split, whole};
 
 const SLOT_COUNT: u16 = 8;
@@ -210,6 +210,7 @@ impl Model {
         let logs = &mut self.logs;
         let map = self.map.as_mut().ok_or(Refusal::NoMap)?;
         let before = map.clone();
+        let mut begins = false;
         match command {
             MetaCommand::Begin(_) => {}
             MetaCommand::PutNode(call) => put_node(map, logs, call)?,
@@ -234,27 +235,16 @@ impl Model {
                 expect_epoch,
                 replicas,
             } => set_replicas(map, &self.splits, (*shard, *expect_epoch), replicas)?,
-            // Its epoch is its own.
             MetaCommand::BeginMove { slot, to } => {
-                if begin_move(
-                    map,
-                    &mut self.moves,
-                    (&self.splits, &self.merges),
-                    (*slot, *to),
-                )? {
-                    map.epoch += 1;
-                    return Ok(Reply::Map { epoch: map.epoch });
-                }
+                let rows = (&self.splits, &self.merges);
+                begins = begin_move(map, &mut self.moves, rows, (*slot, *to))?;
             }
             MetaCommand::StepMove { slot, epoch, stage } => {
                 step_move(map, &mut self.moves, (*slot, *epoch), *stage)?;
             }
             MetaCommand::BeginSplit { shard, slots } => {
                 let rows = (&mut self.splits, &self.merges);
-                if begin_split(map, &self.moves, rows, *shard, slots)? {
-                    map.epoch += 1;
-                    return Ok(Reply::Map { epoch: map.epoch });
-                }
+                begins = begin_split(map, &self.moves, rows, *shard, slots)?;
             }
             MetaCommand::EndSplit { shard, epoch } => {
                 end_split(map, &mut self.splits, *shard, *epoch);
@@ -263,26 +253,15 @@ impl Model {
             | MetaCommand::EndMerge { .. }
             | MetaCommand::CancelMerge { .. } => {
                 let rows = (&self.moves, &self.splits);
-                if merges::judge(map, rows, &mut self.merges, command)? {
-                    map.epoch += 1;
-                    return Ok(Reply::Map { epoch: map.epoch });
-                }
+                begins = merges::judge(map, rows, &mut self.merges, command)?;
             }
             MetaCommand::PutGateway(_)
             | MetaCommand::ForgetGateway { .. }
             | MetaCommand::SweepGateways { .. } => {}
-            MetaCommand::EndMove { slot, epoch } => {
-                let found = self.moves.get(slot).filter(|found| found.epoch == *epoch);
-                match found.map(|found| found.stage) {
-                    None => {}
-                    Some(MoveStage::Dropping | MoveStage::Aborting) => {
-                        self.moves.remove(slot);
-                    }
-                    Some(_) => return Err(moving(*slot, found.unwrap())),
-                }
-            }
+            MetaCommand::EndMove { slot, epoch } => end_move(&mut self.moves, *slot, *epoch)?,
         }
-        if *map != before {
+        // The epoch of what begins is its own.
+        if begins || *map != before {
             map.epoch += 1;
         }
         Ok(Reply::Map { epoch: map.epoch })

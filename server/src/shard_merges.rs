@@ -13,6 +13,7 @@
 //!  4  every node drops its replica                              (cluster_map/hosting.rs)
 //! ```
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -193,7 +194,7 @@ async fn carry(
     });
     let waits = waits.unwrap_or_default();
     let (notes, stage) = (&core.shard_merges.notes, left.stage(row));
-    if notes.note(shard, stage, Default::default(), &waits) {
+    if notes.note(shard, stage, BTreeSet::new(), &waits) {
         say_that_it_waits(shard, row, &waits);
     }
     Ok(())

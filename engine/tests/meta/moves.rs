@@ -59,6 +59,22 @@ pub(crate) fn begin_move(
     Ok(true)
 }
 
+pub(crate) fn end_move(
+    moves: &mut BTreeMap<SlotId, SlotMove>,
+    slot: SlotId,
+    epoch: u64,
+) -> Result<(), Refusal> {
+    let found = moves.get(&slot).filter(|found| found.epoch == epoch);
+    match found.map(|found| found.stage) {
+        None => {}
+        Some(MoveStage::Dropping | MoveStage::Aborting) => {
+            moves.remove(&slot);
+        }
+        Some(_) => return Err(moving(slot, found.unwrap())),
+    }
+    Ok(())
+}
+
 pub(crate) fn step_move(
     map: &mut ClusterMap,
     moves: &mut BTreeMap<SlotId, SlotMove>,

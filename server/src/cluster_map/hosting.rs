@@ -8,7 +8,9 @@
 //! A shard that the map does not name at all is nobody's to ask. It may have been retired by a merge: then the meta
 //! shard has a row of that which stays for ever, and its leader, behind a read barrier, says so. It may also be one that
 //! a split has just made here and that is in no map yet; or the map is older than the shard. Both have no such row, and
-//! keep their replicas. The slots of a retired shard have moved before, and every replica of their new shard has them.
+//! keep their replicas. The slots of a retired shard have moved before, and every replica of their new shard has them. A
+//! node that hosts it once more, by an old map, takes no part in its elections (raft/src/ballot.rs): so nobody who is
+//! behind the moves comes to lead it.
 //!
 //! A shard that a split has made may be named here before this node's replica of the old one has applied the split,
 //! which makes the replica without copying a row. So it is waited for that, for some time: an empty replica would be
