@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::id::{ShardId, SlotId};
 use crate::key::StateKey;
 use crate::shard::Shard;
+use crate::shard_merges::ShardMerge;
 use crate::shard_splits::ShardSplit;
 use crate::slot_moves::SlotMove;
 use crate::table;
@@ -324,6 +325,7 @@ pub(crate) fn check_row(key: &StateKey, value: &[u8]) -> Result<(), Malformed> {
         StateKey::MetaLog { .. } => table::decode_u64(value).map(|_| ()),
         StateKey::MetaMove { .. } => SlotMove::decode(value).map(|_| ()),
         StateKey::MetaSplit { .. } => ShardSplit::decode(value).map(|_| ()),
+        StateKey::MetaMerge { .. } => ShardMerge::decode(value).map(|_| ()),
         _ => Ok(()),
     }
 }

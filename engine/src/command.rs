@@ -512,6 +512,30 @@ pub enum Refusal {
         /// The split's.
         epoch: u64,
     },
+    /// A merge of the shard is under way: no slot comes to it, and neither end of the merge splits or merges.
+    #[error("shard {shard} merges into shard {into} under epoch {epoch}")]
+    ShardMerges {
+        /// The shard that goes.
+        shard: ShardId,
+        /// Who gets its slots.
+        into: ShardId,
+        /// The merge's.
+        epoch: u64,
+    },
+    /// A merge that ends where it begins.
+    #[error("shard {shard} cannot merge into itself")]
+    MergeIntoItself {
+        /// As asked.
+        shard: ShardId,
+    },
+    /// A shard is retired only when it is empty.
+    #[error("shard {shard} has {slots} slots")]
+    ShardHasSlots {
+        /// The shard.
+        shard: ShardId,
+        /// How many.
+        slots: usize,
+    },
     /// A split while the shard's members change.
     #[error("the members of shard {shard} are changing: it does not split meanwhile")]
     ShardChanges {

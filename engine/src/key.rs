@@ -239,6 +239,14 @@ pub enum StateKey {
         /// The gateway.
         gateway: GatewayId,
     },
+    /// A shard's merge into another. Scope: the meta shard; no part of the map. Written when it begins, removed when
+    /// it is given up, overwritten when the shard is retired; then kept for ever, so that no id comes twice.
+    ///
+    /// Key: `21 | shard u32`. Value: see `shard_merges.rs`.
+    MetaMerge {
+        /// The shard that goes.
+        shard: ShardId,
+    },
 }
 
 pub(crate) const TAG_MESSAGE: u8 = 1;
@@ -262,6 +270,7 @@ const TAG_META: u8 = 17;
 const TAG_DEAD_LETTER: u8 = 18;
 const TAG_DEAD_LETTER_TOTALS: u8 = 19;
 const TAG_GATEWAY: u8 = 20;
+const TAG_MERGE: u8 = 21;
 const META_MAP: u8 = 0;
 const META_NODE: u8 = 1;
 const META_SHARD: u8 = 2;
@@ -302,7 +311,8 @@ impl StateKey {
             | StateKey::MetaLog { .. }
             | StateKey::MetaMove { .. }
             | StateKey::MetaSplit { .. }
-            | StateKey::MetaGateway { .. } => SlotId::META,
+            | StateKey::MetaGateway { .. }
+            | StateKey::MetaMerge { .. } => SlotId::META,
         }
     }
 
@@ -363,6 +373,7 @@ impl StateKey {
             StateKey::MetaGateway { gateway } => {
                 KeyBytes::tag(TAG_GATEWAY).bytes(gateway.as_str().as_bytes())
             }
+            StateKey::MetaMerge { shard } => KeyBytes::tag(TAG_MERGE).u32(shard.0),
         }
     }
 
@@ -436,6 +447,7 @@ impl StateKey {
                 slot: SlotId(reader.u16()?),
             },
             TAG_GATEWAY => read_gateway(reader)?,
+            TAG_MERGE => read_merge(reader)?,
             tag => return Err(reader.unknown(tag)),
         };
         reader.end()?;
@@ -482,6 +494,11 @@ impl StateKey {
         KeyBytes::tag(TAG_GATEWAY)
     }
 
+    /// What the keys of all merges of shards begin with.
+    pub fn merges_prefix() -> KeyBytes {
+        KeyBytes::tag(TAG_MERGE)
+    }
+
     /// What all members of a group begin with.
     pub fn members_prefix(group: GroupId) -> KeyBytes {
         KeyBytes::tag(TAG_MEMBER).u64(group.0)
@@ -500,6 +517,11 @@ fn read_gateway(reader: &mut Reader<'_>) -> Result<StateKey, Malformed> {
     let gateway = GatewayId::new(reader.text(name)?);
     let gateway = gateway.map_err(|_| reader.unknown(TAG_GATEWAY))?;
     Ok(StateKey::MetaGateway { gateway })
+}
+
+fn read_merge(reader: &mut Reader<'_>) -> Result<StateKey, Malformed> {
+    let shard = ShardId(reader.u32()?);
+    Ok(StateKey::MetaMerge { shard })
 }
 
 fn read_outbox(reader: &mut Reader<'_>) -> Result<StateKey, Malformed> {

@@ -20,6 +20,7 @@ use crate::error::Error;
 use crate::id::{ShardId, SlotId};
 use crate::key::StateKey;
 use crate::shard::Shard;
+use crate::shard_merges::ShardMerge;
 use crate::slot_moves::SlotMove;
 
 /// Of the row.
@@ -74,7 +75,7 @@ impl ShardSplit {
     }
 }
 
-/// What a split is judged by: rows of the meta shard, of one moment.
+/// What splits and merges are judged by: rows of the meta shard, of one moment.
 #[derive(Clone, Debug, Default)]
 pub struct SplitScene {
     /// All shards of the map.
@@ -83,6 +84,8 @@ pub struct SplitScene {
     pub moves: Vec<(SlotId, SlotMove)>,
     /// All splits under way.
     pub splits: Vec<(ShardId, ShardSplit)>,
+    /// All merges, those that are done included.
+    pub merges: Vec<(ShardId, ShardMerge)>,
 }
 
 /// What becomes of a split that is asked for.
@@ -122,6 +125,9 @@ impl SplitScene {
         if let Some((id, _)) = others.find(|(_, row)| !spans.is_empty() && row.slots == spans) {
             return Ok(SplitVerdict::Apart(*id));
         }
+        if let Some((id, found)) = self.merge_of(shard, true) {
+            return Err(found.refusal(id));
+        }
         let held: BTreeSet<SlotId> = slots_of(&row.slots).collect();
         if let Some(slot) = slots.difference(&held).next() {
             return Err(Refusal::WrongShard { slot: *slot });
@@ -143,11 +149,16 @@ impl SplitScene {
                 stage: found.stage,
             });
         }
-        // Rows of shards never go, and a split under way ends in one: so no id comes again.
+        Ok(SplitVerdict::Begins(self.next_id()))
+    }
+
+    /// The row of a shard goes only when a merge leaves one for ever, and a split under way ends in one: so no id
+    /// comes again.
+    fn next_id(&self) -> ShardId {
         let under_way = self.splits.iter().map(|(_, split)| split.to);
-        let greatest = self.shards.keys().copied().chain(under_way).max();
-        let to = ShardId(greatest.unwrap_or(shard).0 + 1);
-        Ok(SplitVerdict::Begins(to))
+        let merged = self.merges.iter().map(|(shard, _)| *shard);
+        let ids = self.shards.keys().copied().chain(under_way).chain(merged);
+        ShardId(ids.max().unwrap_or(ShardId::META).0 + 1)
     }
 
     /// The slots of a shard; none if there is no such shard.

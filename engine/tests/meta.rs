@@ -17,13 +17,16 @@ use proptest::prelude::*;
 
 #[path = "meta/gateways.rs"]
 mod gateways;
+#[path = "meta/merges.rs"]
+mod merges;
 #[path = "meta/moves.rs"]
 mod moves;
 #[path = "meta/splits.rs"]
 mod splits;
 
 use gateways::{Gateways, PERIOD_MS};
-use moves::{begin_move, moving, step_move};
+use merges::Merges;
+use moves::{begin_move, end_move, step_move};
 use splits::{Splits, begin_split, end_split, whole};
 
 const SLOT_COUNT: u16 = 8;
@@ -112,6 +115,7 @@ fn command() -> impl Strategy<Value = MetaCommand> {
         }),
         5 => (1..5_u32, 2..9_u64)
             .prop_map(|(shard, epoch)| MetaCommand::EndSplit { shard: ShardId(shard), epoch }),
+        9 => merges::command(),
         9 => gateways::command(),
     ]
 }
@@ -177,6 +181,7 @@ struct Model {
     logs: BTreeMap<u64, u64>,
     moves: BTreeMap<SlotId, SlotMove>,
     splits: Splits,
+    merges: Merges,
     gateways: Gateways,
     /// Of the entry.
     time_ms: u64,
@@ -205,6 +210,7 @@ impl Model {
         let logs = &mut self.logs;
         let map = self.map.as_mut().ok_or(Refusal::NoMap)?;
         let before = map.clone();
+        let mut begins = false;
         match command {
             MetaCommand::Begin(_) => {}
             MetaCommand::PutNode(call) => put_node(map, logs, call)?,
@@ -229,40 +235,33 @@ impl Model {
                 expect_epoch,
                 replicas,
             } => set_replicas(map, &self.splits, (*shard, *expect_epoch), replicas)?,
-            // Its epoch is its own.
             MetaCommand::BeginMove { slot, to } => {
-                if begin_move(map, &mut self.moves, &self.splits, (*slot, *to))? {
-                    map.epoch += 1;
-                    return Ok(Reply::Map { epoch: map.epoch });
-                }
+                let rows = (&self.splits, &self.merges);
+                begins = begin_move(map, &mut self.moves, rows, (*slot, *to))?;
             }
             MetaCommand::StepMove { slot, epoch, stage } => {
                 step_move(map, &mut self.moves, (*slot, *epoch), *stage)?;
             }
             MetaCommand::BeginSplit { shard, slots } => {
-                if begin_split(map, &self.moves, &mut self.splits, *shard, slots)? {
-                    map.epoch += 1;
-                    return Ok(Reply::Map { epoch: map.epoch });
-                }
+                let rows = (&mut self.splits, &self.merges);
+                begins = begin_split(map, &self.moves, rows, *shard, slots)?;
             }
             MetaCommand::EndSplit { shard, epoch } => {
                 end_split(map, &mut self.splits, *shard, *epoch);
             }
+            MetaCommand::BeginMerge { .. }
+            | MetaCommand::EndMerge { .. }
+            | MetaCommand::CancelMerge { .. } => {
+                let rows = (&self.moves, &self.splits);
+                begins = merges::judge(map, rows, &mut self.merges, command)?;
+            }
             MetaCommand::PutGateway(_)
             | MetaCommand::ForgetGateway { .. }
             | MetaCommand::SweepGateways { .. } => {}
-            MetaCommand::EndMove { slot, epoch } => {
-                let found = self.moves.get(slot).filter(|found| found.epoch == *epoch);
-                match found.map(|found| found.stage) {
-                    None => {}
-                    Some(MoveStage::Dropping | MoveStage::Aborting) => {
-                        self.moves.remove(slot);
-                    }
-                    Some(_) => return Err(moving(*slot, found.unwrap())),
-                }
-            }
+            MetaCommand::EndMove { slot, epoch } => end_move(&mut self.moves, *slot, *epoch)?,
         }
-        if *map != before {
+        // The epoch of what begins is its own.
+        if begins || *map != before {
             map.epoch += 1;
         }
         Ok(Reply::Map { epoch: map.epoch })
@@ -521,6 +520,8 @@ fn run(steps: &[Step]) -> (Replica, Model) {
         assert_eq!(shard.gateways().unwrap(), gateways);
         let splits = model.splits.clone().into_iter().collect::<Vec<_>>();
         assert_eq!(shard.shard_splits().unwrap(), splits);
+        let merges = model.merges.clone().into_iter().collect::<Vec<_>>();
+        assert_eq!(shard.shard_merges().unwrap(), merges);
     }
     (replica, model)
 }
@@ -589,7 +590,7 @@ fn a_random_run_meets_every_reply() {
     }
     for name in "Map NoMap InvalidMap NodeTaken NodeRemoved StaleDisk UnknownNode NodeInUse \
                  UnknownShard StaleEpoch SlotMoves NoSuchMove WrongShard ShardSplits SplitSize InvalidGateway \
-                 GatewayTaken"
+                 GatewayTaken ShardMerges MergeIntoItself ShardHasSlots"
         .split_whitespace()
     {
         assert!(seen.contains_key(name), "{name} never came: {seen:?}");

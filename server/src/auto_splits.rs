@@ -122,6 +122,8 @@ async fn look(core: &Arc<Core>, watch: &mut SplitWatch) -> Result<(), CallError>
     for shard in &mut seen.shards {
         let mut moves = scene.moves.iter();
         shard.busy |= moves.any(|(_, row)| [row.from.0, row.to.0].contains(&shard.id.0));
+        let mut merges = scene.merges.iter().filter(|(_, row)| row.is_moving());
+        shard.busy |= merges.any(|(from, row)| [from.0, row.into.0].contains(&shard.id.0));
     }
     let verdict = watch.look(&seen, goals);
     let unsplit = verdict.over.iter();

@@ -3,7 +3,10 @@
 //! A change is a command of the meta shard, proposed by its leader; any other node passes the call on.
 
 mod gateway_calls;
+mod known_calls;
 mod known_nodes;
+mod map_calls;
+pub(crate) mod merge_calls;
 pub(crate) mod placement_calls;
 pub(crate) mod slot_calls;
 pub(crate) mod split_calls;
@@ -138,27 +141,6 @@ async fn join_here(core: &Core, call: JoinClusterRequest) -> Result<v1::ClusterM
     Ok(map_out(&map, &core.cluster.id))
 }
 
-/// The rows of the meta shard, on its leader.
-async fn meta_rows_here(core: &Core) -> Result<v1::MetaRowsResponse, CallError> {
-    let meta = core.shard(ShardId::META.0)?;
-    core.barrier(&meta).await?;
-    let map = core.read(&meta, mailbox_engine::Shard::cluster_map).await?;
-    let options = meta.engine().cluster_options();
-    let applied = meta.engine().applied().log_id;
-    Ok(v1::MetaRowsResponse {
-        map: map.map(|map| map_out(&map, &core.cluster.id)),
-        options: options.map(|options| v1::ClusterOptions {
-            body_bytes_max: options.body_bytes_max,
-            group_members_max: options.group_members_max,
-            dedup_window_ms: options.dedup_window_ms,
-            user_groups_max: options.user_limits.map_or(0, |limits| limits.groups_max),
-            user_devices_max: options.user_limits.map_or(0, |limits| limits.devices_max),
-            dead_letters_max: options.dead_letters_max.unwrap_or(0),
-        }),
-        applied_index: applied.map_or(0, |id| id.index),
-    })
-}
-
 fn check_constants(core: &Core, call: &JoinClusterRequest) -> Result<(), CallError> {
     let own = (
         u32::from(core.cluster.slot_count),
@@ -240,7 +222,7 @@ impl Cluster for ClusterService {
         self.count("watch_map", allowed.map_err(Status::from))?;
         let after_epoch = request.get_ref().after_epoch;
         let (maps, stream) = mpsc::channel(MAPS_QUEUED_MAX);
-        tokio::spawn(watch(core, after_epoch, maps));
+        tokio::spawn(map_calls::watch(core, after_epoch, maps));
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
@@ -332,7 +314,7 @@ impl Cluster for ClusterService {
         &self,
         request: Request<v1::MetaRowsRequest>,
     ) -> Result<Response<v1::MetaRowsResponse>, Status> {
-        let here = |_| meta_rows_here(&self.core);
+        let here = |_| map_calls::meta_rows_here(&self.core);
         let done = self.at_meta(request, here, |mut leader, call| async move {
             leader.meta_rows(call).await
         });
@@ -471,6 +453,39 @@ impl Cluster for ClusterService {
         self.count("shard_splits", done.await)
     }
 
+    async fn merge_shard(
+        &self,
+        request: Request<v1::MergeShardRequest>,
+    ) -> Result<Response<v1::MergeShardResponse>, Status> {
+        let here = |call| merge_calls::merge_here(&self.core, call);
+        let done = self.at_meta(request, here, |mut leader, call| async move {
+            leader.merge_shard(call).await
+        });
+        self.count("merge_shard", done.await)
+    }
+
+    async fn abort_shard_merge(
+        &self,
+        request: Request<v1::AbortShardMergeRequest>,
+    ) -> Result<Response<v1::MapChange>, Status> {
+        let here = |call| merge_calls::abort_here(&self.core, call);
+        let done = self.at_meta(request, here, |mut leader, call| async move {
+            leader.abort_shard_merge(call).await
+        });
+        self.count("abort_shard_merge", done.await)
+    }
+
+    async fn shard_merges(
+        &self,
+        request: Request<v1::ShardMergesRequest>,
+    ) -> Result<Response<v1::ShardMergesResponse>, Status> {
+        let here = |call| merge_calls::merges_here(&self.core, call);
+        let done = self.at_meta(request, here, |mut leader, call| async move {
+            leader.shard_merges(call).await
+        });
+        self.count("shard_merges", done.await)
+    }
+
     async fn step_split(
         &self,
         request: Request<v1::StepSplitRequest>,
@@ -522,7 +537,7 @@ impl Cluster for ClusterService {
         request: Request<v1::KnownCommandsRequest>,
     ) -> Result<Response<v1::KnownCommandsResponse>, Status> {
         let allowed = self.core.authority.require_cluster(request.metadata());
-        let done = allowed.map(|()| Response::new(gateway_calls::known_here()));
+        let done = allowed.map(|()| Response::new(known_calls::known_here()));
         self.count("known_commands", done.map_err(Status::from))
     }
 
@@ -569,28 +584,4 @@ pub(crate) async fn members(core: &Core, shard: u32) -> Result<v1::MembershipRes
         index: members.index,
         leader: core.node_id,
     })
-}
-
-/// Sends the map now and at each change, the newest only if the caller reads slowly.
-async fn watch(
-    core: Arc<Core>,
-    after_epoch: u64,
-    answers: mpsc::Sender<Result<v1::ClusterMap, Status>>,
-) {
-    let mut maps = core.maps.watch();
-    let mut told_epoch = after_epoch;
-    loop {
-        let view = Arc::clone(&maps.borrow_and_update());
-        if view.cluster.epoch > told_epoch {
-            told_epoch = view.cluster.epoch;
-            if answers.send(Ok(told(&core, &view))).await.is_err() {
-                return;
-            }
-        }
-        tokio::select! {
-            changed = maps.changed() => if changed.is_err() { return },
-            () = answers.closed() => return,
-            () = core.stopping.cancelled() => return,
-        }
-    }
 }

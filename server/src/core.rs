@@ -26,6 +26,7 @@ use crate::metrics::ServerMetrics;
 use crate::peers::Peers;
 use crate::placement::Placement;
 use crate::shard_map::ShardMap;
+use crate::shard_merges::ShardMerges;
 use crate::shard_splits::ShardSplits;
 use crate::slot_moves::SlotMoves;
 use crate::status;
@@ -70,6 +71,8 @@ pub(crate) struct Core {
     pub(crate) shard_splits: ShardSplits,
     /// What has shards split that are too great.
     pub(crate) auto_splits: AutoSplits,
+    /// What makes one shard of two.
+    pub(crate) shard_merges: ShardMerges,
     /// What watches over the connection tier.
     pub(crate) gateways: Gateways,
     pub(crate) handles: HandleCache,
@@ -92,13 +95,15 @@ impl Core {
     }
 
     /// As [`Core::named`], for calls of clients: one whose map is newer may name a shard that a split has just made,
-    /// and asks another node.
+    /// and asks another node; one whose map is older may name a shard that was retired, and reads the map.
     pub(crate) fn placed(&self, shard: u32) -> Result<ShardId, CallError> {
         self.named(shard).map_err(|_| {
             let epoch = self.maps.now().cluster.epoch;
-            status::unavailable(format!(
+            let mut error = status::unavailable(format!(
                 "the map of this node, of epoch {epoch}, names no shard {shard}"
-            ))
+            ));
+            error.0.map_epoch = epoch;
+            error
         })
     }
 

@@ -5,7 +5,8 @@
 //! crate knows both the protocol's messages and the engine's types: `convert.rs` and `status.rs` are
 //! the border. `cluster_map.rs` is what a node knows of all others, and `forward.rs` who is asked what this node
 //! cannot say; `placement.rs` moves replicas and leaders, `slot_moves.rs` moves slots between shards,
-//! `shard_splits.rs` makes two shards of one, `auto_splits.rs` says when, and `gateways.rs` watches over the connection tier.
+//! `shard_splits.rs` makes two shards of one, `auto_splits.rs` says when, `shard_merges.rs` makes one of two, and
+//! `gateways.rs` watches over the connection tier.
 
 mod admin_service;
 mod auth;
@@ -43,6 +44,7 @@ mod relay;
 mod replica_metrics;
 mod run;
 mod shard_map;
+mod shard_merges;
 mod shard_splits;
 mod shutdown;
 mod slot_moves;

@@ -95,6 +95,7 @@ pub(crate) struct ServerMetrics {
     pub(crate) slot_moves: SlotMoveMetrics,
     pub(crate) shard_splits: ShardSplitMetrics,
     pub(crate) auto_splits: AutoSplitMetrics,
+    pub(crate) shard_merges: ShardMergeMetrics,
     pub(crate) gateways: GatewayMetrics,
 }
 
@@ -296,6 +297,42 @@ impl AutoSplitMetrics {
     }
 }
 
+/// What the merges of shards count. Clones count together.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ShardMergeMetrics {
+    running: Level,
+    slots_left: Level,
+    pub(crate) done: Counter,
+}
+
+impl ShardMergeMetrics {
+    /// So many merges are under way, and so many slots have still to move for them.
+    pub(crate) fn set_running(&self, merges: usize, slots_left: usize) {
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.running.0.set(number(merges));
+        self.slots_left.0.set(number(slots_left));
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        let merges = registry.sub_registry_with_prefix("mailbox_shard_merges");
+        merges.register(
+            "running",
+            "Merges of shards that are under way",
+            self.running.0.clone(),
+        );
+        merges.register(
+            "slots_left",
+            "Slots that have still to move for them",
+            self.slots_left.0.clone(),
+        );
+        merges.register(
+            "done",
+            "Merges of shards that this node has ended: the shard is retired",
+            self.done.clone(),
+        );
+    }
+}
+
 /// How a gateway stands.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct StandingLabel {
@@ -392,6 +429,7 @@ impl ServerMetrics {
         self.slot_moves.register(registry);
         self.shard_splits.register(registry);
         self.auto_splits.register(registry);
+        self.shard_merges.register(registry);
         self.gateways.register(registry);
         let server = registry.sub_registry_with_prefix("mailbox_server");
         server.register("calls", "Calls by name and outcome", self.calls.clone());

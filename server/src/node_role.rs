@@ -43,6 +43,7 @@ use crate::peers::Peers;
 use crate::placement::{self, Placement};
 use crate::relay::{self, FRAME_ENCODED_MAX, LanesService};
 use crate::replica_metrics::ReplicaMetrics;
+use crate::shard_merges::{self, ShardMerges};
 use crate::shard_splits::{self, ShardSplits};
 use crate::slot_moves::{self, SlotMoves};
 
@@ -98,6 +99,7 @@ impl RunningNode {
         tokio::spawn(slot_moves::run(Arc::clone(&core)));
         tokio::spawn(shard_splits::run(Arc::clone(&core)));
         tokio::spawn(auto_splits::run(Arc::clone(&core)));
+        tokio::spawn(shard_merges::run(Arc::clone(&core)));
         tokio::spawn(gateways::run(Arc::clone(&core)));
         let connections = listener::connections(
             listener,
@@ -250,6 +252,7 @@ async fn open(
     let slot_moves = SlotMoves::new(metrics.slot_moves.clone());
     let shard_splits = ShardSplits::new(metrics.shard_splits.clone());
     let auto_splits = AutoSplits::new(&config.placement, metrics.auto_splits.clone());
+    let shard_merges = ShardMerges::new(metrics.shard_merges.clone());
     let gateways = Gateways::new(metrics.gateways.clone());
     let core = Core {
         node,
@@ -265,6 +268,7 @@ async fn open(
         slot_moves,
         shard_splits,
         auto_splits,
+        shard_merges,
         gateways,
         evicted: watch::Sender::new(None),
         handles: HandleCache::default(),

@@ -1,4 +1,4 @@
-//! What was seen of work that is carried on step by step, for those who look: moves of slots, splits of shards. It
+//! What was seen of work that is carried on step by step, for those who look: moves of slots, splits and merges of shards. It
 //! decides nothing, and goes with the leadership of whoever carries the work on.
 
 use std::collections::{BTreeMap, BTreeSet};

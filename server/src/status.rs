@@ -37,7 +37,8 @@ pub(crate) fn refusal(refusal: &Refusal) -> CallError {
         | Refusal::GatewayTaken { .. }
         | Refusal::MoveToItself { .. }
         | Refusal::ShardExists { .. }
-        | Refusal::SplitSize { .. } => ErrorCode::InvalidArgument,
+        | Refusal::SplitSize { .. }
+        | Refusal::MergeIntoItself { .. } => ErrorCode::InvalidArgument,
         Refusal::TooManyGateways { .. } => ErrorCode::LimitExceeded,
         Refusal::WrongShard { .. } | Refusal::WrongOwner { .. } => ErrorCode::WrongShard,
         Refusal::NodeTaken { .. } => ErrorCode::NodeTaken,
@@ -51,6 +52,8 @@ pub(crate) fn refusal(refusal: &Refusal) -> CallError {
         | Refusal::SlotMoves { .. }
         | Refusal::NoSuchMove { .. }
         | Refusal::ShardSplits { .. }
+        | Refusal::ShardMerges { .. }
+        | Refusal::ShardHasSlots { .. }
         | Refusal::ShardChanges { .. } => ErrorCode::StaleEpoch,
         Refusal::UnknownDeadLetter { .. } => ErrorCode::UnknownDeadLetter,
         Refusal::DeadLetterResolved { .. } => ErrorCode::DeadLetterResolved,

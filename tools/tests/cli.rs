@@ -56,7 +56,7 @@ fn assert_help(program: &str, subcommand: &[&str]) {
 
 #[test]
 fn every_help_text_is_the_kept_one() {
-    let ctl: [&[&str]; 41] = [
+    let ctl: [&[&str]; 42] = [
         &[],
         &["status"],
         &["token", "issue"],
@@ -89,6 +89,7 @@ fn every_help_text_is_the_kept_one() {
         &["shard", "move"],
         &["shard", "move-slot"],
         &["shard", "split"],
+        &["shard", "merge"],
         &["shard", "transfer"],
         &["doctor"],
         &["cluster", "init"],

@@ -78,6 +78,27 @@ pub enum MetaCommand {
         /// The split's.
         epoch: u64,
     },
+    /// A shard is to merge into another: all its slots are to move there.
+    BeginMerge {
+        /// The shard that goes.
+        shard: ShardId,
+        /// Who gets its slots.
+        into: ShardId,
+    },
+    /// A merge is over: the shard has nothing left, and is retired.
+    EndMerge {
+        /// The shard.
+        shard: ShardId,
+        /// The merge's.
+        epoch: u64,
+    },
+    /// A merge is given up: what has moved stays where it is.
+    CancelMerge {
+        /// The shard.
+        shard: ShardId,
+        /// The merge's.
+        epoch: u64,
+    },
     /// A gateway is there, or tells anew who and where it is.
     PutGateway(PutGateway),
     /// A gateway is gone, or not wanted.
@@ -141,6 +162,9 @@ const TAG_END_SPLIT: u8 = 17;
 const TAG_PUT_GATEWAY: u8 = 18;
 const TAG_FORGET_GATEWAY: u8 = 19;
 const TAG_SWEEP_GATEWAYS: u8 = 20;
+const TAG_BEGIN_MERGE: u8 = 21;
+const TAG_END_MERGE: u8 = 22;
+const TAG_CANCEL_MERGE: u8 = 23;
 
 fn put_u32(out: &mut Vec<u8>, number: u32) {
     out.extend_from_slice(&number.to_be_bytes());
@@ -222,14 +246,17 @@ pub(super) fn encode(command: &MetaCommand, out: &mut Vec<u8>) {
         | MetaCommand::StepMove { .. }
         | MetaCommand::EndMove { .. }
         | MetaCommand::BeginSplit { .. }
-        | MetaCommand::EndSplit { .. } => encode_decision(command, out),
+        | MetaCommand::EndSplit { .. }
+        | MetaCommand::BeginMerge { .. }
+        | MetaCommand::EndMerge { .. }
+        | MetaCommand::CancelMerge { .. } => encode_decision(command, out),
         MetaCommand::PutGateway(_)
         | MetaCommand::ForgetGateway { .. }
         | MetaCommand::SweepGateways { .. } => encode_gateway(command, out),
     }
 }
 
-/// Of slots that go elsewhere: moves and splits.
+/// Of slots that go elsewhere: moves, splits and merges.
 fn encode_decision(command: &MetaCommand, out: &mut Vec<u8>) {
     match command {
         MetaCommand::BeginMove { slot, to } => {
@@ -252,6 +279,21 @@ fn encode_decision(command: &MetaCommand, out: &mut Vec<u8>) {
         }
         MetaCommand::EndSplit { shard, epoch } => {
             out.push(TAG_END_SPLIT);
+            put_u32(out, shard.0);
+            put_u64(out, *epoch);
+        }
+        MetaCommand::BeginMerge { shard, into } => {
+            out.push(TAG_BEGIN_MERGE);
+            put_u32(out, shard.0);
+            put_u32(out, into.0);
+        }
+        MetaCommand::EndMerge { shard, epoch } => {
+            out.push(TAG_END_MERGE);
+            put_u32(out, shard.0);
+            put_u64(out, *epoch);
+        }
+        MetaCommand::CancelMerge { shard, epoch } => {
+            out.push(TAG_CANCEL_MERGE);
             put_u32(out, shard.0);
             put_u64(out, *epoch);
         }
@@ -345,7 +387,8 @@ fn decode_step(reader: &mut Reader<'_>) -> Result<MetaCommand, Malformed> {
 }
 
 pub(super) fn decode(reader: &mut Reader<'_>) -> Result<MetaCommand, Malformed> {
-    match reader.u8()? {
+    let kind = reader.u8()?;
+    match kind {
         TAG_BEGIN => decode_map(reader).map(MetaCommand::Begin),
         TAG_PUT_NODE => {
             let (node, log_batch) = (reader.u64()?, reader.u64()?);
@@ -397,8 +440,22 @@ pub(super) fn decode(reader: &mut Reader<'_>) -> Result<MetaCommand, Malformed> 
             shard: ShardId(reader.u32()?),
             epoch: reader.u64()?,
         }),
+        TAG_BEGIN_MERGE | TAG_END_MERGE | TAG_CANCEL_MERGE => decode_merge(kind, reader),
         kind => decode_gateway(kind, reader),
     }
+}
+
+fn decode_merge(kind: u8, reader: &mut Reader<'_>) -> Result<MetaCommand, Malformed> {
+    let shard = ShardId(reader.u32()?);
+    if kind == TAG_BEGIN_MERGE {
+        let into = ShardId(reader.u32()?);
+        return Ok(MetaCommand::BeginMerge { shard, into });
+    }
+    let epoch = reader.u64()?;
+    Ok(match kind {
+        TAG_END_MERGE => MetaCommand::EndMerge { shard, epoch },
+        _ => MetaCommand::CancelMerge { shard, epoch },
+    })
 }
 
 fn decode_map(reader: &mut Reader<'_>) -> Result<ClusterMap, Malformed> {

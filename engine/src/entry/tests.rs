@@ -238,6 +238,18 @@ fn meta() -> impl Strategy<Value = MetaCommand> {
     ]
 }
 
+fn merge() -> impl Strategy<Value = MetaCommand> {
+    let numbers = (0..3_u8, any::<(u32, u32, u64)>());
+    numbers.prop_map(|(kind, (shard, into, epoch))| {
+        let (shard, into) = (ShardId(shard), ShardId(into));
+        match kind {
+            0 => MetaCommand::BeginMerge { shard, into },
+            1 => MetaCommand::EndMerge { shard, epoch },
+            _ => MetaCommand::CancelMerge { shard, epoch },
+        }
+    })
+}
+
 fn move_slot() -> impl Strategy<Value = MoveSlot> {
     let numbers = any::<(u16, u64, u32, u128, u64, u64)>();
     (0..6_u8, numbers).prop_map(|(kind, (slot, epoch, shard, digest, time_ms, last))| {
@@ -295,6 +307,7 @@ fn command() -> impl Strategy<Value = Command> {
             })
         }),
         meta().prop_map(Command::Meta),
+        merge().prop_map(Command::Meta),
         move_slot().prop_map(Command::MoveSlot),
         split_shard().prop_map(Command::SplitShard),
         proptest::collection::vec((lane(), any::<u64>()), 0..5)
@@ -374,6 +387,31 @@ fn bodies_are_slices_of_the_entry() {
     };
     assert!(bytes.as_ptr_range().contains(&send.body.as_ptr()));
     assert_eq!((send.flags, send.shown), (Flags::CLIENT, MessageId::ZERO));
+}
+
+#[test]
+fn commands_of_merges_never_change() {
+    let (shard, epoch) = (ShardId(0x0102), 5);
+    let into = ShardId(3);
+    for (command, text) in [
+        (
+            MetaCommand::BeginMerge { shard, into },
+            "0d 15 00000102 00000003",
+        ),
+        (
+            MetaCommand::EndMerge { shard, epoch },
+            "0d 16 00000102 0000000000000005",
+        ),
+        (
+            MetaCommand::CancelMerge { shard, epoch },
+            "0d 17 00000102 0000000000000005",
+        ),
+    ] {
+        let mut bytes = Vec::new();
+        encode_command(&Command::Meta(command), &mut bytes);
+        let found: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(found, text.replace(' ', ""));
+    }
 }
 
 #[test]

@@ -77,6 +77,9 @@ fn state_key() -> impl Strategy<Value = StateKey> {
             shard: ShardId(shard)
         }),
         crate::gateways::tests::gateway_id().prop_map(|gateway| StateKey::MetaGateway { gateway }),
+        any::<u32>().prop_map(|shard| StateKey::MetaMerge {
+            shard: ShardId(shard)
+        }),
     ]
 }
 
@@ -258,6 +261,16 @@ fn encoded_keys_of_gateways_never_change() {
     let gateway = crate::gateways::GatewayId::new("gw-1").unwrap();
     let key = StateKey::MetaGateway { gateway }.encode();
     assert_eq!(format!("{key:?}"), "1467772d31");
+    let apart = !key
+        .as_slice()
+        .starts_with(StateKey::meta_prefix().as_slice());
+    assert!(apart, "no part of the map");
+}
+
+#[test]
+fn encoded_keys_of_merges_never_change() {
+    let key = StateKey::MetaMerge { shard: ShardId(9) }.encode();
+    assert_eq!(format!("{key:?}"), "1500000009");
     let apart = !key
         .as_slice()
         .starts_with(StateKey::meta_prefix().as_slice());

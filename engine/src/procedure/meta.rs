@@ -12,6 +12,7 @@ use crate::error::Error;
 use crate::id::{ShardId, SlotId};
 use crate::key::StateKey;
 use crate::procedure::meta_gateways::{forget_gateway, put_gateway, sweep_gateways};
+use crate::procedure::meta_merges::{begin_merge, cancel_merge, end_merge};
 use crate::procedure::meta_moves::{begin_move, end_move, step_move};
 use crate::procedure::meta_splits::{begin_split, end_split, require_whole};
 use crate::procedure::{No, number};
@@ -36,6 +37,9 @@ pub(crate) fn meta(ctx: &mut Context<'_>, call: &MetaCommand) -> Result<Reply, N
         MetaCommand::EndMove { slot, epoch } => end_move(ctx, *slot, *epoch),
         MetaCommand::BeginSplit { shard, slots } => begin_split(ctx, *shard, slots),
         MetaCommand::EndSplit { shard, epoch } => end_split(ctx, *shard, *epoch),
+        MetaCommand::BeginMerge { shard, into } => begin_merge(ctx, *shard, *into),
+        MetaCommand::EndMerge { shard, epoch } => end_merge(ctx, *shard, *epoch),
+        MetaCommand::CancelMerge { shard, epoch } => cancel_merge(ctx, *shard, *epoch),
         MetaCommand::PutGateway(call) => put_gateway(ctx, call),
         MetaCommand::ForgetGateway { gateway, run } => forget_gateway(ctx, gateway, *run),
         MetaCommand::SweepGateways { missed } => sweep_gateways(ctx, missed),

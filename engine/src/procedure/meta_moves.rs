@@ -8,6 +8,7 @@ use crate::id::{ShardId, SlotId};
 use crate::key::StateKey;
 use crate::procedure::No;
 use crate::procedure::meta::{put_shard_row, raise_epoch, require_map, shard_row, shard_rows};
+use crate::procedure::meta_merges::require_stays;
 use crate::procedure::meta_splits::require_whole;
 use crate::slot_moves::{MoveStage, SlotMove, with, without};
 use crate::state::Context;
@@ -37,6 +38,7 @@ pub(super) fn begin_move(ctx: &mut Context<'_>, slot: SlotId, to: ShardId) -> Re
     }
     require_whole(ctx, *from)?;
     require_whole(ctx, to)?;
+    require_stays(ctx, to)?;
     let reply = raise_epoch(ctx, map);
     let row = SlotMove {
         epoch: map.epoch + 1,

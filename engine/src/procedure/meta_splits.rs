@@ -10,6 +10,7 @@ use crate::id::{ShardId, SlotId};
 use crate::key::StateKey;
 use crate::procedure::No;
 use crate::procedure::meta::{put_shard_row, raise_epoch, require_map, shard_row, shard_rows};
+use crate::procedure::meta_merges::merge_rows;
 use crate::procedure::meta_moves::move_rows;
 use crate::shard_splits::{ShardSplit, SplitScene, SplitVerdict, slots_of, spans_of};
 use crate::state::Context;
@@ -21,12 +22,7 @@ pub(super) fn begin_split(
     slots: &BTreeSet<SlotId>,
 ) -> Result<Reply, No> {
     let map = require_map(ctx)?;
-    let scene = SplitScene {
-        shards: shard_rows(ctx)?.into_iter().collect(),
-        moves: move_rows(ctx)?,
-        splits: split_rows(ctx)?,
-    };
-    let to = match scene.judge(shard, slots)? {
+    let to = match scene(ctx)?.judge(shard, slots)? {
         SplitVerdict::Begins(to) => to,
         SplitVerdict::UnderWay { .. } | SplitVerdict::Apart(_) => {
             return Ok(Reply::Map { epoch: map.epoch });
@@ -40,6 +36,16 @@ pub(super) fn begin_split(
     let reply = raise_epoch(ctx, map);
     ctx.put(&StateKey::MetaSplit { shard }, split.encode());
     Ok(reply)
+}
+
+/// What splits and merges are judged by.
+pub(super) fn scene(ctx: &mut Context<'_>) -> Result<SplitScene, Error> {
+    Ok(SplitScene {
+        shards: shard_rows(ctx)?.into_iter().collect(),
+        moves: move_rows(ctx)?,
+        splits: split_rows(ctx)?,
+        merges: merge_rows(ctx)?,
+    })
 }
 
 /// Both shards come into the map. A repeat changes nothing.

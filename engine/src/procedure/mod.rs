@@ -11,6 +11,7 @@ mod leave_group;
 mod mark_read;
 mod meta;
 mod meta_gateways;
+mod meta_merges;
 mod meta_moves;
 mod meta_splits;
 mod move_slot;

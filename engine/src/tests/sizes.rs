@@ -125,7 +125,7 @@ fn an_install_is_measured() {
         let other = Disk::Dir(tempfile::tempdir().unwrap());
         let store = other.open();
         let target = new_shard(&store);
-        target.install(&meta, &files).unwrap();
+        target.install_files(&meta, &files).unwrap();
         let found = target.stored_bytes();
         assert!(near(found, written), "{found} of {written}");
     }

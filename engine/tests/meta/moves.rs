@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use mailbox_engine::{ClusterMap, MapShard, MoveStage, Refusal, ShardId, SlotId, SlotMove};
 
+use crate::merges::{Merges, stays};
 use crate::splits::{Splits, whole};
 
 pub(crate) fn moving(slot: SlotId, found: &SlotMove) -> Refusal {
@@ -27,7 +28,7 @@ pub(crate) fn slots_of(row: &MapShard) -> Vec<u16> {
 pub(crate) fn begin_move(
     map: &ClusterMap,
     moves: &mut BTreeMap<SlotId, SlotMove>,
-    splits: &Splits,
+    (splits, merges): (&Splits, &Merges),
     (slot, to): (SlotId, ShardId),
 ) -> Result<bool, Refusal> {
     if to == ShardId::META || !map.shards.contains_key(&to) {
@@ -47,6 +48,7 @@ pub(crate) fn begin_move(
     }
     whole(splits, *from)?;
     whole(splits, to)?;
+    stays(merges, to, false)?;
     let row = SlotMove {
         epoch: map.epoch + 1,
         from: *from,
@@ -55,6 +57,22 @@ pub(crate) fn begin_move(
     };
     moves.insert(slot, row);
     Ok(true)
+}
+
+pub(crate) fn end_move(
+    moves: &mut BTreeMap<SlotId, SlotMove>,
+    slot: SlotId,
+    epoch: u64,
+) -> Result<(), Refusal> {
+    let found = moves.get(&slot).filter(|found| found.epoch == epoch);
+    match found.map(|found| found.stage) {
+        None => {}
+        Some(MoveStage::Dropping | MoveStage::Aborting) => {
+            moves.remove(&slot);
+        }
+        Some(_) => return Err(moving(slot, found.unwrap())),
+    }
+    Ok(())
 }
 
 pub(crate) fn step_move(

@@ -7,6 +7,7 @@ use mailbox_engine::{
     SlotId, SlotMove,
 };
 
+use crate::merges::{Merges, stays};
 use crate::moves::{moving, slots_of};
 use crate::{Replica, first};
 
@@ -38,7 +39,7 @@ pub(crate) fn whole(splits: &Splits, shard: ShardId) -> Result<(), Refusal> {
 pub(crate) fn begin_split(
     map: &ClusterMap,
     moves: &BTreeMap<SlotId, SlotMove>,
-    splits: &mut Splits,
+    (splits, merges): (&mut Splits, &Merges),
     shard: ShardId,
     slots: &BTreeSet<SlotId>,
 ) -> Result<bool, Refusal> {
@@ -55,6 +56,7 @@ pub(crate) fn begin_split(
     if !wanted.is_empty() && others.any(|(_, other)| slots_of(other) == wanted) {
         return Ok(false);
     }
+    stays(merges, shard, true)?;
     let held = slots_of(row);
     if let Some(slot) = wanted.iter().find(|slot| !held.contains(slot)) {
         return Err(Refusal::WrongShard {
@@ -79,7 +81,8 @@ pub(crate) fn begin_split(
         return Err(moving(*slot, found));
     }
     let ids = map.shards.keys().copied();
-    let greatest = ids.chain(splits.values().map(|split| split.to)).max();
+    let ids = ids.chain(splits.values().map(|split| split.to));
+    let greatest = ids.chain(merges.keys().copied()).max();
     let split = ShardSplit {
         epoch: map.epoch + 1,
         to: ShardId(greatest.unwrap().0 + 1),

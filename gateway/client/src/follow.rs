@@ -105,6 +105,15 @@ impl Follower {
             }
             backoff.wait(&failure.error).await;
             self.client.learn_map(&node, &failure.error).await;
+            self.let_go();
+        }
+    }
+
+    /// Gives away what the map places elsewhere by now. A shard that was retired says nothing of its timelines any more:
+    /// nobody is left who could.
+    fn let_go(&self) {
+        for timeline in self.wanted.unless(|timeline| self.belongs(timeline)) {
+            self.give_away(&timeline);
         }
     }
 

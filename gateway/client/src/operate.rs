@@ -180,6 +180,38 @@ impl Client {
         splits.await.map(|answer| answer.unsplit)
     }
 
+    /// Begins the merge of a shard into another, or with `dry_run` judges whether it could be.
+    ///
+    /// # Errors
+    /// `StaleEpoch` if something is done to one of them already, `UnknownShard`; else as [`Client::set_standing`].
+    pub async fn merge_shard(
+        &self,
+        call: v1::MergeShardRequest,
+    ) -> Result<v1::MergeShardResponse, CallError> {
+        self.operate(|mut node| async move { node.merge_shard(call).await })
+            .await
+    }
+
+    /// Gives the merge of a shard up. What has moved stays where it is.
+    ///
+    /// # Errors
+    /// `StaleEpoch` if there is none, `UnknownShard` if it is done; else as [`Client::set_standing`].
+    pub async fn abort_shard_merge(&self, shard: u32) -> Result<v1::MapChange, CallError> {
+        let call = v1::AbortShardMergeRequest { shard };
+        self.operate(|mut node| async move { node.abort_shard_merge(call).await })
+            .await
+    }
+
+    /// The merges of shards that are under way.
+    ///
+    /// # Errors
+    /// As [`Client::plan_steps`].
+    pub async fn shard_merges(&self) -> Result<Vec<v1::ShardMerge>, CallError> {
+        let call = v1::ShardMergesRequest { shard: None };
+        let merges = self.operate(|mut node| async move { node.shard_merges(call).await });
+        merges.await.map(|answer| answer.merges)
+    }
+
     async fn operate<T, F>(
         &self,
         call: impl Fn(ClusterClient<AuthChannel>) -> F,

@@ -115,6 +115,13 @@ impl Wanted {
         elsewhere
     }
 
+    /// The timelines that do not belong here.
+    pub(crate) fn unless(&self, belongs: impl Fn(&Timeline) -> bool) -> Vec<Timeline> {
+        let state = self.state.lock();
+        let wanted = state.timelines.keys().copied();
+        wanted.filter(|timeline| !belongs(timeline)).collect()
+    }
+
     /// Takes out all timelines.
     pub(crate) fn remove_all(&self) -> Vec<Timeline> {
         let mut state = self.state.lock();

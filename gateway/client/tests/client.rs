@@ -471,3 +471,26 @@ async fn a_subscription_follows_its_timelines_to_other_shards() {
         groups_of_both(&cluster);
     }
 }
+
+#[tokio::test]
+async fn what_was_in_a_retired_shard_is_found_by_a_new_map() {
+    let cluster = Cluster::start(2);
+    let mut options = cluster.options();
+    // Only an answer can tell of the new map.
+    options.timeouts.map_refresh = Duration::from_secs(3600);
+    let client = Client::connect(options).await.unwrap();
+    let (subscription, mut events) = client.subscribe();
+    subscription.add(group(), 1).unwrap();
+    client.send(message(&client)).await.unwrap();
+    receive(&mut events, 1..2).await;
+    // Nobody ends the subscription: there is nobody left in the shard who could.
+    cluster.retire_first();
+    client.send(message(&client)).await.unwrap();
+    receive(&mut events, 2..3).await;
+    let heads = client.heads(v1::HeadsRequest {
+        timelines: vec![group()],
+        ..v1::HeadsRequest::default()
+    });
+    assert_eq!(heads.await.unwrap().heads[0].head, 2);
+    assert_once(&cluster, 2);
+}

@@ -46,7 +46,7 @@ fn best_possible(draft: &Draft<'_>) -> usize {
     fleet.diversity(chosen.iter().copied())
 }
 
-/// Only a shard in full health is moved for its looks: all voters stay, are up and have caught up.
+/// Only a shard in full health is moved for its looks: it stays, and all voters stay, are up and have caught up.
 fn may_improve(draft: &Draft<'_>, shard: &Shard, voters: &[Place]) -> bool {
     let sound = |place: &Place| {
         let node = &draft.fleet.nodes[*place];
@@ -54,7 +54,8 @@ fn may_improve(draft: &Draft<'_>, shard: &Shard, voters: &[Place]) -> bool {
     };
     let up_to_date =
         |voter: &Replica| Some(voter.node) == shard.leader || is_caught_up(draft.goals, voter.lag);
-    voters.len() == draft.goals.replication
+    !shard.goes
+        && voters.len() == draft.goals.replication
         && voters.iter().all(sound)
         && shard.voters().all(up_to_date)
         && shard

@@ -91,6 +91,8 @@ pub struct Shard {
     pub leader: Option<NodeId>,
     /// A membership change has been proposed and is not over.
     pub changing: bool,
+    /// Its slots move to another shard, and it goes then: it is kept sound, and not moved for looks.
+    pub goes: bool,
 }
 
 impl Shard {

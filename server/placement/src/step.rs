@@ -214,6 +214,7 @@ mod tests {
             ],
             leader: Some(NodeId(1)),
             changing: false,
+            goes: false,
         }
     }
 

@@ -5,6 +5,13 @@
 //! and a voter that forgets what it has acknowledged loses it for all. So it goes only when the shard's leader,
 //! behind a read barrier, says that it is no member.
 //!
+//! A shard that the map does not name at all is nobody's to ask. It may have been retired by a merge: then the meta
+//! shard has a row of that which stays for ever, and its leader, behind a read barrier, says so. It may also be one that
+//! a split has just made here and that is in no map yet; or the map is older than the shard. Both have no such row, and
+//! keep their replicas. The slots of a retired shard have moved before, and every replica of their new shard has them. A
+//! node that hosts it once more, by an old map, takes no part in its elections (raft/src/ballot.rs): so nobody who is
+//! behind the moves comes to lead it.
+//!
 //! A shard that a split has made may be named here before this node's replica of the old one has applied the split,
 //! which makes the replica without copying a row. So it is waited for that, for some time: an empty replica would be
 //! no fault, but have to be sent all of it.
@@ -18,6 +25,7 @@ use mailbox_engine::{ShardId, Standing};
 use tonic::Request;
 
 use super::View;
+use crate::cluster_service::merge_calls;
 use crate::core::Core;
 use crate::status;
 
@@ -128,11 +136,15 @@ fn addresses(view: &View) -> BTreeMap<u64, String> {
 }
 
 async fn drop_replica(core: &Core, view: &View, shard: ShardId) -> bool {
-    if !is_no_member(core, view, shard).await {
+    let may_go = match view.cluster.shards.contains_key(&shard) {
+        true => is_no_member(core, view, shard).await,
+        false => is_retired(core, shard).await,
+    };
+    if !may_go {
         tracing::debug!(shard = shard.0, "the replica stays: it may be a member");
         return false;
     }
-    // It may never learn that it was removed.
+    // It may never learn that it was removed, and of a retired shard all are.
     match core.node.unhost(shard, true).await {
         Ok(()) => {
             tracing::info!(shard = shard.0, "the replica is gone");
@@ -143,6 +155,12 @@ async fn drop_replica(core: &Core, view: &View, shard: ShardId) -> bool {
             false
         }
     }
+}
+
+/// Whether the shard is gone for ever.
+async fn is_retired(core: &Core, shard: ShardId) -> bool {
+    let asked = tokio::time::timeout(ASK_WAIT, merge_calls::is_retired(core, shard)).await;
+    matches!(asked, Ok(Ok(true)))
 }
 
 /// Whether the shard's leader knows this node neither as a voter nor as a learner, and nothing is changing.

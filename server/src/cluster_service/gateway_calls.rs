@@ -1,13 +1,9 @@
 //! The calls of gateways, which tell that they are there, and of those who look for them.
 
-use std::time::Duration;
-
-use futures_util::future::join_all;
 use mailbox_api::CallError;
 use mailbox_api::v1::{
-    self, ErrorCode, ForgetGatewayRequest, ForgetGatewayResponse, KnownCommandsRequest,
-    KnownCommandsResponse, ListGatewaysRequest, ListGatewaysResponse, RegisterGatewayRequest,
-    RegisterGatewayResponse,
+    self, ForgetGatewayRequest, ForgetGatewayResponse, ListGatewaysRequest, ListGatewaysResponse,
+    RegisterGatewayRequest, RegisterGatewayResponse,
 };
 use mailbox_engine::{
     GatewayFacts, GatewayId, GatewayRow, GatewayStanding, MetaCommand, PutGateway, Refusal, ShardId,
@@ -15,14 +11,13 @@ use mailbox_engine::{
 use mailbox_raft::Shard;
 
 use super::change;
+use super::known_calls::{self, Known};
 use crate::convert::invalid;
 use crate::core::Core;
 use crate::status;
 
 /// Gateways of one page.
 const PAGE_MAX: u32 = 512;
-/// How long a node may take to say what it knows.
-const ASK_WAIT: Duration = Duration::from_secs(2);
 
 /// Takes in what a gateway tells, on the leader of the meta shard. What its row says already is only remembered.
 ///
@@ -119,12 +114,6 @@ pub(super) async fn list_here(
     })
 }
 
-/// What this node knows, for a leader that is about to propose it.
-pub(super) fn known_here() -> KnownCommandsResponse {
-    fail::fail_point!("gateways_unknown", |_| KnownCommandsResponse::default());
-    KnownCommandsResponse { gateways: true }
-}
-
 /// The meta shard, if this node leads it and has applied all before its term: what it reads may be old, never a
 /// former leader's.
 fn leading(core: &Core) -> Result<Shard, CallError> {
@@ -138,8 +127,7 @@ fn leading(core: &Core) -> Result<Shard, CallError> {
     }
 }
 
-/// A member of the meta shard that does not know gateways would stop at the first one. Once there is a row, all its
-/// members have taken it in.
+/// Once there is a row, all members of the meta shard have taken it in.
 async fn require_known(core: &Core, meta: &Shard) -> Result<(), CallError> {
     let index = meta.membership().index;
     if core.gateways.known_by_members_at(index) {
@@ -147,44 +135,10 @@ async fn require_known(core: &Core, meta: &Shard) -> Result<(), CallError> {
     }
     let rows = core.read(meta, mailbox_engine::Shard::gateways).await?;
     if rows.is_empty() {
-        let members = super::members(core, ShardId::META.0).await?;
-        let asked = members.voters.iter().chain(&members.learners);
-        let asked = asked.map(async |node| {
-            let said = tokio::time::timeout(ASK_WAIT, knows(core, *node)).await;
-            let said = said.unwrap_or_else(|_| Err(status::unavailable("no answer")));
-            said.map_err(|error| {
-                let words = format!(
-                    "node {node}, of the meta shard, does not say that it knows gateways: {error}. All its members \
-                     must run a version that does"
-                );
-                CallError::new(ErrorCode::StaleEpoch, words)
-            })
-        });
-        let said: Result<Vec<()>, _> = join_all(asked).await.into_iter().collect();
-        said?;
+        known_calls::require(core, Known::Gateways).await?;
     }
     core.gateways.note_known_by_members_at(index);
     Ok(())
-}
-
-async fn knows(core: &Core, node: u64) -> Result<(), CallError> {
-    let knows = if node == core.node_id {
-        known_here()
-    } else {
-        let view = core.maps.now();
-        let place = view.cluster.nodes.get(&node);
-        let place = place.ok_or_else(|| status::unavailable("it is not in the map"))?;
-        let request = core.own_call(KnownCommandsRequest {})?;
-        let mut client = core.peers.cluster(&place.address)?;
-        let answer = client.known_commands(request).await;
-        answer
-            .map_err(|status| CallError::from_status(&status))?
-            .into_inner()
-    };
-    match knows.gateways {
-        true => Ok(()),
-        false => Err(status::unavailable("its version is too old")),
-    }
 }
 
 fn id(name: &str) -> Result<GatewayId, CallError> {

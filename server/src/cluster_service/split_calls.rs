@@ -85,7 +85,7 @@ pub(crate) async fn split_here(
     }
 }
 
-/// What splits are judged by, as it is now, with the map's epoch.
+/// What splits and merges are judged by, as it is now, with the map's epoch.
 ///
 /// # Errors
 /// This node does not lead the meta shard, or there is no map yet.
@@ -94,16 +94,18 @@ pub(crate) async fn scene(core: &Core) -> Result<(SplitScene, u64), CallError> {
     core.barrier(&meta).await?;
     let read = |meta: &mailbox_engine::Shard| {
         let map = meta.cluster_map()?;
-        Ok(map.map(|map| (map, meta.slot_moves(), meta.shard_splits())))
+        let splits = (meta.shard_splits(), meta.shard_merges());
+        Ok(map.map(|map| (map, meta.slot_moves(), splits)))
     };
     let read = core.read(&meta, read).await?;
-    let (map, moves, splits) =
+    let (map, moves, (splits, merges)) =
         read.ok_or_else(|| status::unavailable("the cluster has no map yet"))?;
     let fault = |error| status::engine_fault(&error);
     let scene = SplitScene {
         shards: map.shards,
         moves: moves.map_err(fault)?,
         splits: splits.map_err(fault)?,
+        merges: merges.map_err(fault)?,
     };
     Ok((scene, map.epoch))
 }

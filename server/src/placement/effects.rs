@@ -70,6 +70,9 @@ pub(super) trait Effects: Send + Sync + 'static {
     /// The shards that are splitting: nothing is done to them meanwhile.
     fn splitting(&self) -> impl Future<Output = Result<BTreeSet<ShardId>, CallError>> + Send;
 
+    /// The shards that are merged away: nothing is made better about them.
+    fn merging(&self) -> impl Future<Output = Result<BTreeSet<ShardId>, CallError>> + Send;
+
     /// What a node leads and how it is. `Unavailable` means that it is out of reach.
     fn told_by(
         &self,

@@ -140,6 +140,16 @@ impl Effects for Live {
         Ok(splits.into_iter().map(|(shard, _)| shard).collect())
     }
 
+    async fn merging(&self) -> Result<BTreeSet<ShardId>, CallError> {
+        let meta = self.core.shard(ShardId::META.0)?;
+        let merges = self
+            .core
+            .read(&meta, mailbox_engine::Shard::shard_merges)
+            .await?;
+        let under_way = merges.into_iter().filter(|(_, row)| row.is_moving());
+        Ok(under_way.map(|(shard, _)| shard).collect())
+    }
+
     async fn told_by(&self, node: u64, address: &str) -> Result<Told, CallError> {
         let status = if node == self.core.node_id {
             admin_service::status_of(&self.core, StatusRequest::default())

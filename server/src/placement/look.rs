@@ -53,6 +53,7 @@ pub(super) async fn look<E: Effects>(
     // In this order: what nodes say is then never older than the map.
     let map = effects.map().await?;
     let splitting = effects.splitting().await?;
+    let merging = effects.merging().await?;
     let present = map.nodes.iter();
     let present = present.filter(|(_, row)| row.standing != Standing::Removed);
     let asked = present.map(async |(id, row)| (*id, effects.told_by(*id, &row.address).await));
@@ -90,7 +91,10 @@ pub(super) async fn look<E: Effects>(
     let unlike: Vec<ShardId> = map.shards.iter().filter_map(unlike).collect();
     let shards = map.shards.iter().map(|(id, row)| {
         let waits = busy.contains(id) || unlike.contains(id) || splitting.contains(id);
-        shard(*id, row, leaders.get(id), waits)
+        Shard {
+            goes: merging.contains(id),
+            ..shard(*id, row, leaders.get(id), waits)
+        }
     });
     let state = State {
         now_ms,
@@ -171,6 +175,7 @@ pub(super) fn shard(id: ShardId, row: &MapShard, led: Option<&Led>, waits: bool)
         replicas: row.replicas.iter().map(replica).collect(),
         leader: led.map(|led| NodeId(led.members.leader)),
         changing: waits || led.is_some_and(|led| led.members.changing),
+        goes: false,
     }
 }
 

@@ -31,7 +31,10 @@ async fn cluster(address: &str) -> ClusterClient<Channel> {
 }
 
 /// The map that a node tells, once it fits.
-async fn map_with(address: &str, fits: impl Fn(&v1::ClusterMap) -> bool) -> v1::ClusterMap {
+pub(crate) async fn map_with(
+    address: &str,
+    fits: impl Fn(&v1::ClusterMap) -> bool,
+) -> v1::ClusterMap {
     map_by(SECRET.as_bytes(), address, fits).await
 }
 

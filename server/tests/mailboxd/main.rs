@@ -23,6 +23,7 @@ mod operate;
 mod peer_tls;
 mod placement;
 mod process;
+mod shard_merges;
 mod shard_splits;
 mod shards;
 mod slot_moves;

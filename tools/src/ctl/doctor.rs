@@ -100,7 +100,8 @@ async fn diagnose(args: &Args) -> anyhow::Result<Diagnosis> {
     if steps.is_ok() {
         let moves = client.slot_moves().await.unwrap_or_default();
         let splits = client.shard_splits().await.unwrap_or_default();
-        let stuck = slots::Stuck::new(&moves, &splits, args.move_age_max);
+        let merges = client.shard_merges().await.unwrap_or_default();
+        let stuck = slots::Stuck::new(&moves, (&splits, &merges), args.move_age_max);
         stuck.ail(&seen, &mut findings);
         let unsplit = client.unsplit_shards().await.unwrap_or_default();
         unsplit::ail(&unsplit, &mut findings);

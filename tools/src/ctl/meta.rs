@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use mailbox_client::v1::{ClusterMap, ClusterOptions, MapReplica, MapShard};
 use serde::Serialize;
 
+use super::merge_shard;
 use super::show_table::plain_table;
 use super::split_shard;
 use crate::node::NodeArgs;
@@ -43,6 +44,9 @@ struct MetaView {
     /// Splits under way, in words.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     splits: Vec<String>,
+    /// Merges under way, in words.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    merges: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     options: Option<OptionsView>,
 }
@@ -101,6 +105,8 @@ pub(super) async fn run(command: Command, output: OutputArgs) -> anyhow::Result<
         let mut view = MetaView::new(map, rows.options, Some(rows.applied_index));
         let splits = client.shard_splits().await.unwrap_or_default();
         view.splits = splits.iter().map(split_shard::words).collect();
+        let merges = client.shard_merges().await.unwrap_or_default();
+        view.merges = merges.iter().map(merge_shard::words).collect();
         view
     };
     output.print(&view, human)?;
@@ -122,6 +128,7 @@ impl MetaView {
             nodes: nodes.collect(),
             shards: map.shards.iter().map(ShardView::new).collect(),
             splits: Vec::new(),
+            merges: Vec::new(),
             cluster_id: map.cluster_id,
             epoch: map.epoch,
             stale: applied_index.is_none(),
@@ -218,7 +225,7 @@ fn human(view: &MetaView) -> String {
         ]);
     }
     let _ = write!(text, "\n\n{}", shards.trim_fmt());
-    for words in &view.splits {
+    for words in view.splits.iter().chain(&view.merges) {
         let _ = write!(text, "\n{words}");
     }
     if let Some(options) = &view.options {

@@ -7,6 +7,7 @@ mod dlq;
 mod doctor;
 mod gateway;
 mod inspect;
+mod merge_shard;
 mod meta;
 mod move_slot;
 mod replay;

@@ -6,6 +6,7 @@ use mailbox_client::Client;
 use mailbox_client::v1::{ClusterMap, MapShard, MoveReplicaRequest};
 use serde::Serialize;
 
+use super::merge_shard;
 use super::move_slot;
 use super::show_table::plain_table;
 use super::split_shard;
@@ -85,6 +86,17 @@ pub(crate) enum Command {
         #[command(flatten)]
         node: NodeArgs,
     },
+    /// Merge a shard into another: all its slots move there, and it is gone
+    ///
+    /// The slots move some at a time, each as with `shard move-slot`; then the shard is retired: it leaves the map, the
+    /// nodes drop its replicas, and its id is never used again. Goes on by itself whatever node dies, and ends when
+    /// every replica of the other shard has the rows. Until then it can be given up: what has moved stays there.
+    Merge {
+        #[command(flatten)]
+        ask: merge_shard::Ask,
+        #[command(flatten)]
+        node: NodeArgs,
+    },
     /// Let another voter lead a shard
     ///
     /// Sends wait for some milliseconds, none is lost. The placement keeps leaders even, and may move this
@@ -120,6 +132,9 @@ pub(super) struct ShardRow {
     /// Its split that is under way, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     split: Option<String>,
+    /// The merges under way that it takes part in, in words.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    merges: Vec<String>,
 }
 
 impl ShardRow {
@@ -209,6 +224,11 @@ pub(super) async fn run(command: Command, output: OutputArgs) -> anyhow::Result<
         }
         Command::Split { ask, node } => {
             let outcome = split_shard::run(&node.connect().await?, ask).await?;
+            output.print(&outcome, |outcome| outcome.words.clone())?;
+            return Ok(true);
+        }
+        Command::Merge { ask, node } => {
+            let outcome = merge_shard::run(&node.connect().await?, ask).await?;
             output.print(&outcome, |outcome| outcome.words.clone())?;
             return Ok(true);
         }
@@ -322,7 +342,9 @@ async fn transfer(client: &Client, shard: u32, to: u64, dry_run: bool) -> anyhow
 async fn under_way(client: &Client, rows: &mut [ShardRow]) {
     let moves = client.slot_moves().await.unwrap_or_default();
     let splits = client.shard_splits().await.unwrap_or_default();
+    let merges = client.shard_merges().await.unwrap_or_default();
     for row in rows {
+        row.merges = merge_shard::of_shard(&merges, row.shard);
         row.moves = move_slot::of_shard(&moves, row.shard);
         let split = splits.iter().find(|found| found.shard == row.shard);
         row.split = split.map(split_shard::words);
@@ -334,7 +356,10 @@ pub(super) fn find(map: &ClusterMap, shard: u32) -> anyhow::Result<&MapShard> {
         Some(row) => Ok(row),
         None => {
             let last = map.shards.iter().map(|row| row.shard).max().unwrap_or(0);
-            bail!("there is no shard {shard}: the cluster has 0 to {last}")
+            bail!(
+                "there is no shard {shard}, or not any more: `mailboxctl shard list` shows those that there are, up to \
+                 {last}"
+            )
         }
     }
 }
@@ -401,6 +426,7 @@ fn human(view: &ShardView) -> String {
     for (title, steps) in [
         ("under way", &view.running),
         ("split under way", &split),
+        ("merges under way", &row.merges),
         ("slots under way", &row.moves),
         ("done last", &view.done),
     ] {
@@ -422,7 +448,10 @@ fn list_text(rows: &[ShardRow]) -> String {
     for words in moves {
         text.push_str(&format!("\n  {words}"));
     }
-    for words in rows.iter().filter_map(|row| row.split.as_ref()) {
+    let merges: std::collections::BTreeSet<&String> =
+        rows.iter().flat_map(|row| &row.merges).collect();
+    let splits = rows.iter().filter_map(|row| row.split.as_ref());
+    for words in splits.chain(merges) {
         text.push_str(&format!("\n{words}"));
     }
     text
@@ -452,6 +481,7 @@ fn shard_row(seen: &Survey, shard: &MapShard) -> ShardRow {
         replicas: shard.replicas.iter().map(replica).collect(),
         moves: Vec::new(),
         split: None,
+        merges: Vec::new(),
     }
 }
 

@@ -48,6 +48,8 @@ pub(crate) struct Store {
     pub(crate) named: usize,
     /// First slot that is in shard 2; all are in shard 1 if there is none.
     pub(crate) split: Option<u32>,
+    /// No node knows this shard any more.
+    pub(crate) retired: Option<u32>,
     /// Owners whose slot is on the move: no shard serves them for now.
     pub(crate) moving: BTreeSet<u64>,
     /// Subscribe streams that were opened.
@@ -67,8 +69,22 @@ impl Store {
         if second { 2 } else { 1 }
     }
 
+    /// Refuses a shard that is gone, as a node does whose map does not name it.
+    pub(crate) fn check_there(&self, shard: u32) -> Result<(), v1::Error> {
+        if self.retired != Some(shard) {
+            return Ok(());
+        }
+        Err(v1::Error {
+            code: ErrorCode::Unavailable as i32,
+            message: format!("the map names no shard {shard}"),
+            map_epoch: self.epoch(),
+            ..v1::Error::default()
+        })
+    }
+
     /// Refuses what is in another shard.
     pub(crate) fn check_shard(&self, shard: u32, owner: u64) -> Result<(), v1::Error> {
+        self.check_there(shard)?;
         let holder = self.shard_of(owner);
         let message = if self.moving.contains(&owner) {
             format!("the slot of {owner} is on the move")
@@ -169,6 +185,12 @@ impl Cluster {
         let mut store = self.store.lock();
         store.split = Some(first);
         store.moves += 1;
+    }
+
+    /// All slots are in shard 2 from now on, and shard 1 is gone.
+    pub(crate) fn retire_first(&self) {
+        self.split_at(0);
+        self.store.lock().retired = Some(1);
     }
 
     /// The map names so many nodes from now on.

@@ -228,7 +228,12 @@ impl Mailbox for Service {
                         wanted.extend(from.map(|from| (from.timeline.unwrap(), from.from_seq)));
                     }
                     _ = heartbeat.tick() => {
-                        let news = match service.lead().await {
+                        let there = service.store.lock().check_there(shard);
+                        let led = match there {
+                            Ok(()) => service.lead().await,
+                            gone => gone,
+                        };
+                        let news = match led {
                             Ok(()) => Ok(service.news(shard, &mut wanted)),
                             Err(error) => Err(CallError(error).to_status()),
                         };

@@ -436,5 +436,6 @@ pub(crate) fn shard(id: u32, voters: &[u64]) -> Shard {
         replicas: voters.iter().map(replica).collect(),
         leader: voters.first().map(|node| NodeId(*node)),
         changing: false,
+        goes: false,
     }
 }

@@ -176,6 +176,24 @@ fn a_new_node_gets_its_share_and_no_more() {
 }
 
 #[test]
+fn a_shard_that_goes_is_not_moved_for_evenness_but_kept_sound() {
+    let mut cluster = calm(even_state(3, 90));
+    let mut new = cluster.state.nodes[0].clone();
+    new.id = NodeId(10);
+    cluster.state.nodes.push(new);
+    for shard in &mut cluster.state.shards {
+        shard.goes = true;
+    }
+    cluster.settle(500);
+    assert_eq!(held_by(&cluster.state, 10), 0);
+    // What must be, must be.
+    cluster.state.nodes[0].standing = Standing::Draining;
+    cluster.settle(500);
+    assert_eq!(held_by(&cluster.state, 1), 0);
+    assert!(held_by(&cluster.state, 10) > 0);
+}
+
+#[test]
 fn three_nodes_grow_to_five_and_back() {
     let state = State {
         now_ms: 0,

@@ -198,6 +198,11 @@ impl Effects for Fake {
         Ok(self.world.lock().splitting.clone())
     }
 
+    async fn merging(&self) -> Result<BTreeSet<ShardId>, CallError> {
+        self.wait().await;
+        Ok(BTreeSet::new())
+    }
+
     async fn told_by(&self, node: u64, _: &str) -> Result<Told, CallError> {
         self.wait().await;
         let world = self.world.lock();

@@ -1,8 +1,8 @@
-//! What ails slots on their way: moves and splits that get nowhere, and replicas that wait for rows.
+//! What ails slots on their way: moves, splits and merges that get nowhere, and replicas that wait for rows.
 
 use std::time::Duration;
 
-use mailbox_client::v1::{RowsWait, ShardSplit, SlotMove, SlotMoveStage};
+use mailbox_client::v1::{RowsWait, ShardMerge, ShardSplit, SlotMove, SlotMoveStage};
 
 use super::{Finding, finding};
 use crate::output::printable;
@@ -15,6 +15,7 @@ const UNSERVED_MS_MAX: u64 = 10_000;
 pub(super) struct Stuck<'a> {
     moves: &'a [SlotMove],
     splits: &'a [ShardSplit],
+    merges: &'a [ShardMerge],
     /// A move that gets nowhere for longer is stuck, although its slot is served.
     still_ms_max: u64,
 }
@@ -22,12 +23,13 @@ pub(super) struct Stuck<'a> {
 impl<'a> Stuck<'a> {
     pub(super) fn new(
         moves: &'a [SlotMove],
-        splits: &'a [ShardSplit],
+        (splits, merges): (&'a [ShardSplit], &'a [ShardMerge]),
         still_max: Duration,
     ) -> Self {
         Self {
             moves,
             splits,
+            merges,
             still_ms_max: u64::try_from(still_max.as_millis()).unwrap_or(u64::MAX),
         }
     }
@@ -49,6 +51,11 @@ impl<'a> Stuck<'a> {
         for row in served {
             if row.still_ms > self.still_ms_max {
                 found.push(stuck_move(row));
+            }
+        }
+        for merge in self.merges {
+            if merge.still_ms > self.still_ms_max {
+                found.push(stuck_merge(merge));
             }
         }
         for (node, status) in &seen.statuses {
@@ -169,6 +176,25 @@ fn stuck_split(split: &ShardSplit) -> Finding {
     )
 }
 
+fn stuck_merge(merge: &ShardMerge) -> Finding {
+    let ShardMerge { shard, into, .. } = merge;
+    let why = why(merge.still_ms, merge.failed_tries, &merge.waits_for);
+    finding(
+        "stuck-merge",
+        format!("shard {shard}"),
+        format!(
+            "it merges into shard {into}, and is stuck: {} of its slots and {} moves are left, and all of them are served; \
+             {why}",
+            merge.slots_left, merge.moves_left
+        ),
+        format!(
+            "start the node that it waits for, then it goes on by itself. If that is gone for good, give its replica to \
+             another one: `mailboxctl shard move {into} --from NODE --to NODE`; or give the merge up, and what has moved \
+             stays: `mailboxctl shard merge {shard} --abort`"
+        ),
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use mailbox_client::v1::{ShardStatus, StatusResponse};
@@ -189,7 +215,7 @@ mod tests {
 
     fn found(seen: &Survey, moves: &[SlotMove], splits: &[ShardSplit]) -> Vec<Finding> {
         let mut found = Vec::new();
-        let stuck = Stuck::new(moves, splits, Duration::from_secs(120));
+        let stuck = Stuck::new(moves, (splits, &[]), Duration::from_secs(120));
         stuck.ail(seen, &mut found);
         found
     }
@@ -249,6 +275,33 @@ mod tests {
         assert_eq!(places(&found), [("stuck-split", "shard 4")]);
         assert!(found[0].cause.contains("shard 9"), "{found:?}");
         assert!(found[0].fix.contains("shard show 4"), "{found:?}");
+    }
+
+    #[test]
+    fn a_merge_that_gets_nowhere_is_told_with_both_ways_out() {
+        let merge = |still_ms| ShardMerge {
+            shard: 4,
+            into: 2,
+            moves_left: 3,
+            still_ms,
+            ..ShardMerge::default()
+        };
+        let told = |merge: ShardMerge| {
+            let (merges, mut found) = ([merge], Vec::new());
+            let stuck = Stuck::new(&[], (&[], &merges), Duration::from_secs(120));
+            stuck.ail(&survey(3), &mut found);
+            found
+        };
+        assert_eq!(told(merge(119_000)), []);
+        let found = told(merge(121_000));
+        assert_eq!(places(&found), [("stuck-merge", "shard 4")]);
+        assert!(
+            found[0].cause.contains("0 of its slots and 3 moves"),
+            "{found:?}"
+        );
+        for command in ["shard move 2 --from", "shard merge 4 --abort"] {
+            assert!(found[0].fix.contains(command), "{found:?}");
+        }
     }
 
     #[test]
