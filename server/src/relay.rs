@@ -12,6 +12,7 @@
 mod destination;
 mod link;
 mod outgoing;
+mod places;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -30,7 +31,8 @@ use tokio_util::sync::CancellationToken;
 use crate::cluster_map::View;
 use crate::core::Core;
 use link::{EVENTS_QUEUED_MAX, Link, LinkEvent, LinkEventKind};
-use outgoing::{Outgoing, Place, Places};
+use outgoing::Outgoing;
+use places::{Place, Places};
 
 pub(crate) use destination::{FRAME_ENCODED_MAX, LanesService};
 

@@ -10,7 +10,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Request;
 
 use super::destination;
-use super::outgoing::Place;
+use super::places::Place;
 use crate::core::Core;
 use crate::status;
 

@@ -21,8 +21,9 @@ use bytes::Bytes;
 use mailbox_api::peer::{
     DeliverFrame, DeliverReply, LaneRun, Shipment, ShipmentFault, ShipmentReply,
 };
-use mailbox_engine::{LaneId, OutboxItem, ShardId, SlotId};
+use mailbox_engine::{LaneId, OutboxItem, ShardId};
 
+use super::places::{Place, Places};
 use super::source::{Gap, Room, Run, Source};
 use crate::metrics::LaneMetrics;
 
@@ -41,23 +42,6 @@ const ANSWER_WAIT: Duration = Duration::from_secs(10);
 /// Pauses before something is tried again, doubled each time.
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
-
-/// The node that is asked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Place {
-    pub(super) node: u64,
-    pub(super) address: String,
-}
-
-/// Where things are, as far as this node knows. A wrong answer costs a round trip.
-pub(super) trait Places {
-    /// The shard that holds a slot.
-    fn shard_of(&self, slot: SlotId) -> ShardId;
-    /// The leader of a shard.
-    fn leader_of(&self, shard: ShardId) -> Option<Place>;
-    /// A node does not lead a shard, and does not know who does.
-    fn not_led_by(&self, shard: ShardId, node: u64);
-}
 
 /// What the relay has to do besides sending frames.
 #[derive(Debug, Default)]
@@ -104,8 +88,8 @@ pub(super) struct Outgoing {
     sources: HashMap<ShardId, Source>,
     destinations: BTreeMap<ShardId, Destination>,
     in_flight: BTreeMap<u64, InFlight>,
-    /// Lanes that wait for their time, each with its destination.
-    delayed: BTreeMap<(Instant, u64), (Waiting, ShardId)>,
+    /// Lanes that wait for their time.
+    delayed: BTreeMap<(Instant, u64), Waiting>,
     /// By node: frames with the time they went and the number of answers they wait for.
     frames: HashMap<u64, BTreeMap<u64, (Instant, usize)>>,
     last_number: u64,
@@ -204,9 +188,10 @@ impl Outgoing {
         now: Instant,
         places: &impl Places,
     ) -> Vec<(Place, DeliverFrame)> {
-        self.end_delays(now);
+        self.end_delays(now, places);
         let mut by_node: BTreeMap<u64, (Place, Vec<ShardId>)> = BTreeMap::new();
-        for (shard, destination) in &mut self.destinations {
+        let mut not_led = Vec::new();
+        for (shard, destination) in &self.destinations {
             if destination.ready.is_empty() || destination.shipments >= SHIPMENTS_MAX {
                 continue;
             }
@@ -215,13 +200,13 @@ impl Outgoing {
             }
             let redirect = destination.redirect.clone();
             let Some(place) = redirect.or_else(|| places.leader_of(*shard)) else {
-                destination.failures += 1;
-                destination.retry_at = Some(now + backoff(destination.failures));
+                not_led.push(*shard);
                 continue;
             };
             let (_, shards) = by_node.entry(place.node).or_insert((place, Vec::new()));
             shards.push(*shard);
         }
+        self.wait_for_leaders(&not_led, now, places);
         let mut frames = Vec::new();
         for (place, mut shards) in by_node.into_values() {
             if self.unanswered(place.node, now) >= FRAMES_MAX {
@@ -410,9 +395,7 @@ impl Outgoing {
                 acks.push((run.lane, *mark));
             }
             if answered.ready {
-                let to = places.shard_of(run.lane.destination);
-                let destination = self.destinations.entry(to).or_default();
-                destination.ready.push_back(*waiting);
+                self.queue(*waiting, places);
             }
             if let Some(rewinds) = answered.rewound {
                 let corrupt = reply.corrupt.iter().any(|run| *run as usize == at);
@@ -491,9 +474,7 @@ impl Outgoing {
                 source.detach(run.lane);
             }
             if source.enqueue(run.lane) {
-                let to = places.shard_of(run.lane.destination);
-                let destination = self.destinations.entry(to).or_default();
-                destination.ready.push_back(*waiting);
+                self.queue(*waiting, places);
             }
         }
     }
@@ -532,29 +513,39 @@ impl Outgoing {
         if !source.enqueue(waiting.lane) {
             return;
         }
-        let to = places.shard_of(waiting.lane.destination);
         if times == 0 {
-            self.destinations
-                .entry(to)
-                .or_default()
-                .ready
-                .push_back(waiting);
-            return;
+            return self.queue(waiting, places);
         }
         let key = (now + backoff(times), self.number());
-        self.delayed.insert(key, (waiting, to));
+        self.delayed.insert(key, waiting);
     }
 
-    fn end_delays(&mut self, now: Instant) {
+    fn end_delays(&mut self, now: Instant, places: &impl Places) {
         while let Some(first) = self.delayed.first_entry()
             && first.key().0 <= now
         {
-            let (waiting, to) = first.remove();
-            self.destinations
-                .entry(to)
-                .or_default()
-                .ready
-                .push_back(waiting);
+            let waiting = first.remove();
+            self.queue(waiting, places);
+        }
+    }
+
+    /// Puts a lane into the queue of where its slot is now.
+    fn queue(&mut self, waiting: Waiting, places: &impl Places) {
+        let to = places.shard_of(waiting.lane.destination);
+        let destination = self.destinations.entry(to).or_default();
+        destination.ready.push_back(waiting);
+    }
+
+    /// Nobody is known to lead these shards. They are tried again later; but what has moved away from one meanwhile goes
+    /// to where it is now: a shard that was retired is never led again.
+    fn wait_for_leaders(&mut self, shards: &[ShardId], now: Instant, places: &impl Places) {
+        for shard in shards {
+            let destination = self.destinations.get_mut(shard).expect("it was listed");
+            destination.failures += 1;
+            destination.retry_at = Some(now + backoff(destination.failures));
+            for waiting in std::mem::take(&mut destination.ready) {
+                self.queue(waiting, places);
+            }
         }
     }
 

@@ -10,7 +10,8 @@ use mailbox_api::peer::{
 use mailbox_api::v1::ErrorCode;
 use mailbox_engine::{Item, LaneId, OutboxItem, ShardId, SlotId, UserId};
 
-use super::outgoing::{FRAME_BYTES_FULL, FRAME_ITEMS_MAX, Outgoing, Place, Places};
+use super::outgoing::{FRAME_BYTES_FULL, FRAME_ITEMS_MAX, Outgoing};
+use super::places::{Place, Places};
 use crate::metrics::LaneMetrics;
 
 const SOURCE: ShardId = ShardId(1);
@@ -20,11 +21,13 @@ const NODE: u64 = 2;
 #[derive(Default)]
 struct Fixed {
     leaderless: HashSet<ShardId>,
+    /// All slots are in shard 3.
+    merged: bool,
 }
 
 impl Places for Fixed {
     fn shard_of(&self, slot: SlotId) -> ShardId {
-        ShardId(if slot.0 < 100 { 2 } else { 3 })
+        ShardId(if slot.0 < 100 && !self.merged { 2 } else { 3 })
     }
 
     fn leader_of(&self, shard: ShardId) -> Option<Place> {
@@ -534,4 +537,27 @@ fn not_leader(shipment: &Shipment) -> ShipmentReply {
         }),
         ..ShipmentReply::default()
     }
+}
+
+#[test]
+fn what_waits_for_a_shard_that_is_retired_goes_to_where_its_slot_is_now() {
+    let mut bench = Bench::new(items(5, 1..=3));
+    bench.places.leaderless.insert(ShardId(2));
+    assert_eq!(bench.frames(), []);
+    // One lane waits in the queue of the shard, another one for its time.
+    bench.push(items(6, 1..=1));
+    bench.places.merged = true;
+    for _ in 0..3 {
+        bench.now = bench.outgoing.deadline(bench.now).expect("a pause");
+        let frames = bench.frames();
+        let shipments = frames.iter().flat_map(|(_, frame)| &frame.shipments);
+        let sent: Vec<(u32, u32)> = shipments
+            .flat_map(|to| to.runs.iter().map(|run| (to.shard, run.destination)))
+            .collect();
+        if !sent.is_empty() {
+            assert_eq!(sent, [(3, 5), (3, 6)]);
+            return;
+        }
+    }
+    panic!("nothing goes");
 }
