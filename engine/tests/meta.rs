@@ -576,7 +576,7 @@ proptest! {
 fn a_random_run_meets_every_reply() {
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let mut seen: BTreeMap<String, usize> = BTreeMap::new();
-    for _ in 0..240 {
+    for _ in 0..200 {
         let steps = prop::strategy::Strategy::new_tree(&steps(), &mut runner).unwrap();
         let (replica, _) = run(&prop::strategy::ValueTree::current(&steps));
         for reply in replica.replies.iter().flatten() {
