@@ -23,7 +23,7 @@ use mailbox_api::peer::{
 };
 use mailbox_engine::{LaneId, OutboxItem, ShardId};
 
-use super::places::{Place, Places};
+use super::places::{Place, Places, backoff};
 use super::source::{Gap, Room, Run, Source};
 use crate::metrics::LaneMetrics;
 
@@ -39,10 +39,6 @@ const FRAME_HOLD: Duration = Duration::from_millis(250);
 const SHIPMENTS_MAX: usize = 2;
 /// A node that owes an answer for so long is given up: the stream to it is made anew.
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
-/// Pauses before something is tried again, doubled each time.
-const BACKOFF_MIN: Duration = Duration::from_millis(10);
-const BACKOFF_MAX: Duration = Duration::from_secs(1);
-
 /// What the relay has to do besides sending frames.
 #[derive(Debug, Default)]
 pub(super) struct Effects {
@@ -81,6 +77,9 @@ struct InFlight {
     sent_at: Instant,
     runs: Vec<(Waiting, Run)>,
 }
+
+/// Shards that something can go to, by the node that leads them.
+type ByNode = BTreeMap<u64, (Place, Vec<ShardId>)>;
 
 /// Everything that one node relays.
 #[derive(Debug)]
@@ -189,24 +188,14 @@ impl Outgoing {
         places: &impl Places,
     ) -> Vec<(Place, DeliverFrame)> {
         self.end_delays(now, places);
-        let mut by_node: BTreeMap<u64, (Place, Vec<ShardId>)> = BTreeMap::new();
-        let mut not_led = Vec::new();
-        for (shard, destination) in &self.destinations {
-            if destination.ready.is_empty() || destination.shipments >= SHIPMENTS_MAX {
-                continue;
+        let by_node = loop {
+            let (by_node, not_led) = self.by_leader(now, places);
+            if not_led.is_empty() {
+                break by_node;
             }
-            if destination.retry_at.is_some_and(|at| at > now) {
-                continue;
-            }
-            let redirect = destination.redirect.clone();
-            let Some(place) = redirect.or_else(|| places.leader_of(*shard)) else {
-                not_led.push(*shard);
-                continue;
-            };
-            let (_, shards) = by_node.entry(place.node).or_insert((place, Vec::new()));
-            shards.push(*shard);
-        }
-        self.wait_for_leaders(&not_led, now, places);
+            // Each is looked at once: it has a pause afterwards.
+            self.wait_for_leaders(&not_led, now, places);
+        };
         let mut frames = Vec::new();
         for (place, mut shards) in by_node.into_values() {
             if self.unanswered(place.node, now) >= FRAMES_MAX {
@@ -220,6 +209,25 @@ impl Outgoing {
             }
         }
         frames
+    }
+
+    /// The shards that something can go to now, by who leads them; and those that nobody is known to lead.
+    fn by_leader(&self, now: Instant, places: &impl Places) -> (ByNode, Vec<ShardId>) {
+        let (mut by_node, mut not_led) = (ByNode::new(), Vec::new());
+        for (shard, destination) in &self.destinations {
+            let waits = destination.retry_at.is_some_and(|at| at > now);
+            if destination.ready.is_empty() || destination.shipments >= SHIPMENTS_MAX || waits {
+                continue;
+            }
+            let redirect = destination.redirect.clone();
+            let Some(place) = redirect.or_else(|| places.leader_of(*shard)) else {
+                not_led.push(*shard);
+                continue;
+            };
+            let (_, shards) = by_node.entry(place.node).or_insert((place, Vec::new()));
+            shards.push(*shard);
+        }
+        (by_node, not_led)
     }
 
     fn unanswered(&self, node: u64, now: Instant) -> usize {
@@ -582,10 +590,4 @@ impl Outgoing {
     pub(super) fn is_empty(&self) -> bool {
         self.sources.values().all(Source::is_empty)
     }
-}
-
-/// The pause after so many failures, with jitter: many lanes fail together.
-fn backoff(failures: u32) -> Duration {
-    let step = BACKOFF_MIN * (1 << failures.saturating_sub(1).min(7));
-    step.min(BACKOFF_MAX).mul_f64(rand::random_range(0.5..=1.0))
 }
