@@ -47,16 +47,6 @@ pub(crate) enum Rows {
     Staged,
 }
 
-impl Rows {
-    /// Nobody waits for the rows of a slot that is served.
-    fn haste(self) -> Haste {
-        match self {
-            Rows::Copy => Haste::None,
-            Rows::Frozen | Rows::Staged => Haste::Now,
-        }
-    }
-}
-
 /// What a replica with the rows is asked.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ask {
@@ -270,7 +260,12 @@ pub(crate) async fn export(
     let dir = pace.new_dir("slot")?;
     let (path, engine) = (dir.path().to_owned(), holder.engine.clone());
     let since = copies.kept(&ask);
-    let written = background::run(ask.rows.haste(), move || {
+    let haste = match ask.rows {
+        // The slot is served meanwhile.
+        Rows::Copy => Haste::None,
+        Rows::Frozen | Rows::Staged => Haste::Now,
+    };
+    let written = background::run(haste, move || {
         let export = match ask.rows {
             Rows::Copy | Rows::Frozen => engine.export_slot(slot)?,
             Rows::Staged => engine.export_staged(slot, epoch)?,
@@ -378,19 +373,21 @@ impl Stager<'_> {
     /// Gets rows from a peer and stages them. Gives their digest.
     pub(crate) async fn stage_from(&self, link: &Link, ask: Ask) -> Result<u128, String> {
         let fetched = fetch(link, self.pace, &ask).await?;
-        self.stage(&ask, fetched.meta, fetched.files.clone()).await
+        self.stage(ask.epoch, fetched.meta, fetched.files.clone())
+            .await
     }
 
     async fn stage(
         &self,
-        ask: &Ask,
+        epoch: u64,
         meta: ExportMeta,
         files: Vec<PathBuf>,
     ) -> Result<u128, String> {
         let engine = self.holder.engine.clone();
-        let (digest, epoch) = (meta.digest, ask.epoch);
+        let digest = meta.digest;
         let work = move || engine.stage_slot(epoch, &meta, &files);
-        let staged = background::run(ask.rows.haste(), work).await;
+        // It ingests: flushes would wait for a thread that gives way.
+        let staged = background::run(Haste::Now, work).await;
         match staged.map_err(|error| error.to_string())? {
             Ok(()) => Ok(digest),
             Err(error) => {
@@ -524,7 +521,7 @@ impl Node {
         let holder = self.peer_service.holder(order.from).ok_or_else(absent)?;
         let rows = export(&holder, &self.copies, &self.shared.pace, ask).await?;
         let files = rows.files.iter().map(|file| file.path.clone()).collect();
-        stager.stage(&ask, rows.meta, files).await
+        stager.stage(order.epoch, rows.meta, files).await
     }
 }
 

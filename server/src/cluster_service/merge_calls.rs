@@ -59,7 +59,7 @@ pub(super) async fn abort_here(
     let (scene, _) = scene(core).await?;
     let mut merges = scene.merges.iter();
     let Some((_, found)) = merges.find(|(id, _)| *id == shard) else {
-        let words = format!("shard {shard} is on no merge");
+        let words = format!("no merge of shard {shard} is under way: there is nothing to give up");
         return Err(CallError::new(ErrorCode::StaleEpoch, words));
     };
     let epoch = found.epoch;

@@ -103,7 +103,7 @@ async fn give_up(client: &Client, ask: &Ask) -> anyhow::Result<Outcome> {
     let merges = client.shard_merges().await?;
     let found = merges.iter().find(|found| found.shard == shard);
     let Some(found) = found else {
-        bail!("shard {shard} is on no merge");
+        bail!("no merge of shard {shard} is under way: there is nothing to give up");
     };
     let (state, words) = match ask.dry_run {
         true => (
