@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use fail::fail_point;
 
 use crate::applied::{AppliedState, LogId};
-use crate::base::{FileLife, FileWriter, ReadView, StagedFile};
+use crate::base::{FileLife, FileWriter, ReadView, StagedFile, SteppedWriter};
 use crate::error::Error;
 use crate::id::{RangeId, ShardId, SlotId, TimelineId};
 use crate::key::{NodeKey, StateKey, StoredKey, hour_of};
@@ -93,6 +93,18 @@ impl Store {
     /// # Errors
     /// The file cannot be written.
     pub fn build(&self, flushes: Vec<(Arc<Shard>, FrozenFlush)>) -> Result<SharedFlush, Error> {
+        self.build_in_steps(flushes, &mut || {})
+    }
+
+    /// As [`Store::build`]. `between` is called after every few rows: it may rest.
+    ///
+    /// # Errors
+    /// As [`Store::build`].
+    pub fn build_in_steps(
+        &self,
+        flushes: Vec<(Arc<Shard>, FrozenFlush)>,
+        between: &mut dyn FnMut(),
+    ) -> Result<SharedFlush, Error> {
         let parts = flushes
             .into_iter()
             .map(|(shard, flush)| (shard, flush.frozen));
@@ -101,7 +113,7 @@ impl Store {
             .iter()
             .map(|(shard, frozen)| (shard.as_ref(), frozen))
             .collect();
-        let file = build_file(&self.core, &borrowed)?;
+        let file = build_file(&self.core, &borrowed, between)?;
         Ok(SharedFlush { parts, file })
     }
 
@@ -123,7 +135,11 @@ impl Store {
     }
 }
 
-fn build_file(core: &StoreCore, parts: &[(&Shard, &Arc<Frozen>)]) -> Result<StagedFile, Error> {
+fn build_file(
+    core: &StoreCore,
+    parts: &[(&Shard, &Arc<Frozen>)],
+    between: &mut dyn FnMut(),
+) -> Result<StagedFile, Error> {
     let mut node_rows = NodeFile::default();
     for (shard, frozen) in parts {
         node_rows.put(NodeKey::Applied(shard.id()), frozen.applied.encode());
@@ -139,10 +155,10 @@ fn build_file(core: &StoreCore, parts: &[(&Shard, &Arc<Frozen>)]) -> Result<Stag
         dropped: frozen.dead().map(|(_, slot)| slot).collect(),
     });
     let rows: Vec<Part<'_>> = rows.collect();
-    let mut writer = core.base.writer(FileLife::Short)?;
-    node_rows.write(writer.as_mut())?;
-    write_parts(&rows, writer.as_mut())?;
-    writer.finish()
+    let mut writer = SteppedWriter::new(core.base.writer(FileLife::Short)?, between);
+    node_rows.write(&mut writer)?;
+    write_parts(&rows, &mut writer)?;
+    Box::new(writer).finish()
 }
 
 /// The map rows of what becomes other shards, or dead, and the applied rows of those shards.
@@ -241,7 +257,7 @@ impl Shard {
     /// The file cannot be written.
     pub fn build(&self, flush: &FrozenFlush) -> Result<BuiltFlush, Error> {
         let frozen = flush.frozen.clone();
-        let file = build_file(&self.core, &[(self, &frozen)])?;
+        let file = build_file(&self.core, &[(self, &frozen)], &mut || {})?;
         Ok(BuiltFlush { frozen, file })
     }
 

@@ -27,6 +27,10 @@ pub struct EngineOptions {
     pub max_open_files: i32,
     /// Files that no compaction has merged yet, above which apply stalls.
     pub level0_files_max: u64,
+    /// Sorted runs that there may be before RocksDB merges some of them. At least 2, and fewer than
+    /// `level0_files_max`. Nodes with replicas of the same shards write alike: with different numbers
+    /// they do not compact at the same moment.
+    pub runs_merged: i32,
     /// Threads of RocksDB that compact.
     pub compaction_threads: i32,
     /// Rows of one group of installed files, in bytes, before the next file is begun.
@@ -46,6 +50,7 @@ impl Default for EngineOptions {
             head_cache_entries: 1 << 20,
             max_open_files: 512,
             level0_files_max: 24,
+            runs_merged: 8,
             compaction_threads: 2,
             install_file_bytes: 64 << 20,
         }

@@ -273,6 +273,16 @@ impl Shard {
         full || self.core.memtables_overfull() || self.too_many_files()
     }
 
+    /// [`Shard::stalled`] will be true before long, unless a flush ends first: a memtable waits for its file and the
+    /// one after it is half full, or the node's memtables are half-way to where apply must wait.
+    pub fn stalls_soon(&self) -> bool {
+        let filling = {
+            let state = self.state.read();
+            !state.frozen.is_empty() && state.active.bytes() >= state.options.memtable_bytes_max / 2
+        };
+        filling || self.core.memtables_overfilling()
+    }
+
     fn too_many_files(&self) -> bool {
         let max = self.core.options.level0_files_max;
         if self.counters.level0_files.load(Ordering::Relaxed) <= max {

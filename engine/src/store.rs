@@ -61,6 +61,11 @@ impl StoreCore {
         self.memtable_bytes.load(Ordering::Relaxed) >= self.options.memtables_bytes_max
     }
 
+    /// They are half-way from it to where apply must wait.
+    pub(crate) fn memtables_overfilling(&self) -> bool {
+        self.memtable_bytes.load(Ordering::Relaxed) / 3 >= self.options.memtables_bytes_max / 2
+    }
+
     /// They are so far beyond it that apply must wait.
     pub(crate) fn memtables_overfull(&self) -> bool {
         self.memtable_bytes.load(Ordering::Relaxed) / 2 >= self.options.memtables_bytes_max

@@ -116,6 +116,7 @@ fn other() -> EngineOptions {
         head_cache_entries: 2,
         max_open_files: 32,
         level0_files_max: 3,
+        runs_merged: 2,
         compaction_threads: 1,
         install_file_bytes: 100,
     }

@@ -13,8 +13,10 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot, watch};
 
+use crate::background::Haste;
 use crate::children::Children;
 use crate::error::Error;
+use crate::flush_pace::{FlushPace, Steps, Waits};
 use crate::log::ShardLog;
 use crate::types::log_id;
 
@@ -49,7 +51,10 @@ enum Job {
         done: oneshot::Sender<Result<(), Error>>,
     },
     /// Flush everything that was applied, due or not.
-    FlushAll(oneshot::Sender<Result<(), Error>>),
+    FlushAll {
+        haste: Haste,
+        done: oneshot::Sender<Result<(), Error>>,
+    },
     /// Flush what one shard has applied by now.
     Flush {
         shard: ShardId,
@@ -74,6 +79,7 @@ pub(crate) struct BaseThread {
     looking: Arc<AtomicBool>,
     /// Notified after every change: whoever waits for room looks again.
     changed: Arc<Notify>,
+    pace: Arc<FlushPace>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -87,12 +93,14 @@ impl BaseThread {
         let (jobs, queue) = mpsc::channel();
         let changed = Arc::new(Notify::new());
         let looking = Arc::new(AtomicBool::new(false));
+        let pace = Arc::new(FlushPace::default());
         let mut run = Run {
             looking: looking.clone(),
             store,
             children,
             shards: Vec::new(),
             changed: changed.clone(),
+            pace: pace.clone(),
             runtime: Handle::current(),
             fault,
         };
@@ -103,13 +111,20 @@ impl BaseThread {
             jobs,
             looking,
             changed,
+            pace,
             thread: Mutex::new(Some(thread)),
         }))
     }
 
     fn push(&self, job: Job) {
+        let waits = job.is_waited_for();
+        if waits {
+            self.pace.begin_wait();
+        }
         // After `stop` nothing is done any more; whoever waits for an answer sees its channel closed.
-        let _ = self.jobs.send(job);
+        if self.jobs.send(job).is_err() && waits {
+            self.pace.end_wait();
+        }
     }
 
     pub(crate) fn add(&self, shard: FlushedShard) {
@@ -131,9 +146,14 @@ impl BaseThread {
         self.changed.notified()
     }
 
-    pub(crate) async fn flush_all(&self) -> Result<(), Error> {
+    /// Flushes hurry until what this gives is dropped.
+    pub(crate) fn hurry(&self) -> Waits<'_> {
+        self.pace.wait()
+    }
+
+    pub(crate) async fn flush_all(&self, haste: Haste) -> Result<(), Error> {
         let (done, answer) = oneshot::channel();
-        self.push(Job::FlushAll(done));
+        self.push(Job::FlushAll { haste, done });
         answered(answer).await
     }
 
@@ -202,6 +222,29 @@ async fn answered<T>(answer: oneshot::Receiver<Result<T, Error>>) -> Result<T, E
         .unwrap_or_else(|_| Err(Error::Log("the base store's thread has stopped".to_owned())))
 }
 
+impl Job {
+    /// Somebody waits while it is in the queue, so that what is before it is to hurry.
+    fn is_waited_for(&self) -> bool {
+        match self {
+            Job::Look
+            | Job::FlushAll {
+                haste: Haste::None, ..
+            } => false,
+            Job::Add(_)
+            | Job::Forget(_)
+            | Job::Create { .. }
+            | Job::Drop { .. }
+            | Job::FlushAll {
+                haste: Haste::Now, ..
+            }
+            | Job::Flush { .. }
+            | Job::Install { .. }
+            | Job::Checkpoint { .. }
+            | Job::Stop => true,
+        }
+    }
+}
+
 struct Entry {
     shard: FlushedShard,
     /// Since when there is something that files do not have, as far as was seen.
@@ -249,6 +292,7 @@ struct Run {
     shards: Vec<Entry>,
     looking: Arc<AtomicBool>,
     changed: Arc<Notify>,
+    pace: Arc<FlushPace>,
     runtime: Handle,
     fault: watch::Sender<Option<String>>,
 }
@@ -261,6 +305,9 @@ impl Run {
                 Err(RecvTimeoutError::Timeout) => Job::Look,
                 Err(RecvTimeoutError::Disconnected) => return,
             };
+            if job.is_waited_for() {
+                self.pace.end_wait();
+            }
             if matches!(job, Job::Stop) {
                 return;
             }
@@ -292,8 +339,8 @@ impl Run {
                 self.note(&result);
                 let _ = done.send(result);
             }
-            Job::FlushAll(done) => {
-                let result = self.flush_all();
+            Job::FlushAll { haste, done } => {
+                let result = self.flush_all(haste);
                 self.note(&result);
                 let _ = done.send(result);
             }
@@ -335,7 +382,7 @@ impl Run {
             }
             // What will be due before long goes along: one file for all.
             let wanted: Vec<bool> = due.iter().map(|due| *due != Due::Later).collect();
-            if !self.flush(&wanted)? {
+            if !self.flush(&wanted, Haste::None)? {
                 break;
             }
             any = true;
@@ -352,9 +399,13 @@ impl Run {
         Ok(())
     }
 
-    fn flush_all(&mut self) -> Result<(), Error> {
+    fn flush_all(&mut self, haste: Haste) -> Result<(), Error> {
         let all = vec![true; self.shards.len()];
-        while self.flush(&all)? {}
+        // What is applied meanwhile is for the next flush, or this one would never end.
+        if haste == Haste::None {
+            return self.flush(&all, haste).map(|_| ());
+        }
+        while self.flush(&all, haste)? {}
         Ok(())
     }
 
@@ -368,14 +419,14 @@ impl Run {
         let engine = engine.shard.engine.clone();
         let index = |id: Option<LogId>| id.map_or(0, |id| id.index);
         let goal = index(engine.applied().log_id);
-        while index(engine.flushed()) < goal && self.flush(&wanted)? {}
+        while index(engine.flushed()) < goal && self.flush(&wanted, Haste::Now)? {}
         Ok(())
     }
 
     /// Flushes one memtable of each wanted shard that has something, in as few files as their sizes allow. False
     /// if none had. A file may only be ingested when this node's log has synced the entries in it: else, after a
     /// power cut, the log would end below the applied state.
-    fn flush(&mut self, wanted: &[bool]) -> Result<bool, Error> {
+    fn flush(&mut self, wanted: &[bool], haste: Haste) -> Result<bool, Error> {
         let (mut part, mut bytes, mut any) = (Vec::new(), 0, false);
         for (index, _) in wanted.iter().enumerate().filter(|(_, wanted)| **wanted) {
             let engine = &self.shards[index].shard.engine;
@@ -386,17 +437,21 @@ impl Run {
             bytes += frozen.bytes();
             part.push((index, engine.clone(), frozen));
             if bytes >= FILE_BYTES_FULL {
-                self.flush_part(std::mem::take(&mut part))?;
+                self.flush_part(std::mem::take(&mut part), haste)?;
                 bytes = 0;
             }
         }
         if !part.is_empty() {
-            self.flush_part(part)?;
+            self.flush_part(part, haste)?;
         }
         Ok(any)
     }
 
-    fn flush_part(&mut self, part: Vec<(usize, Arc<Shard>, FrozenFlush)>) -> Result<(), Error> {
+    fn flush_part(
+        &mut self,
+        part: Vec<(usize, Arc<Shard>, FrozenFlush)>,
+        haste: Haste,
+    ) -> Result<(), Error> {
         let ids: Vec<_> = part
             .iter()
             .map(|(index, _, frozen)| (*index, frozen.log_id()))
@@ -406,7 +461,14 @@ impl Run {
             has_children |= self.children.judge(frozen)?;
         }
         let flushes = part.into_iter().map(|(_, engine, frozen)| (engine, frozen));
-        let built = self.store.build(flushes.collect())?;
+        let flushes: Vec<_> = flushes.collect();
+        let shards: Vec<_> = flushes.iter().map(|(engine, _)| engine.clone()).collect();
+        let mut steps = Steps::new(|| {
+            haste == Haste::Now
+                || self.pace.is_waited_for()
+                || shards.iter().any(|shard| shard.stalls_soon())
+        });
+        let built = self.store.build_in_steps(flushes, &mut || steps.rest())?;
         for (index, id) in &ids {
             if let Some(id) = id {
                 let log = &self.shards[*index].shard.log;

@@ -12,6 +12,7 @@ mod disk;
 mod election;
 mod error;
 mod filling;
+mod flush_pace;
 mod freshness;
 mod hosting;
 mod identity;

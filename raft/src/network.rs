@@ -29,8 +29,11 @@ use crate::snapshot::{self, Snapshot, SnapshotData, SnapshotPace};
 use crate::types::{NodeId, TypeConfig, Vote};
 use crate::wire;
 
-/// How long a peer may take to accept a stream.
+/// How long a peer may take to accept a stream, from when it is there.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a stream waits for a peer that is away before it is tried all the same. A stream that waits is opened as
+/// soon as the peer is back; and whoever stops waits for its end.
+const AWAY_WAIT: Duration = Duration::from_secs(1);
 
 /// Makes the connections of one shard's replica.
 pub(crate) struct Network {
@@ -103,6 +106,8 @@ impl Conn {
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + 'static,
     {
         let link = self.link()?;
+        // It is tried in either case: that there is a control stream proves little, and that there is none less.
+        let _ = tokio::time::timeout(AWAY_WAIT, link.connected()).await;
         let hello = peer::AppendRequest {
             hello: Some(link.hello(self.shard)),
             ..peer::AppendRequest::default()

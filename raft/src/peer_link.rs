@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -13,7 +13,7 @@ use mailbox_api::peer::control_request::Request as Ask;
 use mailbox_api::peer::control_response::Response as Answer;
 use mailbox_api::peer::peer_client::PeerClient;
 use mailbox_cork::Connector;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
@@ -89,7 +89,8 @@ pub(crate) struct Link {
     control: mpsc::Sender<ControlCall>,
     append: Channel,
     snapshot: Channel,
-    connected: Arc<AtomicBool>,
+    /// The control stream is there. It is tried with every pulse: nothing else learns so soon that a peer is back.
+    connected: watch::Receiver<bool>,
     messages: Arc<AtomicU64>,
 }
 
@@ -103,13 +104,13 @@ impl Link {
     ) -> Result<Arc<Link>, Error> {
         let (control, calls) = mpsc::channel(CONTROL_CALLS_MAX);
         let endpoint = endpoint(address, tls)?;
-        let connected = Arc::new(AtomicBool::new(false));
+        let (tell, connected) = watch::channel(false);
         let session = ControlSession {
             node,
             credentials: credentials.clone(),
             channel: connect(&endpoint),
             calls,
-            connected: connected.clone(),
+            connected: tell,
             trouble: None,
         };
         tokio::spawn(session.run());
@@ -136,7 +137,16 @@ impl Link {
     }
 
     pub(crate) fn is_connected(&self) -> bool {
-        self.connected.load(Ordering::Relaxed)
+        *self.connected.borrow()
+    }
+
+    /// Returns when the peer is there.
+    pub(crate) async fn connected(&self) {
+        let mut connected = self.connected.clone();
+        if connected.wait_for(|connected| *connected).await.is_err() {
+            // The runtime stops.
+            std::future::pending::<()>().await;
+        }
     }
 
     pub(crate) fn hello(&self, shard: u32) -> peer::Hello {
@@ -248,7 +258,7 @@ struct ControlSession {
     credentials: Credentials,
     channel: Channel,
     calls: mpsc::Receiver<ControlCall>,
-    connected: Arc<AtomicBool>,
+    connected: watch::Sender<bool>,
     /// Why there was no stream the last time, if there was none.
     trouble: Option<String>,
 }
@@ -263,7 +273,7 @@ impl ControlSession {
         while let Some(first) = self.calls.recv().await {
             match tokio::time::timeout(CONNECT_TIMEOUT, self.open()).await {
                 Ok(Ok(streams)) => {
-                    self.connected.store(true, Ordering::Relaxed);
+                    self.connected.send_replace(true);
                     self.trouble = None;
                     self.talk(first, streams).await;
                 }
@@ -273,7 +283,8 @@ impl ControlSession {
                 }
                 Err(_) => self.pause(first).await,
             }
-            self.connected.store(false, Ordering::Relaxed);
+            self.connected
+                .send_if_modified(|connected| std::mem::take(connected));
         }
     }
 

@@ -35,7 +35,9 @@ pub(crate) fn raft_config(options: &NodeOptions) -> Result<Arc<Config>, Error> {
         install_snapshot_timeout: 600_000,
         // Commits that wait for apply. A replica whose apply waits for rows still takes entries.
         state_machine_channel_size: Some(64 << 10),
-        backoff: "50ms 100ms 200ms ...2s".to_owned(),
+        // Of a peer that is there and refuses, as one does that starts or stops. For one that is away a stream waits:
+        // a pause that has grown would go on after its return, and a shard that needs it would commit nothing.
+        backoff: "50ms 100ms 200ms ...200ms".to_owned(),
         ..Config::default()
     };
     config
@@ -45,4 +47,21 @@ pub(crate) fn raft_config(options: &NodeOptions) -> Result<Arc<Config>, Error> {
             option: "timing",
             reason: error.to_string(),
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_peer_that_was_away_for_long_is_not_left_alone_for_long() {
+        let secret: [u8; 32] = [7; 32];
+        let options = NodeOptions::new(1, "test", "unused", BTreeMap::new(), secret);
+        let config = raft_config(&options).unwrap();
+        let pauses = config.build_backoff().take(100);
+        assert!(pauses.max().unwrap() <= Duration::from_millis(200));
+    }
 }

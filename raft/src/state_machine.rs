@@ -201,6 +201,10 @@ impl Applier {
     /// Apply waits here, between entries, while flushes or compaction are behind. It is a task that waits, not
     /// a thread, and it holds no lock.
     async fn wait_for_room(&self) -> Result<(), io::Error> {
+        if !self.engine.stalled() {
+            return Ok(());
+        }
+        let _hurry = self.base.hurry();
         while self.engine.stalled() {
             if let Some(reason) = self.fault.borrow().as_ref() {
                 return Err(io::Error::other(reason.clone()));

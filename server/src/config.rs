@@ -222,6 +222,7 @@ pub struct PlacementConfig {
     pub replication: u32,
     pub spread: Spread,
     pub dead_after_ms: u64,
+    pub settle_ms: u64,
     pub lag_max: u64,
     pub moves_max: u32,
     pub node_moves_max: u32,
@@ -359,6 +360,7 @@ impl Default for PlacementConfig {
             replication: 3,
             spread: Spread::Zones,
             dead_after_ms: 600_000,
+            settle_ms: 10_000,
             lag_max: 1000,
             moves_max: 32,
             node_moves_max: 2,
@@ -384,6 +386,7 @@ impl PlacementConfig {
                 Spread::Regions => mailbox_placement::Spread::Regions,
             },
             dead_after_ms: self.dead_after_ms,
+            settle_ms: self.settle_ms,
             lag_max: self.lag_max,
             limits: Limits {
                 moves_max: size(self.moves_max),
@@ -411,7 +414,9 @@ impl Default for LoggingConfig {
     fn default() -> Self {
         Self {
             format: LogFormat::Text,
-            filter: "info,openraft=warn".into(),
+            // What openraft warns of is said once, in the store's words, not at every attempt for every shard; and its
+            // calls into a replica that has stopped are no errors.
+            filter: "info,openraft=error,openraft::raft=off".into(),
         }
     }
 }

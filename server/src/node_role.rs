@@ -161,8 +161,9 @@ impl RunningNode {
         }
     }
 
-    /// Hands leaderships over, ends streams, refuses new calls, flushes, closes.
+    /// Flushes, hands leaderships over, ends streams, refuses new calls, flushes what came meanwhile, closes.
     pub(crate) async fn stop(self) -> Result<(), Error> {
+        self.node.flush_ahead().await;
         // While it still answers: who calls is told where to go.
         self.node.leave().await;
         self.stopping.cancel();
@@ -363,6 +364,13 @@ fn with_own_port(config: &Config, listening: SocketAddr) -> Config {
     config
 }
 
+/// Six to ten, by the node's id: the replicas of a shard do not compact at the same moment, as they flush.
+fn runs_merged(config: &Config) -> i32 {
+    let few = i32::try_from(config.node.id % 5).unwrap_or(0);
+    let most = i32::try_from(config.storage.level0_files_max / 2).unwrap_or(i32::MAX);
+    (6 + few).min(most).max(2)
+}
+
 fn node_options(
     config: &Config,
     secret: Arc<[u8]>,
@@ -389,6 +397,7 @@ fn node_options(
         head_cache_entries: size(memory.heads),
         max_open_files: i32::try_from(config.storage.max_open_files).unwrap_or(i32::MAX),
         level0_files_max: u64::from(config.storage.level0_files_max),
+        runs_merged: runs_merged(config),
         ..EngineOptions::default()
     };
     options.cluster_options = ClusterOptions {

@@ -4,6 +4,7 @@
 
 pub(crate) mod memory;
 pub(crate) mod rocks;
+mod stepped;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,6 +13,8 @@ use bytes::Bytes;
 
 use crate::error::Error;
 use crate::id::RangeId;
+
+pub(crate) use stepped::SteppedWriter;
 
 /// What holds the flushed rows of a node. Every method that changes it is called by one thread; files may be staged
 /// by others meanwhile.

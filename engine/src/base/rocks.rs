@@ -27,8 +27,6 @@ pub(crate) const KEYS_END: [u8; 1] = [0xFF];
 const FILTER_BITS_PER_KEY: f64 = 10.0;
 const BLOCK_BYTES: usize = 16 * 1024;
 const METADATA_BLOCK_BYTES: usize = 4 * 1024;
-/// Sorted runs that there may be before some of them are merged.
-const RUNS_MERGED: i32 = 8;
 const LOG_BYTES_MAX: usize = 4 << 20;
 const LOGS_KEPT: usize = 4;
 
@@ -206,7 +204,7 @@ pub fn rocks_options(engine: &EngineOptions) -> Options {
     // the store takes.
     options.set_compaction_style(DBCompactionStyle::Universal);
     // Look-ups rarely go to files, so more of them may wait.
-    options.set_level_zero_file_num_compaction_trigger(RUNS_MERGED);
+    options.set_level_zero_file_num_compaction_trigger(engine.runs_merged);
     options.set_target_file_size_base(64 << 20);
     options.set_keep_log_file_num(LOGS_KEPT);
     options.set_max_log_file_size(LOG_BYTES_MAX);

@@ -293,6 +293,31 @@ fn shards_share_a_file() {
 }
 
 #[test]
+fn whoever_builds_a_file_may_rest_between_its_rows() {
+    for disk in Disk::all() {
+        let (wanted, steps) = {
+            let store = disk.open();
+            let shards = three_shards(&store);
+            for _ in 0..100 {
+                shards[1].send(7, "one of many");
+            }
+            let wanted = hashes(&shards);
+            let mut steps = 0;
+            let mut between = || {
+                steps += 1;
+                assert_eq!(shards[0].bodies(1)[0], "edited", "it serves meanwhile");
+            };
+            let built = store.build_in_steps(frozen(&shards), &mut between).unwrap();
+            assert!(store.ingest(built).unwrap());
+            (wanted, steps)
+        };
+        assert!(steps > 5, "{steps} steps");
+        let store = disk.open();
+        assert_eq!(hashes(&reopened(&store)), wanted);
+    }
+}
+
+#[test]
 fn a_shared_flush_is_all_or_nothing_for_every_shard() {
     for at in [IngestCrash::Before, IngestCrash::After] {
         let disk = Disk::all().into_iter().next().unwrap();
@@ -344,9 +369,10 @@ fn memory_that_one_shard_does_not_need_another_may_use() {
         shards.iter().all(|shard| shard.flush_due(0)),
         "all together are full"
     );
-    assert!(!shards[2].stalled());
+    assert!(!shards[2].stalled() && !shards[2].stalls_soon());
     put(&shards[1], 102);
     assert!(shards.iter().all(|shard| shard.stalled()), "twice as full");
+    assert!(shards.iter().all(|shard| shard.stalls_soon()));
     let built = store.build(frozen(&shards)).unwrap();
     assert!(store.ingest(built).unwrap());
     assert!(
@@ -399,9 +425,13 @@ fn a_second_full_memtable_stalls() {
     assert!(shard.flush_due(0));
     assert!(!shard.stalled());
     let frozen = shard.freeze().unwrap();
-    assert!(!shard.stalled());
+    assert!(!shard.stalled() && !shard.stalls_soon());
     for number in 0..20 {
         shard.send(number, "filler");
+        assert!(
+            !shard.stalled() || shard.stalls_soon(),
+            "it is seen to come"
+        );
     }
     assert!(shard.stalled());
     let built = shard.build(&frozen).unwrap();

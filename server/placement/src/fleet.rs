@@ -33,6 +33,8 @@ pub(crate) struct Berth {
     pub(crate) up: bool,
     pub(crate) may_lead: bool,
     pub(crate) has_room: bool,
+    /// It has started just now, while others have been up for long.
+    pub(crate) settles: bool,
     pub(crate) fate: Fate,
     /// Replicas held, with every move that is under way taken as done.
     pub(crate) replicas: i64,
@@ -53,9 +55,9 @@ impl Berth {
         self.up && self.fate == Fate::Kept && self.weight > 0
     }
 
-    /// It may be given leaders.
+    /// It may be given leaders to make them even.
     pub(crate) fn is_heir(&self) -> bool {
-        self.is_open() && self.may_lead
+        self.is_open() && self.may_lead && !self.settles
     }
 }
 
@@ -92,6 +94,7 @@ impl Fleet {
         let mut zones = BTreeMap::new();
         let mut by_id = BTreeMap::new();
         let mut nodes = Vec::with_capacity(state.nodes.len() + 1);
+        let longest_up_ms = state.nodes.iter().map(|node| node.up_for_ms).max();
         for node in &state.nodes {
             let next = regions.len();
             let region = *regions.entry(node.region.as_str()).or_insert(next);
@@ -110,6 +113,8 @@ impl Fleet {
             let up = node.down_since_ms.is_none() && node.standing != Standing::Removed;
             let mut berth = Berth::new(node.id, zone, region, node.weight, up, fate);
             (berth.may_lead, berth.has_room) = (node.may_lead, node.has_room);
+            berth.settles =
+                node.up_for_ms < goals.settle_ms && longest_up_ms >= Some(goals.settle_ms);
             nodes.push(berth);
         }
         // No zone of a listed node has these numbers.
@@ -306,6 +311,7 @@ impl Berth {
             up,
             may_lead: up,
             has_room: up,
+            settles: false,
             fate,
             replicas: 0,
             replicas_min: 0,

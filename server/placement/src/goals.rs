@@ -19,6 +19,10 @@ pub struct Goals {
     /// For how long a node may be down before its replicas are made anew elsewhere. Default 10 minutes: more
     /// than a reboot takes.
     pub dead_after_ms: u64,
+    /// For how long after its start a node neither gets nor loses leaders for evenness' sake, while others have been
+    /// up for longer: it has to catch up first, and where nodes are restarted in turn the next one is about to go.
+    /// Default 10 seconds.
+    pub settle_ms: u64,
     /// A replica that is at most this many entries behind has caught up. Default 1000.
     pub lag_max: u64,
     /// How uneven replicas may be before evenness alone is worth a move, in percent of a node's fair share
@@ -47,6 +51,7 @@ impl Default for Goals {
             replication: 3,
             spread: Spread::Zones,
             dead_after_ms: 600_000,
+            settle_ms: 10_000,
             lag_max: 1000,
             replica_slack_percent: 5,
             limits: Limits::default(),

@@ -54,7 +54,10 @@ impl Chains {
         let mut led = vec![Vec::new(); fleet.nodes.len()];
         for index in draft.idle() {
             if let Some(leader) = draft.state.shards[index].leader {
-                led[fleet.place(leader)].push(index);
+                let place = fleet.place(leader);
+                if !fleet.nodes[place].settles {
+                    led[place].push(index);
+                }
             }
         }
         let weight = |node: &crate::fleet::Berth| {
@@ -70,7 +73,7 @@ impl Chains {
             fleet
                 .nodes
                 .iter()
-                .filter(|node| node.up)
+                .filter(|node| node.up && !node.settles)
                 .map(|node| node.leaders)
                 .sum(),
         );

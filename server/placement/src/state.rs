@@ -53,6 +53,8 @@ pub struct Node {
     pub may_lead: bool,
     /// Its disk has room for replicas more.
     pub has_room: bool,
+    /// For how long it has been running.
+    pub up_for_ms: u64,
 }
 
 /// What a replica is to its shard.

@@ -526,6 +526,13 @@ pub const OPTIONS: &[OptionFacts] = &[
          elsewhere. More than a reboot takes. Counted anew when another node leads the meta shard.",
     ),
     number(
+        "placement.settle_ms",
+        (0, 600_000),
+        "ms",
+        "So long after its start a node neither gets nor loses leaders to make them even, while others \
+         have been up for longer: nodes that are restarted in turn would pass them on and on.",
+    ),
+    number(
         "placement.lag_max",
         (1, 1_000_000),
         "entries",

@@ -28,6 +28,8 @@ pub(super) struct Told {
     pub(super) may_lead: bool,
     /// See [`mailbox_placement::Node::has_room`].
     pub(super) has_room: bool,
+    /// See [`mailbox_placement::Node::up_for_ms`].
+    pub(super) up_for_ms: u64,
 }
 
 /// Who holds replicas of a shard, by its own log.

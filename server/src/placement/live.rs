@@ -85,6 +85,7 @@ fn told(node: u64, status: v1::StatusResponse) -> Told {
         may_lead: status.clock_fault.is_empty() && free >= least,
         // A replica takes room before the one it replaces is gone, and grows meanwhile.
         has_room: free >= least.saturating_mul(2),
+        up_for_ms: status.uptime_ms,
         led: (status.shards.into_iter().filter(leads))
             .map(|shard| led(node, shard))
             .collect(),

@@ -115,6 +115,7 @@ pub(super) async fn look<E: Effects>(
 struct Ability {
     may_lead: bool,
     has_room: bool,
+    up_for_ms: u64,
 }
 
 impl Ability {
@@ -122,6 +123,7 @@ impl Ability {
         Self {
             may_lead: told.may_lead,
             has_room: told.has_room,
+            up_for_ms: told.up_for_ms,
         }
     }
 }
@@ -145,6 +147,7 @@ fn nodes(
         down_since_ms: liveness.down_since_ms.get(id).copied(),
         may_lead: able(id).may_lead,
         has_room: able(id).has_room,
+        up_for_ms: able(id).up_for_ms,
     };
     map.nodes.iter().map(node).collect()
 }

@@ -419,6 +419,7 @@ pub(crate) fn nodes(zones: &[usize]) -> Vec<Node> {
         down_since_ms: None,
         may_lead: true,
         has_room: true,
+        up_for_ms: 3_600_000,
     };
     zone_of.enumerate().map(node).collect()
 }

@@ -4,5 +4,6 @@ mod cluster;
 mod random;
 mod rest;
 mod scale;
+mod settling;
 mod situations;
 mod splits;

@@ -222,6 +222,7 @@ impl Effects for Fake {
             led: led.collect(),
             may_lead: true,
             has_room: true,
+            up_for_ms: 3_600_000,
         })
     }
 
