@@ -283,8 +283,7 @@ impl ControlSession {
                 }
                 Err(_) => self.pause(first).await,
             }
-            self.connected
-                .send_if_modified(|connected| std::mem::take(connected));
+            self.connected.send_if_modified(std::mem::take);
         }
     }
 

@@ -21,7 +21,7 @@ use crate::gate::Gates;
 use crate::map::ShardMap;
 use crate::node::Node;
 use crate::options::ClientOptions;
-use crate::pending::Failure;
+use crate::pending::{Break, Failure};
 use crate::retry::Backoff;
 use crate::router::Router;
 use crate::submit::Waiting;
@@ -377,10 +377,7 @@ impl Client {
             match self.inner.once(attempt(Arc::clone(&node), shard)).await {
                 Ok(answer) => return Ok(Some(answer)),
                 // Whatever it is, the leader's answer counts.
-                Err(failure) if failure.broken => {
-                    node.suspect_for(self.options().timeouts.attempt);
-                }
-                Err(_) => {}
+                Err(failure) => node.suspect(&failure),
             }
         }
         self.call_together(place, attempt).await
@@ -447,7 +444,7 @@ impl Inner {
                 let error = CallError::new(ErrorCode::Unavailable, message);
                 Err(Failure {
                     error,
-                    broken: true,
+                    broken: Some(Break::Silent),
                 })
             }
         }

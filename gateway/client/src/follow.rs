@@ -14,7 +14,7 @@ use tonic::Streaming;
 
 use crate::client::Inner;
 use crate::node::Node;
-use crate::pending::Failure;
+use crate::pending::{Break, Failure};
 use crate::retry::{Advice, Backoff, advice};
 use crate::subscribe::{SubscribeEvent, Subscription};
 use crate::wanted::Wanted;
@@ -140,7 +140,7 @@ impl Follower {
                     match response {
                         Ok(Some(response)) => self.take(node, response).await?,
                         Ok(None) if self.wanted.is_closed() => return Err(End::Closed),
-                        Ok(None) => return Err(broken("the node ended the stream")),
+                        Ok(None) => return Err(broken(Break::Gone, "the node ended the stream")),
                         Err(status) => return Err(Failure::from_status(&status).into()),
                     }
                     // A slow receiver is no silence of the node.
@@ -152,7 +152,7 @@ impl Follower {
                         return Err(End::Closed);
                     }
                     if seen.elapsed() > timeouts.heartbeat * HEARTBEATS_MISSED_MAX {
-                        return Err(broken("the node missed three heartbeats"));
+                        return Err(broken(Break::Silent, "the node missed three heartbeats"));
                     }
                 }
             }
@@ -171,7 +171,7 @@ impl Follower {
         match tokio::time::timeout(self.client.options.timeouts.attempt, opened).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(Failure::from_status(&status).into()),
-            Err(_) => Err(broken("no stream was opened in time")),
+            Err(_) => Err(broken(Break::Silent, "no stream was opened in time")),
         }
     }
 
@@ -248,10 +248,10 @@ impl Follower {
     }
 }
 
-fn broken(message: &str) -> End {
+fn broken(why: Break, message: &str) -> End {
     let error = CallError::new(ErrorCode::Unavailable, message);
     End::Failed(Failure {
         error,
-        broken: true,
+        broken: Some(why),
     })
 }

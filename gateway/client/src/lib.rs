@@ -29,6 +29,7 @@ mod retry;
 mod router;
 mod submit;
 mod subscribe;
+mod suspicion;
 mod wanted;
 
 pub use client::{Client, user_handle, user_id};

@@ -2,20 +2,19 @@
 
 use std::sync::Arc;
 use std::sync::Once;
-use std::time::Duration;
 
 use mailbox_api::CallError;
 use mailbox_api::v1::admin_client::AdminClient;
 use mailbox_api::v1::cluster_client::ClusterClient;
 use mailbox_api::v1::dead_letters_client::DeadLettersClient;
 use mailbox_api::v1::mailbox_client::MailboxClient;
-use parking_lot::Mutex;
-use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use crate::channel::{self, AuthChannel, Credentials, MESSAGE_BYTES_MAX};
 use crate::options::ClientOptions;
+use crate::pending::Failure;
 use crate::submit::{self, SubmitQueue};
+use crate::suspicion::Suspicion;
 
 /// A connection to a node and its Submit stream, both made when first used.
 pub(crate) struct Node {
@@ -27,9 +26,7 @@ pub(crate) struct Node {
     submit: Arc<SubmitQueue>,
     submit_task: Once,
     options: Arc<ClientOptions>,
-    /// Until when a hint to this node is not trusted: it was unreachable or silent a moment ago,
-    /// and followers name it as the leader until they have noticed too.
-    suspect_until: Mutex<Option<Instant>>,
+    suspicion: Arc<Suspicion>,
 }
 
 impl Node {
@@ -56,7 +53,7 @@ impl Node {
             submit: Arc::new(SubmitQueue::new(options.limits.clone())),
             submit_task: Once::new(),
             options: Arc::clone(options),
-            suspect_until: Mutex::new(None),
+            suspicion: Arc::default(),
         })
     }
 
@@ -91,14 +88,17 @@ impl Node {
         &self.submit
     }
 
-    pub(crate) fn suspect_for(&self, time: Duration) {
-        *self.suspect_until.lock() = Some(Instant::now() + time);
+    /// After a failure of this node's own making a hint to it is not followed for a while; must be called inside a
+    /// runtime.
+    pub(crate) fn suspect(&self, failure: &Failure) {
+        if let Some(why) = failure.broken {
+            let time = self.options.timeouts.attempt;
+            self.suspicion.raise(why, time, || self.admin());
+        }
     }
 
     pub(crate) fn is_suspect(&self) -> bool {
-        self.suspect_until
-            .lock()
-            .is_some_and(|until| until > Instant::now())
+        self.suspicion.is_raised()
     }
 }
 

@@ -10,8 +10,17 @@ use tonic::{Code, Status};
 #[derive(Debug, Clone)]
 pub(crate) struct Failure {
     pub(crate) error: CallError,
-    /// The node itself could not be reached or fell silent; else it answered.
-    pub(crate) broken: bool,
+    /// What became of the node, unless it answered.
+    pub(crate) broken: Option<Break>,
+}
+
+/// How a node failed a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Break {
+    /// It could not be reached, or ended the connection.
+    Gone,
+    /// It did not answer.
+    Silent,
 }
 
 impl Failure {
@@ -23,7 +32,7 @@ impl Failure {
         if !status.details().is_empty() {
             return Self {
                 error,
-                broken: false,
+                broken: None,
             };
         }
         match status.code() {
@@ -38,7 +47,7 @@ impl Failure {
                 let error = CallError::new(ErrorCode::Unavailable, error.0.message);
                 Self {
                     error,
-                    broken: true,
+                    broken: Some(Break::Gone),
                 }
             }
             Code::InvalidArgument
@@ -51,7 +60,7 @@ impl Failure {
             | Code::Unimplemented
             | Code::Unauthenticated => Self {
                 error,
-                broken: false,
+                broken: None,
             },
         }
     }
@@ -61,7 +70,7 @@ impl From<CallError> for Failure {
     fn from(error: CallError) -> Self {
         Self {
             error,
-            broken: false,
+            broken: None,
         }
     }
 }
@@ -171,11 +180,11 @@ mod tests {
     #[test]
     fn a_connection_that_breaks_is_no_refusal() {
         let failure = Failure::from_status(&Status::internal("h2 protocol error"));
-        assert!(failure.broken);
+        assert_eq!(failure.broken, Some(Break::Gone));
         assert_eq!(failure.error.code(), ErrorCode::Unavailable);
         let refusal = CallError::new(ErrorCode::Internal, "the node's own").to_status();
         let failure = Failure::from_status(&refusal);
-        assert!(!failure.broken);
+        assert_eq!(failure.broken, None);
         assert_eq!(failure.error.code(), ErrorCode::Internal);
     }
 

@@ -159,9 +159,7 @@ impl Router {
     /// Learns from an attempt that failed on `node`; tells whether and where to try again, and whether it was `node`
     /// that would have been tried again until now.
     pub(crate) fn learn(&self, shard: u32, node: &Arc<Node>, failure: &Failure) -> (Advice, bool) {
-        if failure.broken {
-            node.suspect_for(self.options.timeouts.attempt);
-        }
+        node.suspect(failure);
         let advice = advice(failure.error.code());
         let moved = advice == Advice::OtherNode
             && self.move_from(shard, node, &failure.error.0.leader_address);
@@ -232,6 +230,7 @@ mod tests {
 
     use super::*;
     use crate::options::Auth;
+    use crate::pending::Break;
 
     fn router() -> Router {
         let addresses = vec![
@@ -252,6 +251,13 @@ mod tests {
             leader_address,
             ..Error::default()
         }))
+    }
+
+    fn broke() -> Failure {
+        Failure {
+            error: CallError::new(ErrorCode::Unavailable, "refused"),
+            broken: Some(Break::Gone),
+        }
     }
 
     #[tokio::test]
@@ -312,7 +318,7 @@ mod tests {
         asked.sort_unstable();
         assert_eq!(asked, ["h:1", "h:1", "h:3", "h:3"]);
         let broken = router.node_at("h:1").unwrap();
-        broken.suspect_for(std::time::Duration::from_secs(3600));
+        broken.suspect(&broke());
         assert!((0..4).all(|_| next().as_deref() == Some("h:3")));
         assert!(router.replica(2).is_none());
     }
@@ -321,15 +327,7 @@ mod tests {
     async fn a_hint_to_a_node_that_just_broke_is_not_followed() {
         let router = router();
         let dead = router.leader(0);
-        let error = CallError::new(ErrorCode::Unavailable, "refused");
-        router.learn(
-            0,
-            &dead,
-            &Failure {
-                error,
-                broken: true,
-            },
-        );
+        router.learn(0, &dead, &broke());
         let follower = router.leader(0);
         assert_eq!(follower.address(), "h:2");
         router.learn(0, &follower, &not_leader("h:1"));

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use crate::channel::AuthChannel;
 use crate::options::{ClientOptions, Limits};
-use crate::pending::{Answer, Failure, Pending};
+use crate::pending::{Answer, Break, Failure, Pending};
 
 /// How often the stream looks for silence and for sends whose caller has given up.
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
@@ -275,7 +275,7 @@ async fn run_stream(
     let mut responses = match opened {
         Ok(Ok(response)) => response.into_inner(),
         Ok(Err(status)) => return Failure::from_status(&status),
-        Err(_) => return broken(unavailable("no stream was opened in time")),
+        Err(_) => return silent(unavailable("no stream was opened in time")),
     };
     let mut watch = tokio::time::interval(WATCH_INTERVAL.min(silence_max));
     loop {
@@ -283,22 +283,29 @@ async fn run_stream(
             biased;
             response = responses.message() => match response {
                 Ok(Some(SubmitResponse { results })) => queue.answer(results),
-                Ok(None) => return broken(unavailable("the node ended the stream")),
+                Ok(None) => return gone(unavailable("the node ended the stream")),
                 Err(status) => return Failure::from_status(&status),
             },
             _ = watch.tick() => {
                 if queue.watch(Instant::now(), silence_max) {
-                    return broken(unavailable("the node fell silent"));
+                    return silent(unavailable("the node fell silent"));
                 }
             }
         }
     }
 }
 
-fn broken(error: CallError) -> Failure {
+fn gone(error: CallError) -> Failure {
     Failure {
         error,
-        broken: true,
+        broken: Some(Break::Gone),
+    }
+}
+
+fn silent(error: CallError) -> Failure {
+    Failure {
+        error,
+        broken: Some(Break::Silent),
     }
 }
 
@@ -415,9 +422,9 @@ mod tests {
             stream: 0,
         };
         let sent = frames.next().await.unwrap();
-        queue.fail_all(&broken(unavailable("gone")));
+        queue.fail_all(&gone(unavailable("gone")));
         for waits in waits {
-            assert!(waits.await.unwrap().unwrap_err().broken);
+            assert!(waits.await.unwrap().unwrap_err().broken.is_some());
         }
         let _later = push(&queue, 0, &[1], soon());
         assert!(

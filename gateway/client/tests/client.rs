@@ -102,6 +102,23 @@ async fn a_killed_leader_costs_no_message_and_doubles_none() {
 }
 
 #[tokio::test]
+async fn a_node_that_is_back_is_followed_at_once() {
+    let mut cluster = Cluster::start(3);
+    let mut options = cluster.options();
+    // What is held against a node that was gone ends with its first answer, not with this.
+    options.timeouts.attempt = Duration::from_secs(3600);
+    let client = Client::connect(options).await.unwrap();
+    client.send(message(&client)).await.unwrap();
+    cluster.kill(0);
+    cluster.lead(1);
+    client.send(message(&client)).await.unwrap();
+    cluster.restart(0);
+    cluster.lead(0);
+    client.send(message(&client)).await.unwrap();
+    assert_once(&cluster, 3);
+}
+
+#[tokio::test]
 async fn a_send_accepted_but_never_answered_is_not_doubled() {
     let cluster = Cluster::start(3);
     let client = cluster.client().await;

@@ -94,7 +94,8 @@ impl Fleet {
         let mut zones = BTreeMap::new();
         let mut by_id = BTreeMap::new();
         let mut nodes = Vec::with_capacity(state.nodes.len() + 1);
-        let longest_up_ms = state.nodes.iter().map(|node| node.up_for_ms).max();
+        let up_for_ms = state.nodes.iter().map(|node| node.up_for_ms);
+        let longest_up_ms = up_for_ms.max().unwrap_or(0);
         for node in &state.nodes {
             let next = regions.len();
             let region = *regions.entry(node.region.as_str()).or_insert(next);
@@ -113,8 +114,9 @@ impl Fleet {
             let up = node.down_since_ms.is_none() && node.standing != Standing::Removed;
             let mut berth = Berth::new(node.id, zone, region, node.weight, up, fate);
             (berth.may_lead, berth.has_room) = (node.may_lead, node.has_room);
-            berth.settles =
-                node.up_for_ms < goals.settle_ms && longest_up_ms >= Some(goals.settle_ms);
+            // Where all have started at one time, a few seconds apart, that is soon over.
+            let behind_ms = longest_up_ms.saturating_sub(node.up_for_ms);
+            berth.settles = node.up_for_ms < goals.settle_ms.min(behind_ms);
             nodes.push(berth);
         }
         // No zone of a listed node has these numbers.

@@ -19,9 +19,9 @@ pub struct Goals {
     /// For how long a node may be down before its replicas are made anew elsewhere. Default 10 minutes: more
     /// than a reboot takes.
     pub dead_after_ms: u64,
-    /// For how long after its start a node neither gets nor loses leaders for evenness' sake, while others have been
-    /// up for longer: it has to catch up first, and where nodes are restarted in turn the next one is about to go.
-    /// Default 10 seconds.
+    /// For how long after its start a node neither gets nor loses leaders for evenness' sake, if others had been up
+    /// for that long before it, and else for as long as the oldest of them had: it has to catch up first, and where
+    /// nodes are restarted in turn the next one is about to go. Default 10 seconds.
     pub settle_ms: u64,
     /// A replica that is at most this many entries behind has caught up. Default 1000.
     pub lag_max: u64,

@@ -529,8 +529,8 @@ pub const OPTIONS: &[OptionFacts] = &[
         "placement.settle_ms",
         (0, 600_000),
         "ms",
-        "So long after its start a node neither gets nor loses leaders to make them even, while others \
-         have been up for longer: nodes that are restarted in turn would pass them on and on.",
+        "So long after its start a node neither gets nor loses leaders to make them even, or for as long \
+         as others were up before it, if less: nodes restarted in turn would pass them on and on.",
     ),
     number(
         "placement.lag_max",

@@ -174,6 +174,13 @@ impl Cluster {
         running.thread.join().unwrap();
     }
 
+    /// Starts a node again that was killed.
+    pub(crate) fn restart(&mut self, number: usize) {
+        let listener = TcpListener::bind(self.addresses[number]).unwrap();
+        let running = self.serve(number, listener);
+        assert!(self.running[number].replace(running).is_none());
+    }
+
     pub(crate) fn lead(&self, number: usize) {
         let mut store = self.store.lock();
         store.leader = number;

@@ -53,6 +53,17 @@ fn nor_does_it_lose_any() {
 }
 
 #[test]
+fn it_settles_for_no_longer_than_others_were_up_before() {
+    let mut state = state([9, 0, 0]);
+    for (node, up_for_ms) in state.nodes.iter_mut().zip([7_000, 4_000, 1_000]) {
+        node.up_for_ms = up_for_ms;
+    }
+    let moved = transfers(&state);
+    assert!(moved.iter().all(|(_, to)| *to == 2), "{moved:?}");
+    assert_eq!(moved.len(), 4);
+}
+
+#[test]
 fn where_all_have_just_started_nobody_is_waited_for() {
     let mut state = state([9, 0, 0]);
     for node in &mut state.nodes {
