@@ -27,8 +27,8 @@ pub struct EngineOptions {
     pub max_open_files: i32,
     /// Files that no compaction has merged yet, above which apply stalls.
     pub level0_files_max: u64,
-    /// Sorted runs that there may be before RocksDB merges some of them. At least 2, and fewer than
-    /// `level0_files_max`. Nodes with replicas of the same shards write alike: with different numbers
+    /// Sorted runs that there may be before RocksDB merges some of them. At least 2, and to be fewer
+    /// than `level0_files_max`, or apply waits for merges that do not come. Nodes with replicas of the same shards write alike: with different numbers
     /// they do not compact at the same moment.
     pub runs_merged: i32,
     /// Threads of RocksDB that compact.

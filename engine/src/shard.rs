@@ -273,14 +273,17 @@ impl Shard {
         full || self.core.memtables_overfull() || self.too_many_files()
     }
 
-    /// [`Shard::stalled`] will be true before long, unless a flush ends first: a memtable waits for its file and the
-    /// one after it is half full, or the node's memtables are half-way to where apply must wait.
-    pub fn stalls_soon(&self) -> bool {
-        let filling = {
+    /// Whether somebody waits for a flush, or will before long: a memtable waits for its file and the one after it is
+    /// half full, the node's memtables are half-way to where apply must wait, or a split does not serve what is in
+    /// the file.
+    pub fn flush_is_urgent(&self) -> bool {
+        let urgent = {
             let state = self.state.read();
-            !state.frozen.is_empty() && state.active.bytes() >= state.options.memtable_bytes_max / 2
+            let filling = state.active.bytes() >= state.options.memtable_bytes_max / 2;
+            let mut frozen = state.frozen.iter();
+            frozen.any(|frozen| filling || !frozen.handovers.is_empty())
         };
-        filling || self.core.memtables_overfilling()
+        urgent || self.core.memtables_overfilling()
     }
 
     fn too_many_files(&self) -> bool {

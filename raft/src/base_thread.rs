@@ -427,6 +427,12 @@ impl Run {
     /// if none had. A file may only be ingested when this node's log has synced the entries in it: else, after a
     /// power cut, the log would end below the applied state.
     fn flush(&mut self, wanted: &[bool], haste: Haste) -> Result<bool, Error> {
+        // What a fault has touched is not written again.
+        if let Some(reason) = self.fault.borrow().clone() {
+            return Err(Error::Log(format!(
+                "a fault has stopped the node: {reason}"
+            )));
+        }
         let (mut part, mut bytes, mut any) = (Vec::new(), 0, false);
         for (index, _) in wanted.iter().enumerate().filter(|(_, wanted)| **wanted) {
             let engine = &self.shards[index].shard.engine;
@@ -462,11 +468,11 @@ impl Run {
         }
         let flushes = part.into_iter().map(|(_, engine, frozen)| (engine, frozen));
         let flushes: Vec<_> = flushes.collect();
-        let shards: Vec<_> = flushes.iter().map(|(engine, _)| engine.clone()).collect();
         let mut steps = Steps::new(|| {
+            let mut engines = self.shards.iter().map(|entry| &entry.shard.engine);
             haste == Haste::Now
                 || self.pace.is_waited_for()
-                || shards.iter().any(|shard| shard.stalls_soon())
+                || engines.any(|engine| engine.flush_is_urgent())
         });
         let built = self.store.build_in_steps(flushes, &mut || steps.rest())?;
         for (index, id) in &ids {

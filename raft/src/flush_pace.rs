@@ -92,6 +92,28 @@ mod tests {
     }
 
     #[test]
+    fn it_rests_where_nobody_waits_and_works_on_afterwards() {
+        let pace = FlushPace::default();
+        let rested = std::cell::Cell::new(0);
+        let mut steps = Steps::new(|| {
+            rested.set(rested.get() + u32::from(!pace.is_waited_for()));
+            pace.is_waited_for()
+        });
+        let worked = || Instant::now() - WORK;
+        steps.begun = worked();
+        steps.rest();
+        assert_eq!(rested.get(), 1);
+        let waits = pace.wait();
+        steps.begun = worked();
+        steps.rest();
+        assert_eq!(rested.get(), 1, "somebody waits now");
+        drop(waits);
+        steps.begun = worked();
+        steps.rest();
+        assert_eq!(rested.get(), 2);
+    }
+
+    #[test]
     fn a_build_asks_only_after_it_has_worked() {
         let asked = std::cell::Cell::new(0);
         let mut steps = Steps::new(|| {

@@ -18,6 +18,7 @@ use openraft::raft::{
     StreamAppendResult, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
+use parking_lot::Mutex;
 
 use crate::filling::Filling;
 use crate::late_commits::late_commits;
@@ -31,8 +32,8 @@ use crate::wire;
 
 /// How long a peer may take to accept a stream, from when it is there.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a stream waits for a peer that is away before it is tried all the same. A stream that waits is opened as
-/// soon as the peer is back; and whoever stops waits for its end.
+/// How long a stream waits for a peer that is away before it is tried all the same. It is opened as soon as the peer
+/// is back; what it holds of a replica that has stopped meanwhile is let go no later than this.
 const AWAY_WAIT: Duration = Duration::from_secs(1);
 
 /// Makes the connections of one shard's replica.
@@ -54,6 +55,7 @@ impl Network {
             pace: self.pace.clone(),
             filling: self.filling.clone(),
             lease: self.lease.clone(),
+            refused: Mutex::default(),
         }
     }
 }
@@ -79,6 +81,8 @@ pub(crate) struct Conn {
     pace: Arc<SnapshotPace>,
     filling: Arc<Filling>,
     lease: Arc<Lease>,
+    /// Why the last append stream was not opened, if it was not: told once, not at each attempt.
+    refused: Mutex<Option<String>>,
 }
 
 /// Unreachable makes openraft back off; a plain network error is tried again at once, ten times.
@@ -119,13 +123,25 @@ impl Conn {
         });
         let mut client = link.append_client();
         let opened = client.append(link.sign(requests));
-        match tokio::time::timeout(OPEN_TIMEOUT, opened).await {
-            Ok(Ok(answers)) => Ok(answers.into_inner()),
-            Ok(Err(status)) => Err(unreachable(status)),
-            Err(_) => Err(unreachable(format!(
-                "node {} accepts no append stream",
-                self.target
-            ))),
+        let refused = match tokio::time::timeout(OPEN_TIMEOUT, opened).await {
+            Ok(Ok(answers)) => {
+                *self.refused.lock() = None;
+                return Ok(answers.into_inner());
+            }
+            Ok(Err(status)) => status.to_string(),
+            Err(_) => format!("node {} accepts no append stream", self.target),
+        };
+        self.tell(&link, &refused);
+        Err(unreachable(refused))
+    }
+
+    /// That a peer is away is told by its link; this is of one that is there and does not take this shard's entries.
+    fn tell(&self, link: &Link, refused: &str) {
+        let mut last = self.refused.lock();
+        if link.is_connected() && last.as_deref() != Some(refused) {
+            let (peer, shard) = (self.target, self.shard);
+            tracing::info!(peer, shard, refused, "the peer takes no entries yet");
+            *last = Some(refused.to_owned());
         }
     }
 }

@@ -324,10 +324,14 @@ impl Node {
     }
 
     /// Brings most of what memtables hold into files while the node serves on, so that it is away for less time when
-    /// it stops. Takes no leadership from now on, and hands none over yet. Takes 3 seconds at most; what a fault keeps it from is told by [`Node::shutdown`].
+    /// it stops. Gets no leadership from now on, and hands none over yet. Takes 3 seconds at most; a node without peers,
+    /// for which nobody would serve meanwhile, does nothing.
     pub async fn flush_ahead(&self) {
         // Nothing is handed to it any more: it would have to hand it on.
         self.peer_service.leave();
+        if self.shared.peers.is_alone() || self.shared.fault.borrow().is_some() {
+            return;
+        }
         let flushed = self.shared.base.flush_all(Haste::None);
         if let Ok(Err(error)) = tokio::time::timeout(FLUSH_AHEAD_WAIT, flushed).await {
             tracing::debug!(%error, "not flushed ahead");
@@ -338,6 +342,8 @@ impl Node {
     /// Takes 5 seconds at most.
     pub async fn leave(&self) {
         self.peer_service.leave();
+        // What is being flushed still is not to be waited for later.
+        let _hurry = self.shared.base.hurry();
         let shards = self.shards.all();
         // All at once: it takes as long as the slowest shard, not as all of them.
         let given = shards.iter().map(|shard| {

@@ -61,7 +61,16 @@ mod tests {
         let secret: [u8; 32] = [7; 32];
         let options = NodeOptions::new(1, "test", "unused", BTreeMap::new(), secret);
         let config = raft_config(&options).unwrap();
-        let pauses = config.build_backoff().take(100);
-        assert!(pauses.max().unwrap() <= Duration::from_millis(200));
+        let pauses: Vec<Duration> = config.build_backoff().take(100).collect();
+        assert_eq!(
+            pauses.len(),
+            100,
+            "after a last one openraft pauses for longer"
+        );
+        assert!(
+            pauses
+                .iter()
+                .all(|pause| *pause <= Duration::from_millis(200))
+        );
     }
 }

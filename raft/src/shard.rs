@@ -134,6 +134,7 @@ impl Shard {
             cut
         };
         let mut flushed = self.replica.flushed.subscribe();
+        let hurry = self.base.hurry();
         self.base.look();
         let reached = flushed.wait_for(|id| id.is_some_and(|id| id.index >= cut));
         match tokio::time::timeout(CUT_TIMEOUT, reached).await {
@@ -144,6 +145,7 @@ impl Shard {
                 return Err(unavailable(reason));
             }
         }
+        drop(hurry);
         let engine = self.replica.engine.clone();
         let hash = tokio::task::spawn_blocking(move || engine.state_hash(Some(cut))).await;
         let hash = hash.map_err(|error| unavailable(error.to_string()))?;

@@ -105,6 +105,10 @@ impl AdminService {
 
     fn map_here(&self, metadata: &MetadataMap) -> Result<ShardMapResponse, CallError> {
         self.core.authority.authenticate(metadata)?;
+        // Whoever asks for a sign of life is not to come back yet.
+        if self.core.stopping.is_cancelled() {
+            return Err(status::unavailable("the node is shutting down"));
+        }
         let node = &self.core.node;
         let view = self.core.maps.now();
         // The meta shard has nothing that clients ask for.

@@ -414,9 +414,8 @@ impl Default for LoggingConfig {
     fn default() -> Self {
         Self {
             format: LogFormat::Text,
-            // What openraft warns of is said once, in the store's words, not at every attempt for every shard; and its
-            // calls into a replica that has stopped are no errors.
-            filter: "info,openraft=error,openraft::raft=off".into(),
+            // What openraft warns of is told in the store's words, not at every attempt for every shard.
+            filter: "info,openraft=error".into(),
         }
     }
 }

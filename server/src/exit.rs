@@ -14,7 +14,7 @@ pub(crate) const TABLE: &str = "\
 Exit status:
     0  stopped as asked by SIGTERM or SIGINT: everything is flushed
     1  could not start or go on: configuration, ports, missing or damaged files; or an
-       orderly stop took longer than 10 s
+       orderly stop took longer than 15 s
     2  the command line makes no sense
     3  storage fault while running: a write, an fsync or a read of the node's own files
        failed. Nothing acked is lost; start the node again once the cause is gone

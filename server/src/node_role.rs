@@ -164,6 +164,11 @@ impl RunningNode {
     /// Flushes, hands leaderships over, ends streams, refuses new calls, flushes what came meanwhile, closes.
     pub(crate) async fn stop(self) -> Result<(), Error> {
         self.node.flush_ahead().await;
+        self.close().await
+    }
+
+    /// As [`RunningNode::stop`], but nothing is flushed first.
+    pub(crate) async fn close(self) -> Result<(), Error> {
         // While it still answers: who calls is told where to go.
         self.node.leave().await;
         self.stopping.cancel();
@@ -364,7 +369,8 @@ fn with_own_port(config: &Config, listening: SocketAddr) -> Config {
     config
 }
 
-/// Six to ten, by the node's id: the replicas of a shard do not compact at the same moment, as they flush.
+/// Six to ten, or what `level0_files_max` allows, by the node's id: replicas of a shard flush at the same moment, and
+/// should not compact at the same moment, too.
 fn runs_merged(config: &Config) -> i32 {
     let few = i32::try_from(config.node.id % 5).unwrap_or(0);
     let most = i32::try_from(config.storage.level0_files_max / 2).unwrap_or(i32::MAX);

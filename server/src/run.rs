@@ -112,7 +112,7 @@ async fn serve_gateway(config: &Config, as_json: bool) -> Result<(), Error> {
 /// objects: that now and then made an abort of the exit status. No row is written, and the log's mark at most names a
 /// batch that was synced before the fault; a disk that hangs is not waited for.
 pub(crate) async fn close_after_fault(running: RunningNode) {
-    match tokio::time::timeout(CLOSE_AFTER_FAULT, running.stop()).await {
+    match tokio::time::timeout(CLOSE_AFTER_FAULT, running.close()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "closed after a fault"),
         Err(_) => tracing::warn!("the store did not close within {CLOSE_AFTER_FAULT:?}"),

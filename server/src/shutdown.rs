@@ -7,7 +7,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::error::Error;
 
 /// From the first signal to the exit; who is still there then is cut off.
-pub(crate) const STOP_WITHIN: Duration = Duration::from_secs(10);
+pub(crate) const STOP_WITHIN: Duration = Duration::from_secs(15);
 
 /// SIGTERM and SIGINT.
 pub(crate) struct Signals {

@@ -369,10 +369,10 @@ fn memory_that_one_shard_does_not_need_another_may_use() {
         shards.iter().all(|shard| shard.flush_due(0)),
         "all together are full"
     );
-    assert!(!shards[2].stalled() && !shards[2].stalls_soon());
+    assert!(!shards[2].stalled() && !shards[2].flush_is_urgent());
     put(&shards[1], 102);
     assert!(shards.iter().all(|shard| shard.stalled()), "twice as full");
-    assert!(shards.iter().all(|shard| shard.stalls_soon()));
+    assert!(shards.iter().all(|shard| shard.flush_is_urgent()));
     let built = store.build(frozen(&shards)).unwrap();
     assert!(store.ingest(built).unwrap());
     assert!(
@@ -425,11 +425,11 @@ fn a_second_full_memtable_stalls() {
     assert!(shard.flush_due(0));
     assert!(!shard.stalled());
     let frozen = shard.freeze().unwrap();
-    assert!(!shard.stalled() && !shard.stalls_soon());
+    assert!(!shard.stalled() && !shard.flush_is_urgent());
     for number in 0..20 {
         shard.send(number, "filler");
         assert!(
-            !shard.stalled() || shard.stalls_soon(),
+            !shard.stalled() || shard.flush_is_urgent(),
             "it is seen to come"
         );
     }

@@ -33,7 +33,7 @@ pub(crate) struct Berth {
     pub(crate) up: bool,
     pub(crate) may_lead: bool,
     pub(crate) has_room: bool,
-    /// It has started just now, while others have been up for long.
+    /// It could lead, but has started a moment ago, and others well before it.
     pub(crate) settles: bool,
     pub(crate) fate: Fate,
     /// Replicas held, with every move that is under way taken as done.
@@ -55,7 +55,7 @@ impl Berth {
         self.up && self.fate == Fate::Kept && self.weight > 0
     }
 
-    /// It may be given leaders to make them even.
+    /// It may be given leaders, also to make them even.
     pub(crate) fn is_heir(&self) -> bool {
         self.is_open() && self.may_lead && !self.settles
     }
@@ -116,7 +116,8 @@ impl Fleet {
             (berth.may_lead, berth.has_room) = (node.may_lead, node.has_room);
             // Where all have started at one time, a few seconds apart, that is soon over.
             let behind_ms = longest_up_ms.saturating_sub(node.up_for_ms);
-            berth.settles = node.up_for_ms < goals.settle_ms.min(behind_ms);
+            let is_young = node.up_for_ms < goals.settle_ms.min(behind_ms);
+            berth.settles = is_young && berth.is_open() && berth.may_lead;
             nodes.push(berth);
         }
         // No zone of a listed node has these numbers.

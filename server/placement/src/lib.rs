@@ -52,7 +52,8 @@
 //! whichever others are.
 //!
 //! Leaders can only go where a voter is, so a leader may have to move to `b` for one of `b`'s to move on to
-//! `c`: [`plan`] looks for such chains, and where replicas allow it every surplus ends below 1.
+//! `c`: [`plan`] looks for such chains, and where replicas allow it every surplus ends below 1, those of
+//! nodes that have just started left aside.
 //!
 //! # Splits
 //!

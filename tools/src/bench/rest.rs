@@ -9,6 +9,8 @@ use crate::survey::Survey;
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(500);
+/// See `placement.settle_ms`.
+const SETTLE_MS: u64 = 10_000;
 /// So many looks in a row must find nothing: a step that ends may bring the next.
 const LOOKS: u32 = 4;
 
@@ -64,6 +66,9 @@ async fn unrest(client: &Client, nodes: usize) -> anyhow::Result<()> {
         0 => {}
         count => bail!("{count} shards have no leader"),
     }
+    if seen.nodes().any(|node| settles(&seen, node.node)) {
+        bail!("a node has just started: leaders may come to it still");
+    }
     let steps = client.steps().await?;
     let running = steps.running.len() + steps.following.len();
     let planned = client.plan_steps(Vec::new()).await?.steps.len();
@@ -71,6 +76,15 @@ async fn unrest(client: &Client, nodes: usize) -> anyhow::Result<()> {
         bail!("{running} steps are under way and {planned} to be done");
     }
     Ok(())
+}
+
+/// Whether the placement leaves a node alone because it has started a moment ago, by the default of
+/// `placement.settle_ms`.
+fn settles(seen: &Survey, node: u64) -> bool {
+    let uptime_ms = |node| seen.status_of(node).map_or(0, |status| status.uptime_ms);
+    let longest_ms = seen.nodes().map(|node| uptime_ms(node.node)).max();
+    let before_ms = longest_ms.unwrap_or(0).saturating_sub(uptime_ms(node));
+    uptime_ms(node) < before_ms.min(SETTLE_MS)
 }
 
 /// Waits until no replica of a node is more than `lag_max` entries behind its leader.

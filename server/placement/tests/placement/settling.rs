@@ -53,6 +53,16 @@ fn nor_does_it_lose_any() {
 }
 
 #[test]
+fn who_may_not_lead_loses_them_at_once() {
+    let mut state = state([0, 0, 2]);
+    state.nodes[2].up_for_ms = 0;
+    state.nodes[2].may_lead = false;
+    let moved = transfers(&state);
+    assert_eq!(moved.len(), 2);
+    assert!(moved.iter().all(|(from, _)| *from == 3), "{moved:?}");
+}
+
+#[test]
 fn it_settles_for_no_longer_than_others_were_up_before() {
     let mut state = state([9, 0, 0]);
     for (node, up_for_ms) in state.nodes.iter_mut().zip([7_000, 4_000, 1_000]) {
