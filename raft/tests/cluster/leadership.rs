@@ -186,3 +186,23 @@ fn a_node_that_leaves_hands_over_takes_nothing_and_tells_callers_who_leads() {
     assert!(reason.contains("about to stop"), "{reason}");
     assert_eq!(seq_of(&cluster.propose(&[send(alice, alice, "x")])), Seq(1));
 }
+
+#[test]
+fn a_node_that_is_to_stop_flushes_while_it_serves_and_takes_no_leadership_meanwhile() {
+    let cluster = Cluster::start(3, |_| ());
+    let alice = cluster.register("alice");
+    let leader = &cluster.nodes[cluster.leader()];
+    leader.run(leader.node().flush_ahead());
+    let status = leader.shard().status();
+    assert_eq!(status.flushed_index, status.applied_index);
+    assert!(leader.shard().leadership().is_ready(), "it leads on");
+    let follower = (cluster.leader() + 1) % 3;
+    let flushed = &cluster.nodes[follower];
+    flushed.run(flushed.node().flush_ahead());
+    let refused = leader.run(leader.shard().transfer_leader(follower as u64 + 1));
+    let Err(ChangeError::Unavailable { reason }) = refused else {
+        panic!("{refused:?}");
+    };
+    assert!(reason.contains("about to stop"), "{reason}");
+    assert_eq!(seq_of(&cluster.propose(&[send(alice, alice, "x")])), Seq(1));
+}
