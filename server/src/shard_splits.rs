@@ -243,7 +243,12 @@ impl Carrier<'_> {
         self.propose().await?;
         fail::fail_point!("shard_split_applied", |_| std::process::abort());
         self.wait_led().await?;
-        fail::fail_point!("shard_split_led", |_| std::process::abort());
+        // It may stand still here, which must hold up this task only, not the thread that others need.
+        if fail::has_failpoints() {
+            tokio::task::block_in_place(|| {
+                fail::fail_point!("shard_split_led", |_| std::process::abort());
+            });
+        }
         let (shard, epoch) = (self.shard, self.row.epoch);
         change(self.core, MetaCommand::EndSplit { shard, epoch }).await?;
         self.core.shard_splits.metrics.count_done(began.elapsed());
