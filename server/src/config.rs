@@ -7,6 +7,7 @@
 
 mod byte_size;
 mod document;
+mod facts;
 mod gateway;
 mod options;
 mod validate;
@@ -22,8 +23,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 pub use byte_size::ByteSize;
 pub use document::{default_document, explain};
+pub use facts::{Bounds, OptionFacts};
 pub use gateway::GatewayConfig;
-pub use options::{Bounds, OPTIONS, OptionFacts};
+pub use options::OPTIONS;
 pub use validate::Role;
 pub(crate) use validate::{is_loopback, is_set};
 

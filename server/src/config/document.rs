@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 
 use mailbox_engine::ClusterOptions;
 
-use super::options::{Bounds, OPTIONS, OptionFacts, SECTIONS};
+use super::facts::{Bounds, OptionFacts};
+use super::options::{OPTIONS, SECTIONS};
 use super::{Config, Error};
 
 const WIDTH: usize = 96;

@@ -6,7 +6,8 @@ use std::path::Path;
 use mailbox_engine::PLACE_BYTES_MAX;
 
 use super::document::{describe, name_of, section_of, values};
-use super::options::{Bounds, OPTIONS, OptionFacts};
+use super::facts::{Bounds, OptionFacts};
+use super::options::OPTIONS;
 use super::{ByteSize, Config, Error};
 
 /// What the configuration is for.
