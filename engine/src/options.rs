@@ -28,8 +28,8 @@ pub struct EngineOptions {
     /// Files that no compaction has merged yet, above which apply stalls.
     pub level0_files_max: u64,
     /// Sorted runs that there may be before RocksDB merges some of them. At least 2, and to be fewer
-    /// than `level0_files_max`, or apply waits for merges that do not come. Nodes with replicas of the same shards write alike: with different numbers
-    /// they do not compact at the same moment.
+    /// than `level0_files_max`, or apply waits for merges that do not come. Nodes with replicas of
+    /// the same shards write alike: with different numbers they do not compact at the same moment.
     pub runs_merged: i32,
     /// Threads of RocksDB that compact.
     pub compaction_threads: i32,
