@@ -22,10 +22,12 @@ use parking_lot::Mutex;
 
 use crate::filling::Filling;
 use crate::late_commits::late_commits;
+use crate::learner_pace::{Gain, LearnerPace, Way};
 use crate::lease::Lease;
 use crate::moment::Moment;
 use crate::peer_link::Link;
 use crate::peers::Peers;
+use crate::pulse::Pulse;
 use crate::snapshot::{self, Snapshot, SnapshotData, SnapshotPace};
 use crate::types::{NodeId, TypeConfig, Vote};
 use crate::wire;
@@ -41,6 +43,9 @@ pub(crate) struct Network {
     pub(crate) shard: u32,
     pub(crate) peers: Arc<Peers>,
     pub(crate) pace: Arc<SnapshotPace>,
+    pub(crate) learner_pace: Arc<LearnerPace>,
+    /// Knows who is a learner.
+    pub(crate) pulse: Arc<Pulse>,
     pub(crate) filling: Arc<Filling>,
     pub(crate) lease: Arc<Lease>,
 }
@@ -53,6 +58,9 @@ impl Network {
             peers: self.peers.clone(),
             heartbeat,
             pace: self.pace.clone(),
+            learner_pace: self.learner_pace.clone(),
+            pulse: self.pulse.clone(),
+            gain: Arc::default(),
             filling: self.filling.clone(),
             lease: self.lease.clone(),
             refused: Mutex::default(),
@@ -79,6 +87,10 @@ pub(crate) struct Conn {
     peers: Arc<Peers>,
     heartbeat: bool,
     pace: Arc<SnapshotPace>,
+    learner_pace: Arc<LearnerPace>,
+    pulse: Arc<Pulse>,
+    /// Of the peer, while it is a learner.
+    gain: Arc<Mutex<Gain>>,
     filling: Arc<Filling>,
     lease: Arc<Lease>,
     /// Why the last append stream was not opened, if it was not: told once, not at each attempt.
@@ -133,6 +145,15 @@ impl Conn {
         };
         self.tell(&link, &refused);
         Err(unreachable(refused))
+    }
+
+    fn way(&self) -> Way<impl Fn() -> bool + Send + Sync + 'static> {
+        let (pulse, shard, target) = (self.pulse.clone(), self.shard, self.target);
+        Way {
+            pace: self.learner_pace.clone(),
+            is_to_learner: move || pulse.has_learner(shard, target),
+            gain: self.gain.clone(),
+        }
     }
 
     /// That a peer is away is told by its link; this is of one that is there and does not take this shard's entries.
@@ -212,6 +233,7 @@ impl RaftNetworkV2<TypeConfig> for Conn {
                 return Ok(stream::empty().boxed());
             };
             let requests = stream::iter([first]).chain(late_commits(input));
+            let requests = self.way().paced(requests.boxed());
             let answers = self.open_append(requests).await?;
             let results = answers.map(|answer| match answer {
                 Ok(answer) => wire::result_in(answer).map_err(unreachable),

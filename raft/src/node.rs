@@ -20,6 +20,7 @@ use crate::clock::{self, Clock};
 use crate::disk::DiskRoom;
 use crate::error::{ClockFault, Error};
 use crate::freshness;
+use crate::learner_pace::LearnerPace;
 use crate::log::{LogMetrics, ShardLog, SharedLog};
 use crate::open::{Opened, open};
 use crate::options::{Admission, NodeOptions};
@@ -132,6 +133,8 @@ impl Node {
             peers: peers.clone(),
             pulse: Pulse::new(options.node, &options.timing),
             pace: SnapshotPace::new(staging, options.snapshot_bytes_per_s),
+            entry_pace: Arc::default(),
+            learner_pace: LearnerPace::new(options.learner_bytes_per_s),
             disk: DiskRoom::new(options.dir.clone(), options.disk_free_min_bytes)?,
             fault,
             copies: SlotCopies::new(),

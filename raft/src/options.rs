@@ -110,6 +110,9 @@ pub struct NodeOptions {
     pub log_entries_kept: u64,
     /// Snapshot bytes sent to one peer per second.
     pub snapshot_bytes_per_s: u64,
+    /// Bytes a second that this node, as a leader, sends to all learners of its shards of entries already committed,
+    /// beyond twice the entries that are committed meanwhile.
+    pub learner_bytes_per_s: u64,
 }
 
 impl NodeOptions {
@@ -142,6 +145,7 @@ impl NodeOptions {
             outbox_bytes_max: 64 << 20,
             log_entries_kept: 4096,
             snapshot_bytes_per_s: 100 << 20,
+            learner_bytes_per_s: 4 << 20,
         }
     }
 
@@ -231,6 +235,11 @@ impl NodeOptions {
             "snapshot_bytes_per_s",
             self.snapshot_bytes_per_s >= 1 << 20,
             "at least 1 MiB/s",
+        )?;
+        bound(
+            "learner_bytes_per_s",
+            self.learner_bytes_per_s >= 64 << 10,
+            "at least 64 KiB/s",
         )?;
         Ok(())
     }

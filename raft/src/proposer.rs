@@ -1,12 +1,13 @@
 //! From calls to entries: coalesces what waits, sets time and message ids in log order, and keeps a few
 //! entries in flight.
 //!
-//! There is no timer. At low load a call becomes an entry at once. While an entry is in flight, the next one goes
-//! when it is worth its cost ([`ENTRY_COMMANDS_WORTH`]) or when nothing is in flight any more, whichever comes first:
-//! what waits meanwhile waits for the round trip of one entry at most. (The rule of Nagle, RFC 896, for entries. An
-//! entry costs its shard's replicas some hundred microseconds together, whatever is in it.)
+//! At low load a call becomes an entry at once. While an entry is in flight, the next one goes when it is worth its
+//! cost ([`ENTRY_COMMANDS_WORTH`]) or when nothing is in flight any more, whichever comes first: what waits meanwhile
+//! waits for the round trip of one entry at most. (The rule of Nagle, RFC 896, for entries. An entry costs its shard's
+//! replicas some hundred microseconds together, whatever is in it.) On a node that is short of time, what is not worth
+//! its cost waits a little longer (`entry_pace.rs`).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,8 +15,6 @@ use std::time::Duration;
 use mailbox_engine::{
     AckLanes, ClusterOptions, Command, EntryBuilder, Hlc, LaneId, Reply, SetClusterOptions,
 };
-use openraft::error::ClientWriteError;
-use openraft::raft::ClientWriteResult;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -26,12 +25,17 @@ use crate::clock::Clock;
 use crate::cluster_options;
 use crate::commands::{len_bytes, may_ride_a_lane};
 use crate::disk::DiskRoom;
+use crate::entry_pace::EntryPace;
 use crate::error::ProposeError;
 use crate::outbox::OutboxFeed;
 use crate::pending_acks::PendingAcks;
 use crate::replica::{Raft, Road};
 use crate::status::Leadership;
-use crate::types::{Cmd, LeaderId, OnComplete, TypeConfig};
+use crate::types::{Cmd, LeaderId, OnComplete};
+
+mod flight;
+
+use flight::{Answer, Flight, Flights};
 
 /// A call that is larger is refused.
 pub(crate) const ENTRY_BYTES_MAX: u64 = 1 << 20;
@@ -54,8 +58,6 @@ const _: () = assert!(ENTRY_BYTES_FULL + LANES_BYTES_MAX < 16 << 20);
 
 const STOPPED: &str = "the replica has stopped";
 
-type Answer = oneshot::Sender<Result<Vec<Reply>, ProposeError>>;
-
 struct Call {
     commands: Vec<Command>,
     bytes: u64,
@@ -77,6 +79,8 @@ pub(crate) struct Guards {
     /// Bytes of unacked items above which calls that may add to them are refused.
     pub(crate) outbox_bytes_max: u64,
     pub(crate) outbox: Arc<OutboxFeed>,
+    /// The node's, for small entries.
+    pub(crate) pace: Arc<EntryPace>,
 }
 
 #[derive(Default)]
@@ -87,14 +91,10 @@ struct Queue {
     closed: bool,
 }
 
-/// The callers of one entry, each with how many of its commands are theirs, in the entry's order.
-type Callers = Vec<(usize, Answer)>;
-
 /// Where calls queue.
 pub(crate) struct Proposer {
     queue: Mutex<Queue>,
-    /// Who waits for the entries in flight, by the flights' numbers.
-    flights: Mutex<BTreeMap<u64, Callers>>,
+    flights: Mutex<Flights>,
     /// Bytes in the queue and in flight.
     bytes: AtomicU64,
     wake: Notify,
@@ -285,8 +285,8 @@ impl Proposer {
     /// Answers those whose entries are in flight: without leadership nobody here learns soon what becomes of
     /// the entries, if a majority is out of reach.
     fn give_up_flights(&self) {
-        let flights = std::mem::take(&mut *self.flights.lock());
-        for (_, answer) in flights.into_values().flatten() {
+        let callers = self.flights.lock().take();
+        for (_, answer) in callers.into_iter().flatten() {
             // A caller that has gone will ask again with the same ids.
             let _ = answer.send(Err(lost(
                 "leadership was lost before the entry was applied",
@@ -295,8 +295,8 @@ impl Proposer {
         self.wake.notify_one();
     }
 
-    /// When there is something to propose: at once, or when acks have waited long enough; `None`: not yet known, but
-    /// whoever knows rings.
+    /// When there is something to propose: at once, when small entries may go again, or when acks have waited long
+    /// enough; `None`: not yet known, but whoever knows rings.
     fn due(&self) -> Option<Instant> {
         let queue = self.queue.lock();
         if queue.calls.is_empty() {
@@ -309,8 +309,10 @@ impl Proposer {
             commands >= ENTRY_COMMANDS_WORTH || bytes >= ENTRY_BYTES_WORTH
         });
         drop(queue);
-        let goes = is_worth || self.flights.lock().is_empty();
-        goes.then(Instant::now)
+        if is_worth {
+            return Some(Instant::now());
+        }
+        self.flights.lock().next_at(self.guards.pace.interval())
     }
 
     /// What fits into one entry, at least one call if one waits; and all acks.
@@ -474,18 +476,13 @@ impl Run {
         self.proposer
             .flights
             .lock()
-            .insert(flight.number, Vec::new());
+            .begin(flight.number, Vec::new());
         self.write(builder.finish(), term, flight).await
     }
 
     fn flight(&mut self, permit: OwnedSemaphorePermit) -> Flight {
         self.last_flight += 1;
-        Flight {
-            proposer: self.proposer.clone(),
-            number: self.last_flight,
-            bytes: 0,
-            _permit: permit,
-        }
+        Flight::new(self.proposer.clone(), self.last_flight, permit)
     }
 
     fn admit(&self) -> Result<u64, ProposeError> {
@@ -532,66 +529,7 @@ impl Run {
         if !acks.is_empty() {
             builder.push(&Command::AckLanes(AckLanes { acks }));
         }
-        self.proposer.flights.lock().insert(flight.number, callers);
+        self.proposer.flights.lock().begin(flight.number, callers);
         (builder.finish(), flight)
-    }
-}
-
-/// An entry on its way. Dropped without landing when the replica stops: callers then see their channel closed.
-struct Flight {
-    proposer: Arc<Proposer>,
-    number: u64,
-    bytes: u64,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Flight {
-    fn land(self, result: ClientWriteResult<TypeConfig>) {
-        let Some(answers) = self.proposer.flights.lock().remove(&self.number) else {
-            // Leadership was lost meanwhile, and the callers know.
-            return;
-        };
-        let mut replies = match result {
-            Ok(response) => response.data.0.into_iter(),
-            Err(error) => {
-                let error = self.failed(error);
-                for (_, answer) in answers {
-                    let _ = answer.send(Err(error.clone()));
-                }
-                return;
-            }
-        };
-        for (commands, answer) in answers {
-            let own: Vec<Reply> = replies.by_ref().take(commands).collect();
-            let answered = if own.len() == commands {
-                Ok(own)
-            } else {
-                Err(lost("the entry had fewer replies than commands"))
-            };
-            // A caller that has gone will ask again with the same ids.
-            let _ = answer.send(answered);
-        }
-        if let Some(Reply::Refused(refusal)) = replies.next() {
-            tracing::error!(%refusal, "acks of lanes were refused");
-        }
-    }
-
-    fn failed(&self, error: ClientWriteError<TypeConfig>) -> ProposeError {
-        match error {
-            // Refused before it was appended.
-            ClientWriteError::ForwardToLeader(forward) => {
-                self.proposer.guards.road.elsewhere(forward.leader_id)
-            }
-            other => lost(&other.to_string()),
-        }
-    }
-}
-
-impl Drop for Flight {
-    fn drop(&mut self) {
-        self.proposer.flights.lock().remove(&self.number);
-        self.proposer.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-        // What was not worth an entry beside this one may go now.
-        self.proposer.wake.notify_one();
     }
 }

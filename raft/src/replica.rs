@@ -22,10 +22,12 @@ use crate::children::Children;
 use crate::clock::Clock;
 use crate::cluster_options;
 use crate::disk::DiskRoom;
+use crate::entry_pace::EntryPace;
 use crate::error::{Error, LeaderHint, ProposeError};
 use crate::filling::Filling;
 use crate::freshness::{Freshness, Sources};
 use crate::leadership::{LeadershipWatcher, NOBODY};
+use crate::learner_pace::LearnerPace;
 use crate::lease::Lease;
 use crate::log::ShardLog;
 use crate::network::Network;
@@ -114,6 +116,8 @@ pub(crate) struct Shared {
     pub(crate) peers: Arc<Peers>,
     pub(crate) pulse: Arc<Pulse>,
     pub(crate) pace: Arc<SnapshotPace>,
+    pub(crate) learner_pace: Arc<LearnerPace>,
+    pub(crate) entry_pace: Arc<EntryPace>,
     pub(crate) clock: Arc<Clock>,
     pub(crate) disk: Arc<DiskRoom>,
     pub(crate) fault: watch::Sender<Option<String>>,
@@ -160,6 +164,7 @@ fn guards(shared: &Shared, road: &Road, outbox: &Arc<OutboxFeed>) -> Guards {
         queue_bytes_max: options.queue_bytes_max,
         outbox_bytes_max: options.outbox_bytes_max,
         outbox: outbox.clone(),
+        pace: shared.entry_pace.clone(),
         cluster_options: options.cluster_options,
     }
 }
@@ -178,6 +183,8 @@ async fn start_raft(
         shard: shard.0,
         peers: shared.peers.clone(),
         pace: shared.pace.clone(),
+        learner_pace: shared.learner_pace.clone(),
+        pulse: shared.pulse.clone(),
         filling: filling.clone(),
         lease: lease.clone(),
     };

@@ -377,6 +377,11 @@ fn runs_merged(config: &Config) -> i32 {
     (6 + few).min(most).max(2)
 }
 
+/// Ten to eighteen by the node's id: nor should they merge the files of their logs at the same moment.
+fn log_files_merged(config: &Config) -> i32 {
+    10 + 2 * i32::try_from(config.node.id % 5).unwrap_or(0)
+}
+
 fn node_options(
     config: &Config,
     secret: Arc<[u8]>,
@@ -421,6 +426,7 @@ fn node_options(
         memtable_bytes: size(memory.log_buffer),
         cache_bytes: size(memory.log_cache),
         wal_ahead_bytes: size(memory.log_buffer),
+        files_merged: log_files_merged(config),
         ..LogOptions::default()
     };
     options.timing = Timing {

@@ -11,8 +11,8 @@ use bytes::Bytes;
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, Cache, DB, DBCompactionStyle, DBCompressionType,
-    DBRawIterator, ErrorKind, IngestExternalFileOptions, Options, Range, ReadOptions, Snapshot,
-    SstFileWriter, WriteBatch, WriteOptions, properties,
+    DBRawIterator, Env, ErrorKind, IngestExternalFileOptions, Options, Range, ReadOptions,
+    Snapshot, SstFileWriter, WriteBatch, WriteOptions, properties,
 };
 use self_cell::self_cell;
 
@@ -173,6 +173,22 @@ fn empty(dir: &Path) -> Result<(), Error> {
     std::fs::create_dir_all(dir).map_err(failed("create"))
 }
 
+/// Merges write no more than this, and a twentieth of it at least; in between the rate follows the need, by a twentieth
+/// every hundred refills.
+const MERGE_BYTES_PER_S_MAX: i64 = 256 << 20;
+/// A refill of 10 ms: what goes out at once is small, and the rate is found within a minute.
+const MERGE_REFILL_US: i64 = 10_000;
+/// RocksDB's default: of so many turns one is for what has less priority.
+const MERGE_FAIRNESS: i32 = 10;
+
+/// RocksDB's threads, which all instances of a process share: without one more, the merges of another instance would
+/// wait for those of this one, which take their time.
+fn threads(engine: &EngineOptions) -> Env {
+    let mut env = Env::new().expect("the default environment is always there");
+    env.set_background_threads(engine.compaction_threads + 1);
+    env
+}
+
 /// What RocksDB runs with. Not a promise: public only so that the benchmark beside raw RocksDB compares
 /// like with like.
 pub fn rocks_options(engine: &EngineOptions) -> Options {
@@ -196,6 +212,9 @@ pub fn rocks_options(engine: &EngineOptions) -> Options {
     options.set_max_open_files(engine.max_open_files);
     options.set_max_background_jobs(engine.compaction_threads);
     options.set_bytes_per_sync(1 << 20);
+    // A merge at full speed fills the queue of the disk, and the syncs of the log wait behind it. So merges write at
+    // about the rate that keeps up with what is flushed, which RocksDB finds out.
+    options.set_auto_tuned_ratelimiter(MERGE_BYTES_PER_S_MAX, MERGE_REFILL_US, MERGE_FAIRNESS);
     // Merges runs of like size, rather than each into a level ten times as large: timelines only
     // grow, so what a level would save is space that nothing wastes, and what it costs is to write
     // every row about twice as often. Measured with `benches/apply` (10 M messages, 1 M users, the
@@ -209,6 +228,7 @@ pub fn rocks_options(engine: &EngineOptions) -> Options {
     options.set_keep_log_file_num(LOGS_KEPT);
     options.set_max_log_file_size(LOG_BYTES_MAX);
     options.set_stats_dump_period_sec(0);
+    options.set_env(&threads(engine));
     options
 }
 

@@ -26,6 +26,10 @@ pub struct LogOptions {
     /// that the file system has already allocated, from the first on: a sync of a file that grows waits
     /// for the file system's own log as well. Best as large as `memtable_bytes`; 0: none.
     pub wal_ahead_bytes: usize,
+    /// Files of two memtables each that are merged at once, with what is left of those before them. More: entries are
+    /// written again less often, and the files hold purged ones for longer. Nodes with replicas of the same shards should
+    /// differ in it, or they merge at the same moment. 2 ..= 32.
+    pub files_merged: i32,
     /// Files that RocksDB keeps open. At least 16.
     pub files_open_max: u16,
 }
@@ -38,6 +42,7 @@ impl Default for LogOptions {
             batch_bytes_max: 4 << 20,
             read_bytes_max: 1 << 20,
             wal_ahead_bytes: 16 << 20,
+            files_merged: 12,
             files_open_max: 64,
         }
     }
@@ -45,6 +50,12 @@ impl Default for LogOptions {
 
 /// WAL files kept for another use. Memtables are flushed two at a time, so two files fall free at once.
 const RECYCLED_FILES: usize = 4;
+/// Files are written at a rate between a twentieth of this and this, memtables first. It follows the need, by a twentieth
+/// every hundred refills; the least is several times what the entries of a busy node come to.
+const FILE_BYTES_PER_S_MAX: i64 = 1 << 30;
+const FILE_REFILL_US: i64 = 10_000;
+/// RocksDB's default: of so many turns one is for what has less priority.
+const FILE_FAIRNESS: i32 = 10;
 const BLOCK_CACHE_BYTES: usize = 8 << 20;
 
 pub(super) fn rocksdb_options(options: &LogOptions) -> Options {
@@ -62,7 +73,7 @@ pub(super) fn rocksdb_options(options: &LogOptions) -> Options {
     rocks.set_allow_concurrent_memtable_write(false);
     rocks.set_enable_write_thread_adaptive_yield(false);
     // Purged files are found by compaction; a slow one must not slow the writer down.
-    rocks.set_level_zero_file_num_compaction_trigger(4);
+    rocks.set_level_zero_file_num_compaction_trigger(options.files_merged);
     rocks.set_level_zero_slowdown_writes_trigger(64);
     rocks.set_level_zero_stop_writes_trigger(128);
     rocks.set_target_file_size_base(32 << 20);
@@ -70,6 +81,8 @@ pub(super) fn rocksdb_options(options: &LogOptions) -> Options {
     rocks.set_max_open_files(i32::from(options.files_open_max));
     rocks.set_compression_type(DBCompressionType::None);
     rocks.set_bytes_per_sync(1 << 20);
+    // At full speed a merge fills the queue of the disk, and the syncs of the WAL wait behind it.
+    rocks.set_auto_tuned_ratelimiter(FILE_BYTES_PER_S_MAX, FILE_REFILL_US, FILE_FAIRNESS);
     rocks.set_keep_log_file_num(4);
     rocks.set_max_log_file_size(1 << 20);
     rocks.set_log_level(LogLevel::Warn);

@@ -153,6 +153,11 @@ impl Pulse {
         self.with(|state| state.note(shard, view, Instant::now()))
     }
 
+    /// Whether a node holds a replica of the shard that has no vote, as far as this node knows.
+    pub(crate) fn has_learner(&self, shard: u32, node: u64) -> bool {
+        self.state.lock().has_learner(shard, node)
+    }
+
     /// This node is about to hand a leadership over: others may stand for it, whatever becomes of the try.
     pub(crate) fn resign(&self, shard: u32) {
         self.with(|state| state.resign(shard, Instant::now()));

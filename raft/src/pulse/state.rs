@@ -117,6 +117,13 @@ impl State {
         self.peers.entry(node).or_insert_with(|| Peer::new(now))
     }
 
+    pub(super) fn has_learner(&self, shard: u32, node: u64) -> bool {
+        self.shards.get(&shard).is_some_and(|local| {
+            let mut voters = local.view.voters.iter();
+            local.view.nodes.contains(&node) && !voters.any(|set| set.contains(&node))
+        })
+    }
+
     pub(super) fn note(&mut self, shard: u32, view: View, now: Instant) -> Standing {
         for node in &view.nodes {
             if *node != self.node && !self.peers.contains_key(node) {

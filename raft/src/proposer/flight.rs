@@ -1,0 +1,137 @@
+//! Entries between their proposal and their replies.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use mailbox_engine::Reply;
+use openraft::error::ClientWriteError;
+use openraft::raft::ClientWriteResult;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::time::Instant;
+
+use super::{Proposer, lost};
+use crate::entry_pace::{EntryPace, LeastTime};
+use crate::error::ProposeError;
+use crate::types::TypeConfig;
+
+pub(super) type Answer = oneshot::Sender<Result<Vec<Reply>, ProposeError>>;
+
+/// The callers of one entry, each with how many of its commands are theirs, in the entry's order.
+pub(super) type Callers = Vec<(usize, Answer)>;
+
+/// Who waits for the entries in flight.
+#[derive(Default)]
+pub(super) struct Flights {
+    /// By the flights' numbers.
+    callers: BTreeMap<u64, Callers>,
+    /// When the last one began.
+    begun_at: Option<Instant>,
+    least: LeastTime,
+}
+
+impl Flights {
+    pub(super) fn begin(&mut self, number: u64, callers: Callers) {
+        self.begun_at = Some(Instant::now());
+        self.callers.insert(number, callers);
+    }
+
+    fn end(&mut self, number: u64) -> Option<Callers> {
+        self.callers.remove(&number)
+    }
+
+    /// Forgets those in flight, and gives who waits for them.
+    pub(super) fn take(&mut self) -> Vec<Callers> {
+        std::mem::take(&mut self.callers).into_values().collect()
+    }
+
+    /// One that began at `begun` has been applied.
+    fn landed(&mut self, begun: Instant, pace: &EntryPace) {
+        let now = Instant::now();
+        pace.landed(now - begun, &mut self.least, now);
+    }
+
+    /// When the next one may begin that is not worth going beside another, if each takes `interval` at least; `None`
+    /// while one is in flight.
+    pub(super) fn next_at(&self, interval: Duration) -> Option<Instant> {
+        let next_at = || self.begun_at.map_or_else(Instant::now, |at| at + interval);
+        self.callers.is_empty().then(next_at)
+    }
+}
+
+/// An entry on its way. Dropped without landing when the replica stops: callers then see their channel closed.
+pub(super) struct Flight {
+    proposer: Arc<Proposer>,
+    pub(super) number: u64,
+    pub(super) bytes: u64,
+    begun: Instant,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Flight {
+    pub(super) fn new(
+        proposer: Arc<Proposer>,
+        number: u64,
+        permit: OwnedSemaphorePermit,
+    ) -> Flight {
+        Flight {
+            proposer,
+            number,
+            bytes: 0,
+            begun: Instant::now(),
+            _permit: permit,
+        }
+    }
+
+    pub(super) fn land(self, result: ClientWriteResult<TypeConfig>) {
+        let Some(answers) = self.proposer.flights.lock().end(self.number) else {
+            // Leadership was lost meanwhile, and the callers know.
+            return;
+        };
+        let mut replies = match result {
+            Ok(response) => response.data.0.into_iter(),
+            Err(error) => {
+                let error = self.failed(error);
+                for (_, answer) in answers {
+                    let _ = answer.send(Err(error.clone()));
+                }
+                return;
+            }
+        };
+        let pace = &self.proposer.guards.pace;
+        self.proposer.flights.lock().landed(self.begun, pace);
+        for (commands, answer) in answers {
+            let own: Vec<Reply> = replies.by_ref().take(commands).collect();
+            let answered = if own.len() == commands {
+                Ok(own)
+            } else {
+                Err(lost("the entry had fewer replies than commands"))
+            };
+            // A caller that has gone will ask again with the same ids.
+            let _ = answer.send(answered);
+        }
+        if let Some(Reply::Refused(refusal)) = replies.next() {
+            tracing::error!(%refusal, "acks of lanes were refused");
+        }
+    }
+
+    fn failed(&self, error: ClientWriteError<TypeConfig>) -> ProposeError {
+        match error {
+            // Refused before it was appended.
+            ClientWriteError::ForwardToLeader(forward) => {
+                self.proposer.guards.road.elsewhere(forward.leader_id)
+            }
+            other => lost(&other.to_string()),
+        }
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.proposer.flights.lock().end(self.number);
+        self.proposer.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        // What was not worth an entry beside this one may go now.
+        self.proposer.wake.notify_one();
+    }
+}
