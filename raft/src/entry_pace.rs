@@ -10,6 +10,10 @@
 //! late, as TCP Vegas tells a queue from a distance (Brakmo and Peterson, 1995). It holds for whatever is short, here
 //! or on the followers. The interval between two entries is then a multiple of that time, and falls as soon as that has
 //! helped.
+//!
+//! Measured on two cores with three nodes and 16 shards: a fixed interval of 20 ms took the CPU of a cross-shard send from
+//! 297 to 264 µs at 5,500 a second and from 796 to 595 at 2,000, at the same p50; but one shard's sends, 16 in flight,
+//! from 2 ms to 21. This form leaves such a shard alone. What it saves of the rest cannot be told from noise yet.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
