@@ -25,7 +25,8 @@ pub struct EngineOptions {
     pub head_cache_entries: usize,
     /// Files that RocksDB may hold open. At least 32.
     pub max_open_files: i32,
-    /// Files that no compaction has merged yet, above which apply stalls.
+    /// Files that no compaction has merged yet, above which apply stalls. A flush adds one, an install a few: with room
+    /// for some dozens, for a node may get as many replicas within a merge.
     pub level0_files_max: u64,
     /// Sorted runs that there may be before RocksDB merges some of them. At least 2, and to be fewer
     /// than `level0_files_max`, or apply waits for merges that do not come. Nodes with replicas of
@@ -49,7 +50,7 @@ impl Default for EngineOptions {
             tail_cache_bytes: 16 << 20,
             head_cache_entries: 1 << 20,
             max_open_files: 512,
-            level0_files_max: 24,
+            level0_files_max: 64,
             runs_merged: 8,
             compaction_threads: 2,
             install_file_bytes: 64 << 20,

@@ -18,6 +18,7 @@ use crate::base_thread::{BaseThread, report};
 use crate::children::{self, Children};
 use crate::clock::{self, Clock};
 use crate::disk::DiskRoom;
+use crate::entry_tick::EntryTick;
 use crate::error::{ClockFault, Error};
 use crate::freshness;
 use crate::learner_pace::LearnerPace;
@@ -133,8 +134,8 @@ impl Node {
             peers: peers.clone(),
             pulse: Pulse::new(options.node, &options.timing),
             pace: SnapshotPace::new(staging, options.snapshot_bytes_per_s),
-            entry_pace: Arc::default(),
             learner_pace: LearnerPace::new(options.learner_bytes_per_s),
+            entry_tick: EntryTick::new(),
             disk: DiskRoom::new(options.dir.clone(), options.disk_free_min_bytes)?,
             fault,
             copies: SlotCopies::new(),
@@ -299,6 +300,11 @@ impl Node {
     /// Bytes of snapshots that this node has sent and received since it started.
     pub fn snapshot_bytes(&self) -> SnapshotBytes {
         self.shared.pace.bytes()
+    }
+
+    /// What an entry that this node proposes takes until it is applied here, smoothed over the last ones.
+    pub fn entry_time(&self) -> Duration {
+        self.shared.entry_tick.flight()
     }
 
     /// Requests sent to other nodes, for all shards, since the node started; answers are not counted.

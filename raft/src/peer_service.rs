@@ -186,6 +186,14 @@ impl Core {
         refusal.or_else(|| self.clock.fault().map(|fault| fault.to_string()))
     }
 
+    /// Why this node would not take a snapshot of a shard now; nothing if it would.
+    fn refusal_of_snapshot(&self, shard: u32) -> Option<String> {
+        match self.served(shard) {
+            Ok(_) => self.pace.refusal_to_receive(),
+            Err(status) => Some(status.message().to_owned()),
+        }
+    }
+
     /// Whether a stream's other end is still one of the nodes.
     fn check_peer(&self, from: u64) -> Result<(), Status> {
         if self.peers.is_peer(from) {
@@ -327,6 +335,11 @@ impl Core {
             Ask::MayLead(peer::MayLead { shard }) => Answer::MayLead(peer::MayLeadReply {
                 refusal: self.refusal_to_lead(shard).unwrap_or_default(),
             }),
+            Ask::TakesSnapshot(peer::TakesSnapshot { shard }) => {
+                Answer::TakesSnapshot(peer::TakesSnapshotReply {
+                    refusal: self.refusal_of_snapshot(shard).unwrap_or_default(),
+                })
+            }
             Ask::Clock(peer::ClockProbe {}) => {
                 Answer::Clock(peer::ClockReply { wall_us: wall_us() })
             }

@@ -4,8 +4,8 @@
 //! At low load a call becomes an entry at once. While an entry is in flight, the next one goes when it is worth its
 //! cost ([`ENTRY_COMMANDS_WORTH`]) or when nothing is in flight any more, whichever comes first: what waits meanwhile
 //! waits for the round trip of one entry at most. (The rule of Nagle, RFC 896, for entries. An entry costs its shard's
-//! replicas some hundred microseconds together, whatever is in it.) On a node that is short of time, what is not worth
-//! its cost waits a little longer (`entry_pace.rs`).
+//! replicas some hundred microseconds together, whatever is in it.) Shards of one node that are busy at the same time
+//! write what is not worth an entry at common moments (`entry_tick.rs`).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::clock::Clock;
 use crate::cluster_options;
 use crate::commands::{len_bytes, may_ride_a_lane};
 use crate::disk::DiskRoom;
-use crate::entry_pace::EntryPace;
+use crate::entry_tick::Company;
 use crate::error::ProposeError;
 use crate::outbox::OutboxFeed;
 use crate::pending_acks::PendingAcks;
@@ -79,13 +79,15 @@ pub(crate) struct Guards {
     /// Bytes of unacked items above which calls that may add to them are refused.
     pub(crate) outbox_bytes_max: u64,
     pub(crate) outbox: Arc<OutboxFeed>,
-    /// The node's, for small entries.
-    pub(crate) pace: Arc<EntryPace>,
+    /// This shard's among the node's.
+    pub(crate) company: Company,
 }
 
 #[derive(Default)]
 struct Queue {
     calls: VecDeque<Call>,
+    /// Since when the first of them waits.
+    since: Option<Instant>,
     acks: PendingAcks,
     /// The replica has stopped: nobody takes calls any more.
     closed: bool,
@@ -223,6 +225,10 @@ impl Proposer {
                 self.bytes.fetch_sub(bytes, Ordering::Relaxed);
                 return Err(lost(STOPPED));
             }
+            if queue.calls.is_empty() {
+                queue.since = Some(Instant::now());
+            }
+            self.guards.company.came(commands.len());
             queue.calls.push_back(Call {
                 commands,
                 bytes,
@@ -277,6 +283,7 @@ impl Proposer {
     fn refuse(&self, calls: VecDeque<Call>, error: &ProposeError) {
         for call in calls {
             self.bytes.fetch_sub(call.bytes, Ordering::Relaxed);
+            self.guards.company.left(call.commands.len());
             // A caller that has gone needs no answer.
             let _ = call.answer.send(Err(error.clone()));
         }
@@ -295,8 +302,8 @@ impl Proposer {
         self.wake.notify_one();
     }
 
-    /// When there is something to propose: at once, when small entries may go again, or when acks have waited long
-    /// enough; `None`: not yet known, but whoever knows rings.
+    /// When there is something to propose: at once, at the node's next tick, or when acks have waited long enough;
+    /// `None`: not yet known, but whoever knows rings.
     fn due(&self) -> Option<Instant> {
         let queue = self.queue.lock();
         if queue.calls.is_empty() {
@@ -308,11 +315,14 @@ impl Proposer {
             bytes += call.bytes;
             commands >= ENTRY_COMMANDS_WORTH || bytes >= ENTRY_BYTES_WORTH
         });
+        let since = queue.since;
         drop(queue);
         if is_worth {
             return Some(Instant::now());
         }
-        self.flights.lock().next_at(self.guards.pace.interval())
+        let last_landed = self.flights.lock().all_landed()?;
+        let could_go = since.max(last_landed).unwrap_or_else(Instant::now);
+        Some(self.guards.company.next(could_go))
     }
 
     /// What fits into one entry, at least one call if one waits; and all acks.
@@ -328,7 +338,9 @@ impl Proposer {
             calls += 1;
         }
         let acks = queue.acks.take();
-        (queue.calls.drain(..calls).collect(), acks)
+        let taken = queue.calls.drain(..calls).collect();
+        queue.since = (!queue.calls.is_empty()).then(Instant::now);
+        (taken, acks)
     }
 }
 
@@ -517,6 +529,7 @@ impl Run {
                 builder.push(command);
             }
             flight.bytes += call.bytes;
+            flight.commands += call.commands.len();
             callers.push((call.commands.len(), call.answer));
         }
         tracing::debug!(

@@ -1,5 +1,6 @@
 //! One shard's replica on this node: openraft, and the tasks around it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -22,10 +23,11 @@ use crate::children::Children;
 use crate::clock::Clock;
 use crate::cluster_options;
 use crate::disk::DiskRoom;
-use crate::entry_pace::EntryPace;
+use crate::entry_tick::{Company, EntryTick};
 use crate::error::{Error, LeaderHint, ProposeError};
 use crate::filling::Filling;
 use crate::freshness::{Freshness, Sources};
+use crate::kept_log::KeptLog;
 use crate::leadership::{LeadershipWatcher, NOBODY};
 use crate::learner_pace::LearnerPace;
 use crate::lease::Lease;
@@ -117,7 +119,7 @@ pub(crate) struct Shared {
     pub(crate) pulse: Arc<Pulse>,
     pub(crate) pace: Arc<SnapshotPace>,
     pub(crate) learner_pace: Arc<LearnerPace>,
-    pub(crate) entry_pace: Arc<EntryPace>,
+    pub(crate) entry_tick: Arc<EntryTick>,
     pub(crate) clock: Arc<Clock>,
     pub(crate) disk: Arc<DiskRoom>,
     pub(crate) fault: watch::Sender<Option<String>>,
@@ -164,7 +166,7 @@ fn guards(shared: &Shared, road: &Road, outbox: &Arc<OutboxFeed>) -> Guards {
         queue_bytes_max: options.queue_bytes_max,
         outbox_bytes_max: options.outbox_bytes_max,
         outbox: outbox.clone(),
-        pace: shared.entry_pace.clone(),
+        company: Company::new(shared.entry_tick.clone()),
         cluster_options: options.cluster_options,
     }
 }
@@ -310,7 +312,12 @@ impl Replica {
         let filling = Arc::new(Filling::default());
         let lease = Lease::new(options.node, &shared.pledge, &shared.clock);
         let raft = start_raft(shared, id, log, &applier, &filling, &lease).await?;
-        let kept = (filling, shared.children.clone(), engine.clone());
+        let announcer = Announcer {
+            raft: raft.clone(),
+            filling,
+            children: shared.children.clone(),
+            applier: applier.clone(),
+        };
         shared.pulse.add(id.0, raft.clone(), ballot.clone());
         let road = Road {
             node: options.node,
@@ -339,7 +346,7 @@ impl Replica {
             reading,
             tokio::spawn(watcher.run()),
             cluster_options::watch(shared, engine.clone(), applied.subscribe()),
-            tokio::spawn(announce_flushes(raft.clone(), flushed.subscribe(), kept)),
+            tokio::spawn(announcer.run(flushed.subscribe())),
         ];
         let replica = Arc::new(Replica {
             freshness: freshness(shared, &applier, &barrier, &leadership),
@@ -478,7 +485,6 @@ impl Replica {
 
     pub(crate) fn status(&self) -> ShardStatus {
         let metrics = self.raft.metrics().borrow_watched().clone();
-        let index = |id: Option<LogId>| id.map_or(0, |id| id.index);
         let engine = self.engine.metrics();
         let role = match (&metrics.running_state, metrics.state) {
             (Err(_), _) | (_, ServerState::Shutdown) => "stopped",
@@ -519,27 +525,56 @@ pub(crate) fn apply_lag(raft: &Raft, engine: &mailbox_engine::Shard) -> u64 {
 
 /// Tells openraft of every flush, so that it purges what is in files; but not what a follower that is being filled
 /// needs next, nor what one needs that has not split yet.
-async fn announce_flushes(
+struct Announcer {
     raft: Raft,
-    mut flushed: watch::Receiver<Option<mailbox_engine::LogId>>,
-    (filling, children, engine): (Arc<Filling>, Arc<Children>, Arc<mailbox_engine::Shard>),
-) {
-    while flushed.changed().await.is_ok() {
-        loop {
-            // The newest one: it is what openraft is told of.
-            let upto = flushed.borrow_and_update().map_or(0, |id| id.index);
-            let replication = raft.metrics().borrow_watched().replication.clone();
-            let matched = |node| {
-                let matched = replication.as_ref()?.get(&node)?;
-                Some(matched.map_or(0, |id| id.index))
+    filling: Arc<Filling>,
+    children: Arc<Children>,
+    applier: Arc<Applier>,
+}
+
+impl Announcer {
+    async fn run(self, mut flushed: watch::Receiver<Option<mailbox_engine::LogId>>) {
+        let (engine, mut kept) = (&self.applier.engine, KeptLog::default());
+        while flushed.changed().await.is_ok() {
+            let upto = loop {
+                // The newest one: it is what openraft is told of.
+                let upto = flushed.borrow_and_update().map_or(0, |id| id.index);
+                let replication = self.replication();
+                let matched = |node| Some(index(*replication.as_ref()?.get(&node)?));
+                if self.filling.lets_go(upto, matched) && self.children.let_go(engine) {
+                    break upto;
+                }
+                tokio::time::sleep(FILLING_LOOK).await;
             };
-            if filling.lets_go(upto, matched) && children.let_go(&engine) {
-                break;
+            let spare = kept.flushed(
+                upto,
+                self.applier.log.appended_bytes(),
+                engine.stored_bytes(),
+            );
+            let told = self.raft.trigger().snapshot().await;
+            if told.is_err() || !self.purge(spare).await {
+                return;
             }
-            tokio::time::sleep(FILLING_LOOK).await;
-        }
-        if raft.trigger().snapshot().await.is_err() {
-            return;
         }
     }
+
+    /// Of the followers, if this node leads.
+    fn replication(&self) -> Option<BTreeMap<u64, Option<LogId>>> {
+        self.raft.metrics().borrow_watched().replication.clone()
+    }
+
+    /// Purges what need not be kept and nobody lacks. False once the replica has stopped.
+    async fn purge(&self, spare: Option<u64>) -> bool {
+        let replication = self.replication().unwrap_or_default();
+        let lacked = replication.values().map(|id| index(*id)).min();
+        let upto = spare.map(|upto| upto.min(lacked.unwrap_or(upto)));
+        match upto {
+            Some(upto) => self.raft.trigger().purge_log(upto).await.is_ok(),
+            None => true,
+        }
+    }
+}
+
+fn index(id: Option<LogId>) -> u64 {
+    id.map_or(0, |id| id.index)
 }

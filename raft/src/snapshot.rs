@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use mailbox_api::peer;
+use mailbox_api::peer::control_request::Request as Ask;
+use mailbox_api::peer::control_response::Response as Answer;
 use mailbox_api::peer::snapshot_request::Step;
 use mailbox_api::peer::snapshot_response::Step as AnswerStep;
 use mailbox_engine::{SNAPSHOT_FORMAT, SnapshotFile, SnapshotMeta};
@@ -31,6 +33,8 @@ const CHUNK_BYTES: usize = 1 << 20;
 const TRANSFERS_MAX: usize = 2;
 /// Silence after which a transfer is given up.
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the receiver may take to say whether it takes one.
+const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the receiver may take to install.
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(600);
 
@@ -98,6 +102,11 @@ impl SnapshotPace {
         Ok(StagingDir { path })
     }
 
+    /// Why no snapshot is received now, if so.
+    pub(crate) fn refusal_to_receive(&self) -> Option<String> {
+        (self.receiving.available_permits() == 0).then(receives_enough)
+    }
+
     /// When `bytes` more may be sent, given that sending began at `begin`.
     fn due(&self, begin: Instant, sent: u64) -> Instant {
         let ms = sent.saturating_mul(1000) / self.bytes_per_s;
@@ -145,6 +154,8 @@ pub(crate) async fn send(
         return Err("a received snapshot is not sent on".to_owned());
     };
     let _permit = pace.sending.acquire().await.map_err(|e| e.to_string())?;
+    // A node that is to get a replica soon refuses a few times: not worth writing all rows each time.
+    ask_whether_taken(link, shard).await?;
     let dir = pace.new_dir("send")?;
     let path = dir.path.clone();
     let meta = taken.meta().clone();
@@ -169,6 +180,15 @@ pub(crate) async fn send(
         "sending a snapshot"
     );
     transfer(link, begin, &files, pace).await
+}
+
+async fn ask_whether_taken(link: &Link, shard: u32) -> Result<(), String> {
+    let ask = Ask::TakesSnapshot(peer::TakesSnapshot { shard });
+    match link.call(ask, ASK_TIMEOUT).await? {
+        Answer::TakesSnapshot(reply) if reply.refusal.is_empty() => Ok(()),
+        Answer::TakesSnapshot(reply) => Err(reply.refusal),
+        other => Err(format!("unexpected answer {other:?}")),
+    }
 }
 
 pub(crate) fn describe(file: &SnapshotFile) -> peer::SnapshotFile {
@@ -303,6 +323,10 @@ async fn read_chunk(file: &mut tokio::fs::File, path: &Path) -> Result<Vec<u8>, 
     }
 }
 
+fn receives_enough() -> String {
+    format!("{TRANSFERS_MAX} snapshots are being received already")
+}
+
 /// Receives what follows `begin`.
 pub(crate) async fn receive(
     begin: &peer::SnapshotBegin,
@@ -319,7 +343,7 @@ pub(crate) async fn receive(
     let _permit = pace
         .receiving
         .try_acquire()
-        .map_err(|_| format!("{TRANSFERS_MAX} snapshots are being received already"))?;
+        .map_err(|_| receives_enough())?;
     let (files, dir) = receive_files(begin, steps, pace).await?;
     Ok(Received {
         meta,

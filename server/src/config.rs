@@ -333,7 +333,7 @@ impl Default for StorageConfig {
     fn default() -> Self {
         Self {
             max_open_files: 1024,
-            level0_files_max: 24,
+            level0_files_max: 64,
             flush_age_ms: 60_000,
         }
     }

@@ -174,10 +174,13 @@ fn empty(dir: &Path) -> Result<(), Error> {
 }
 
 /// Merges write no more than this, and a twentieth of it at least; in between the rate follows the need, by a twentieth
-/// every hundred refills.
-const MERGE_BYTES_PER_S_MAX: i64 = 256 << 20;
+/// every hundred refills. That is slow: the least has to be enough for a node that gets many replicas at once. With 13
+/// MB/s one that got eleven in a minute had 33 files to merge, above what apply bears, and stood still for 40 seconds.
+const MERGE_BYTES_PER_S_MAX: i64 = 1 << 30;
 /// A refill of 10 ms: what goes out at once is small, and the rate is found within a minute.
 const MERGE_REFILL_US: i64 = 10_000;
+/// More files than there ever are.
+const LEVEL0_WRITES: i32 = 1 << 20;
 /// RocksDB's default: of so many turns one is for what has less priority.
 const MERGE_FAIRNESS: i32 = 10;
 
@@ -224,6 +227,10 @@ pub fn rocks_options(engine: &EngineOptions) -> Options {
     options.set_compaction_style(DBCompactionStyle::Universal);
     // Look-ups rarely go to files, so more of them may wait.
     options.set_level_zero_file_num_compaction_trigger(engine.runs_merged);
+    // Apply waits by a limit of ours. RocksDB's would stop writes, and nothing is written through it but what asks it
+    // why a merge failed.
+    options.set_level_zero_slowdown_writes_trigger(LEVEL0_WRITES);
+    options.set_level_zero_stop_writes_trigger(LEVEL0_WRITES);
     options.set_target_file_size_base(64 << 20);
     options.set_keep_log_file_num(LOGS_KEPT);
     options.set_max_log_file_size(LOG_BYTES_MAX);

@@ -78,6 +78,11 @@ impl ShardLog {
         self.shard.state.lock().last
     }
 
+    /// Bytes of the entries appended since the log was loaded, whatever has become of them.
+    pub(crate) fn appended_bytes(&self) -> u64 {
+        self.shard.state.lock().appended_bytes
+    }
+
     /// The greatest index that is noted as committed; may lag.
     pub(crate) fn committed_index(&self) -> u64 {
         let committed = self.shard.state.lock().committed;

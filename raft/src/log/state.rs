@@ -12,7 +12,7 @@ use super::core::{Core, Op};
 use super::error::Error;
 use super::life::{Life, Stage};
 use super::stored::StoredShard;
-use crate::types::{Entry, LogId, TypeConfig, Vote};
+use crate::types::{Entry, LogId, TypeConfig, Vote, entry_len};
 
 #[derive(Debug)]
 pub(super) struct ShardState {
@@ -35,6 +35,8 @@ pub(super) struct State {
     pub(super) cache: Cache,
     /// The entries below this index, as they are now, are in RocksDB.
     written_end: u64,
+    /// Of entries, since the log was loaded: truncated and purged ones included.
+    pub(super) appended_bytes: u64,
     /// Grows with every truncation: a write that completes later says nothing about the entries that
     /// took the place of the truncated ones.
     epoch: u64,
@@ -109,6 +111,7 @@ impl ShardState {
         }
         for entry in &entries {
             state.last = Some(entry.log_id);
+            state.appended_bytes += entry_len(entry) as u64;
             state.cache.push(entry.clone());
         }
         core.push(Op::Append {

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use mailbox_engine::Reply;
 use openraft::error::ClientWriteError;
@@ -12,7 +11,6 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 
 use super::{Proposer, lost};
-use crate::entry_pace::{EntryPace, LeastTime};
 use crate::error::ProposeError;
 use crate::types::TypeConfig;
 
@@ -26,19 +24,21 @@ pub(super) type Callers = Vec<(usize, Answer)>;
 pub(super) struct Flights {
     /// By the flights' numbers.
     callers: BTreeMap<u64, Callers>,
-    /// When the last one began.
-    begun_at: Option<Instant>,
-    least: LeastTime,
+    /// When the last one ended.
+    landed_at: Option<Instant>,
 }
 
 impl Flights {
     pub(super) fn begin(&mut self, number: u64, callers: Callers) {
-        self.begun_at = Some(Instant::now());
         self.callers.insert(number, callers);
     }
 
     fn end(&mut self, number: u64) -> Option<Callers> {
-        self.callers.remove(&number)
+        let callers = self.callers.remove(&number);
+        if callers.is_some() {
+            self.landed_at = Some(Instant::now());
+        }
+        callers
     }
 
     /// Forgets those in flight, and gives who waits for them.
@@ -46,17 +46,9 @@ impl Flights {
         std::mem::take(&mut self.callers).into_values().collect()
     }
 
-    /// One that began at `begun` has been applied.
-    fn landed(&mut self, begun: Instant, pace: &EntryPace) {
-        let now = Instant::now();
-        pace.landed(now - begun, &mut self.least, now);
-    }
-
-    /// When the next one may begin that is not worth going beside another, if each takes `interval` at least; `None`
-    /// while one is in flight.
-    pub(super) fn next_at(&self, interval: Duration) -> Option<Instant> {
-        let next_at = || self.begun_at.map_or_else(Instant::now, |at| at + interval);
-        self.callers.is_empty().then(next_at)
+    /// Since when there is none, if ever there was one; `None` while there are any.
+    pub(super) fn all_landed(&self) -> Option<Option<Instant>> {
+        self.callers.is_empty().then_some(self.landed_at)
     }
 }
 
@@ -65,6 +57,7 @@ pub(super) struct Flight {
     proposer: Arc<Proposer>,
     pub(super) number: u64,
     pub(super) bytes: u64,
+    pub(super) commands: usize,
     begun: Instant,
     _permit: OwnedSemaphorePermit,
 }
@@ -79,6 +72,7 @@ impl Flight {
             proposer,
             number,
             bytes: 0,
+            commands: 0,
             begun: Instant::now(),
             _permit: permit,
         }
@@ -99,8 +93,7 @@ impl Flight {
                 return;
             }
         };
-        let pace = &self.proposer.guards.pace;
-        self.proposer.flights.lock().landed(self.begun, pace);
+        self.proposer.guards.company.landed(self.begun.elapsed());
         for (commands, answer) in answers {
             let own: Vec<Reply> = replies.by_ref().take(commands).collect();
             let answered = if own.len() == commands {
@@ -131,6 +124,7 @@ impl Drop for Flight {
     fn drop(&mut self) {
         self.proposer.flights.lock().end(self.number);
         self.proposer.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.proposer.guards.company.left(self.commands);
         // What was not worth an entry beside this one may go now.
         self.proposer.wake.notify_one();
     }

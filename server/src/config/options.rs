@@ -350,7 +350,7 @@ pub const OPTIONS: &[OptionFacts] = &[
     ),
     number(
         "storage.level0_files_max",
-        (4, 64),
+        (4, 256),
         "files",
         "With more level-0 files than this, apply waits for compaction.",
     ),
