@@ -302,11 +302,6 @@ impl Node {
         self.shared.pace.bytes()
     }
 
-    /// What an entry that this node proposes takes until it is applied here, smoothed over the last ones.
-    pub fn entry_time(&self) -> Duration {
-        self.shared.entry_tick.flight()
-    }
-
     /// Requests sent to other nodes, for all shards, since the node started; answers are not counted.
     pub fn peer_messages(&self) -> u64 {
         self.shared.peers.messages()

@@ -106,7 +106,7 @@ pub struct NodeOptions {
     pub queue_bytes_max: u64,
     /// Bytes of items in the outboxes of one shard above which what may add to them is refused.
     pub outbox_bytes_max: u64,
-    /// Entries kept in the log behind the last flush, for followers that lag.
+    /// Entries kept in the log behind the last flush, for followers that lag; fewer if they weigh much beside the rows.
     pub log_entries_kept: u64,
     /// Snapshot bytes sent to one peer per second.
     pub snapshot_bytes_per_s: u64,

@@ -3,9 +3,9 @@
 //!
 //! At low load a call becomes an entry at once. While an entry is in flight, the next one goes when it is worth its
 //! cost ([`ENTRY_COMMANDS_WORTH`]) or when nothing is in flight any more, whichever comes first: what waits meanwhile
-//! waits for the round trip of one entry at most. (The rule of Nagle, RFC 896, for entries. An entry costs its shard's
-//! replicas some hundred microseconds together, whatever is in it.) Shards of one node that are busy at the same time
-//! write what is not worth an entry at common moments (`entry_tick.rs`).
+//! waits for the round trip of one entry. (The rule of Nagle, RFC 896, for entries. An entry costs its shard's replicas
+//! some hundred microseconds together, whatever is in it.) Where several shards of a node are busy at the same time,
+//! what is not worth an entry waits for their next common moment (`entry_tick.rs`).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -293,13 +293,22 @@ impl Proposer {
     /// the entries, if a majority is out of reach.
     fn give_up_flights(&self) {
         let callers = self.flights.lock().take();
-        for (_, answer) in callers.into_iter().flatten() {
+        for (commands, answer) in callers.into_iter().flatten() {
+            self.guards.company.left(commands);
             // A caller that has gone will ask again with the same ids.
             let _ = answer.send(Err(lost(
                 "leadership was lost before the entry was applied",
             )));
         }
         self.wake.notify_one();
+    }
+
+    /// Who waited for an entry, if they were not answered before it landed or was dropped.
+    fn end_flight(&self, number: u64) -> Option<flight::Callers> {
+        let callers = self.flights.lock().end(number)?;
+        let commands = callers.iter().map(|(commands, _)| commands).sum();
+        self.guards.company.left(commands);
+        Some(callers)
     }
 
     /// When there is something to propose: at once, at the node's next tick, or when acks have waited long enough;
@@ -529,7 +538,6 @@ impl Run {
                 builder.push(command);
             }
             flight.bytes += call.bytes;
-            flight.commands += call.commands.len();
             callers.push((call.commands.len(), call.answer));
         }
         tracing::debug!(

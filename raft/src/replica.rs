@@ -27,7 +27,7 @@ use crate::entry_tick::{Company, EntryTick};
 use crate::error::{Error, LeaderHint, ProposeError};
 use crate::filling::Filling;
 use crate::freshness::{Freshness, Sources};
-use crate::kept_log::KeptLog;
+use crate::kept_log::{KeptLog, kept_min};
 use crate::leadership::{LeadershipWatcher, NOBODY};
 use crate::learner_pace::LearnerPace;
 use crate::lease::Lease;
@@ -546,11 +546,9 @@ impl Announcer {
                 }
                 tokio::time::sleep(FILLING_LOOK).await;
             };
-            let spare = kept.flushed(
-                upto,
-                self.applier.log.appended_bytes(),
-                engine.stored_bytes(),
-            );
+            let leads = self.replication().is_some();
+            let kept_min = kept_min(engine.stored_bytes(), leads);
+            let spare = kept.flushed(upto, self.applier.log.appended_bytes(), kept_min);
             let told = self.raft.trigger().snapshot().await;
             if told.is_err() || !self.purge(spare).await {
                 return;
@@ -563,15 +561,16 @@ impl Announcer {
         self.raft.metrics().borrow_watched().replication.clone()
     }
 
-    /// Purges what need not be kept and nobody lacks. False once the replica has stopped.
+    /// Purges what need not be kept and no follower lacks, as far as is known here. False once the replica has stopped.
     async fn purge(&self, spare: Option<u64>) -> bool {
         let replication = self.replication().unwrap_or_default();
-        let lacked = replication.values().map(|id| index(*id)).min();
-        let upto = spare.map(|upto| upto.min(lacked.unwrap_or(upto)));
-        match upto {
-            Some(upto) => self.raft.trigger().purge_log(upto).await.is_ok(),
-            None => true,
-        }
+        let upto = match (spare, replication.into_values().min()) {
+            (Some(spare), None) => spare,
+            (Some(spare), Some(Some(matched))) => spare.min(matched.index),
+            // Of one follower nothing is known.
+            (Some(_), Some(None)) | (None, _) => return true,
+        };
+        self.raft.trigger().purge_log(upto).await.is_ok()
     }
 }
 

@@ -182,12 +182,23 @@ pub(crate) async fn send(
     transfer(link, begin, &files, pace).await
 }
 
+/// Its word keeps no place: others may come first while the files are written.
 async fn ask_whether_taken(link: &Link, shard: u32) -> Result<(), String> {
     let ask = Ask::TakesSnapshot(peer::TakesSnapshot { shard });
-    match link.call(ask, ASK_TIMEOUT).await? {
-        Answer::TakesSnapshot(reply) if reply.refusal.is_empty() => Ok(()),
-        Answer::TakesSnapshot(reply) => Err(reply.refusal),
-        other => Err(format!("unexpected answer {other:?}")),
+    match link.call(ask, ASK_TIMEOUT).await {
+        Ok(Answer::TakesSnapshot(reply)) if reply.refusal.is_empty() => Ok(()),
+        Ok(Answer::TakesSnapshot(reply)) => Err(reply.refusal),
+        Ok(other) => Err(format!("unexpected answer {other:?}")),
+        // An older build does not know the question.
+        Err(reason) if link.is_connected() => {
+            tracing::debug!(
+                peer = link.node,
+                reason,
+                "it does not say whether it takes a snapshot"
+            );
+            Ok(())
+        }
+        Err(reason) => Err(reason),
     }
 }
 

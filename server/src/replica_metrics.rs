@@ -265,12 +265,6 @@ fn encode_node(encoder: &mut DescriptorEncoder<'_>, node: &Node) -> Result<(), f
         "Requests sent to other nodes, for all shards",
         node.peer_messages(),
     )?;
-    node_gauge(
-        encoder,
-        "mailbox_raft_entry_us",
-        "Microseconds from an entry's proposal until it is applied here, smoothed",
-        i64::try_from(node.entry_time().as_micros()).unwrap_or(i64::MAX),
-    )?;
     let snapshots = node.snapshot_bytes();
     node_counter(
         encoder,

@@ -33,7 +33,7 @@ impl Flights {
         self.callers.insert(number, callers);
     }
 
-    fn end(&mut self, number: u64) -> Option<Callers> {
+    pub(super) fn end(&mut self, number: u64) -> Option<Callers> {
         let callers = self.callers.remove(&number);
         if callers.is_some() {
             self.landed_at = Some(Instant::now());
@@ -57,7 +57,6 @@ pub(super) struct Flight {
     proposer: Arc<Proposer>,
     pub(super) number: u64,
     pub(super) bytes: u64,
-    pub(super) commands: usize,
     begun: Instant,
     _permit: OwnedSemaphorePermit,
 }
@@ -72,14 +71,13 @@ impl Flight {
             proposer,
             number,
             bytes: 0,
-            commands: 0,
             begun: Instant::now(),
             _permit: permit,
         }
     }
 
     pub(super) fn land(self, result: ClientWriteResult<TypeConfig>) {
-        let Some(answers) = self.proposer.flights.lock().end(self.number) else {
+        let Some(answers) = self.proposer.end_flight(self.number) else {
             // Leadership was lost meanwhile, and the callers know.
             return;
         };
@@ -122,9 +120,8 @@ impl Flight {
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        self.proposer.flights.lock().end(self.number);
+        self.proposer.end_flight(self.number);
         self.proposer.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-        self.proposer.guards.company.left(self.commands);
         // What was not worth an entry beside this one may go now.
         self.proposer.wake.notify_one();
     }
