@@ -23,6 +23,7 @@ use crate::nemesis::{self, Kind, Nemesis};
 use crate::page::Join;
 use crate::reader::{At, Reader, catch_up, read_whole};
 use crate::sender::{Population, Processes, Sender};
+use crate::store;
 
 const USERS: usize = 8;
 const GROUPS: usize = 2;
@@ -100,10 +101,8 @@ pub async fn run(options: &SmokeOptions) -> anyhow::Result<Summary> {
     });
     let cluster = cluster.await?;
     let (history, doubts) = Run::new(options, &cluster).await?.record().await?;
-    let path = dir.join("history.jsonl");
-    let file =
-        std::fs::File::create(&path).with_context(|| format!("create {}", path.display()))?;
-    history.write(&mut std::io::BufWriter::new(file))?;
+    // First of all: whatever becomes of the rest, it can be judged again.
+    store::write_history(&dir, &history)?;
 
     let mut report = checker::check(&history, &floors(options));
     report.doubts.extend(doubts);
@@ -119,7 +118,9 @@ pub async fn run(options: &SmokeOptions) -> anyhow::Result<Summary> {
         let data = dir.join("cluster");
         std::fs::remove_dir_all(&data).with_context(|| format!("remove {}", data.display()))?;
     }
-    Ok(summary(options, report, path))
+    let summary = summary(options, report, dir.join(store::HISTORY));
+    store::write_judged(&dir, &history, &summary)?;
+    Ok(summary)
 }
 
 /// Judges a recorded history again, by the floors of the same options.

@@ -312,12 +312,7 @@ impl Replica {
         let filling = Arc::new(Filling::default());
         let lease = Lease::new(options.node, &shared.pledge, &shared.clock);
         let raft = start_raft(shared, id, log, &applier, &filling, &lease).await?;
-        let announcer = Announcer {
-            raft: raft.clone(),
-            filling,
-            children: shared.children.clone(),
-            applier: applier.clone(),
-        };
+        let announcer = Announcer::new(&raft, filling, shared, &applier);
         shared.pulse.add(id.0, raft.clone(), ballot.clone());
         let road = Road {
             node: options.node,
@@ -533,6 +528,15 @@ struct Announcer {
 }
 
 impl Announcer {
+    fn new(raft: &Raft, filling: Arc<Filling>, shared: &Shared, applier: &Arc<Applier>) -> Self {
+        Announcer {
+            raft: raft.clone(),
+            filling,
+            children: shared.children.clone(),
+            applier: applier.clone(),
+        }
+    }
+
     async fn run(self, mut flushed: watch::Receiver<Option<mailbox_engine::LogId>>) {
         let (engine, mut kept) = (&self.applier.engine, KeptLog::default());
         while flushed.changed().await.is_ok() {
