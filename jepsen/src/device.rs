@@ -13,7 +13,6 @@ use tokio::time::{Instant, sleep};
 
 use crate::history::{Op, Outcome, Recorder, Row, SendId, Timeline};
 use crate::page::{Page, Synced};
-use crate::sender::Processes;
 
 /// Rows of one page: few, so that most pages end in the middle of something.
 const PAGE_ROWS: std::ops::RangeInclusive<u32> = 1..=20;
@@ -33,7 +32,8 @@ pub(crate) struct Gateway {
 
 pub(crate) struct Device {
     pub(crate) recorder: Arc<Recorder>,
-    pub(crate) processes: Arc<Processes>,
+    /// No page of it ends in doubt: it is one process for good.
+    pub(crate) process: u64,
     pub(crate) gateways: Vec<Gateway>,
     pub(crate) user: u64,
     pub(crate) name: &'static str,
@@ -91,7 +91,7 @@ impl Device {
             Outcome::Fail(_) | Outcome::Unknown(_) => None,
         };
         self.recorder.record(Op::Page(Page {
-            process: self.processes.next(),
+            process: self.process,
             invoked_ns,
             completed_ns,
             user: self.user,

@@ -89,30 +89,62 @@ impl Event {
     }
 }
 
-/// All operations of a history that took time: what is only noted in it, who may read a group and the hashes of the
-/// end, is none.
-pub fn events(history: &History) -> Vec<Event> {
-    let mut events = Vec::new();
-    for (number, op) in history.ops.iter().enumerate() {
-        let both = match op {
-            Op::Append(append) => sent(append),
-            Op::Read(read) => was_read(read),
-            Op::Page(page) => synced(page),
-            Op::Fault(fault) => installed(fault),
-            Op::Join(_) | Op::StateHash(_) => continue,
-        };
-        events.extend(both.into_iter().zip(0..).map(|it| (number, it)));
+/// The events of a history, each made when it is asked for: together they take several times what the history does.
+///
+/// Left out is what took no time, who may read a group and the hashes of the end; and answers to repeats of a send that
+/// was acked, of which no times are kept.
+#[derive(Debug)]
+pub struct Events<'a> {
+    history: &'a History,
+    /// When, which operation, and whether it is its end.
+    order: Vec<(u64, usize, bool)>,
+}
+
+impl<'a> Events<'a> {
+    /// Of all operations.
+    pub fn of(history: &'a History) -> Self {
+        let mut order = Vec::with_capacity(2 * history.ops.len());
+        for (number, op) in history.ops.iter().enumerate() {
+            let (begun_ns, ended_ns) = match op {
+                Op::Append(append) => (append.invoked_ns, append.completed_ns),
+                Op::Read(read) => (read.invoked_ns, read.completed_ns),
+                Op::Page(page) => (page.invoked_ns, page.completed_ns),
+                Op::Fault(fault) => (fault.begun_ns, fault.healed_ns),
+                Op::Join(_) | Op::StateHash(_) => continue,
+            };
+            order.extend([(begun_ns, number, false), (ended_ns, number, true)]);
+        }
+        // The operations of one process stand in their order: of two of its events at one time, the earlier comes first.
+        order.sort_unstable();
+        Self { history, order }
     }
-    // Operations stand in the order in which they ended: of two events at one time, a process did the earlier one first.
-    events.sort_by_key(|(number, (event, end))| (event.time_ns, *number, *end));
-    events.into_iter().map(|(_, (event, _))| event).collect()
+
+    /// In their order.
+    pub fn iter(&self) -> impl Iterator<Item = Event> + '_ {
+        let ops = &self.history.ops;
+        self.order.iter().filter_map(|(_, number, is_end)| {
+            let [begun, ended] = both_of(ops.get(*number)?)?;
+            Some(if *is_end { ended } else { begun })
+        })
+    }
+}
+
+/// Begin and end of an operation that took time.
+fn both_of(op: &Op) -> Option<[Event; 2]> {
+    match op {
+        Op::Append(append) => Some(sent(append)),
+        Op::Read(read) => Some(was_read(read)),
+        Op::Page(page) => Some(synced(page)),
+        Op::Fault(fault) => Some(installed(fault)),
+        Op::Join(_) | Op::StateHash(_) => None,
+    }
 }
 
 /// Writes one event a line.
 ///
 /// # Errors
 /// When `to` takes no more.
-pub fn write(events: &[Event], to: &mut impl Write) -> anyhow::Result<()> {
+pub fn write(events: &Events<'_>, to: &mut impl Write) -> anyhow::Result<()> {
     for (event, index) in events.iter().zip(0..) {
         writeln!(to, "{}", event.edn(index)).context("write an event")?;
     }
@@ -324,7 +356,7 @@ mod tests {
             ops: vec![append(1, (5, 9), acked(3)), fault, read],
         };
         let mut text = Vec::new();
-        write(&events(&history), &mut text).unwrap();
+        write(&Events::of(&history), &mut text).unwrap();
         let id = Uuid::from_u128(7);
         let sent = format!(":sender 16, :to \"mailbox:17\", :id \"{id}\", :content 4");
         let read = ":timeline \"mailbox:17\", :source 3, :last false";
@@ -365,7 +397,7 @@ mod tests {
         let history = History {
             ops: vec![append(1, (1, 2), unknown), append(2, (3, 4), failed)],
         };
-        let events = events(&history);
+        let events: Vec<Event> = Events::of(&history).iter().collect();
         let ends: Vec<_> = events
             .iter()
             .map(|it| (it.kind, it.error.as_deref()))
@@ -381,10 +413,18 @@ mod tests {
 
     #[test]
     fn a_process_ends_one_operation_before_it_begins_the_next_whatever_the_clock_says() {
+        let op = |seq| append(1, (5, 5), acked(seq));
         let history = History {
-            ops: vec![append(1, (5, 5), acked(1)), append(1, (5, 5), acked(2))],
+            ops: (0..100).map(op).collect(),
         };
-        let kinds: Vec<_> = events(&history).iter().map(|event| event.kind).collect();
-        assert_eq!(kinds, [Kind::Invoke, Kind::Ok, Kind::Invoke, Kind::Ok]);
+        let events: Vec<Event> = Events::of(&history).iter().collect();
+        assert_eq!(events.len(), 200);
+        for (pair, seq) in events.chunks(2).zip(0..) {
+            let [begun, ended] = pair else {
+                panic!("{pair:?}")
+            };
+            assert_eq!((begun.kind, ended.kind), (Kind::Invoke, Kind::Ok));
+            assert!(ended.value.to_string().contains(&format!(":seq {seq},")));
+        }
     }
 }

@@ -33,12 +33,13 @@ impl Reader {
         let timelines = self.population.timelines();
         let mut heads = vec![0_u64; timelines.len()];
         let places: Vec<usize> = (0..timelines.len()).collect();
+        let process = self.processes.next();
         while let Some(&place) = places.choose(&mut self.rng)
             && Instant::now() < until
         {
             let back = self.rng.random_range(0..50);
             let after = heads[place].saturating_sub(back);
-            let read = self.read(timelines[place], after).await;
+            let read = self.read(process, timelines[place], after).await;
             if let Outcome::Ok(view) = &read.outcome {
                 heads[place] = view.head;
             }
@@ -47,14 +48,14 @@ impl Reader {
         }
     }
 
-    async fn read(&self, timeline: Timeline, after: u64) -> Read {
+    async fn read(&self, process: u64, timeline: Timeline, after: u64) -> Read {
         let invoked_ns = self.recorder.now_ns();
         let page = page(
             self.client.sync(request(timeline, after, false)).await,
             after,
         );
         Read {
-            process: self.processes.next(),
+            process,
             invoked_ns,
             completed_ns: self.recorder.now_ns(),
             timeline,

@@ -112,15 +112,28 @@ pub async fn run(options: &SmokeOptions) -> anyhow::Result<Summary> {
             .doubts
             .push(format!("{failed} sends were refused, though all were good"));
     }
-    if report.verdict() == Verdict::Valid {
+    let mut summary = summary(options, report, dir.join(store::HISTORY));
+    if let Err(error) = store::write_judged(&dir, &history, &summary) {
+        // Whatever was found is told all the same.
+        summary.doubt(format!("not all of the run is kept: {error:#}"));
+    }
+    if summary.verdict == Verdict::Valid {
         drop(cluster);
         // What proves nothing wrong need not be kept.
         let data = dir.join("cluster");
         std::fs::remove_dir_all(&data).with_context(|| format!("remove {}", data.display()))?;
     }
-    let summary = summary(options, report, dir.join(store::HISTORY));
-    store::write_judged(&dir, &history, &summary)?;
     Ok(summary)
+}
+
+impl Summary {
+    /// The run does not prove what it should.
+    fn doubt(&mut self, why: String) {
+        self.doubts.push(why);
+        if self.verdict == Verdict::Valid {
+            self.verdict = Verdict::Unknown;
+        }
+    }
 }
 
 /// Judges a recorded history again, by the floors of the same options.
@@ -237,7 +250,7 @@ impl<'a> Run<'a> {
             let (token, _) = key.issue(&user.to_string(), TOKEN_TTL)?;
             devices.push(Arc::new(Mutex::new(Device {
                 recorder: Arc::clone(&self.recorder),
-                processes: Arc::clone(&self.processes),
+                process: self.processes.next(),
                 gateways: gateways.clone(),
                 user: *user,
                 name: "phone",
@@ -332,8 +345,9 @@ impl<'a> Run<'a> {
         let mut doubts = Vec::new();
         let timelines = self.population.timelines();
         let mut heads = Vec::new();
+        let mut process = self.processes.next();
         for timeline in &timelines {
-            let read = self.read_whole(*timeline, At::Leader).await;
+            let read = self.read_whole(&mut process, *timeline, At::Leader).await;
             if let Outcome::Ok(view) = &read.outcome {
                 heads.push((*timeline, view.head));
             }
@@ -345,18 +359,25 @@ impl<'a> Run<'a> {
                 doubts.push(format!("node {} did not catch up: {error:#}", node.id()));
             }
             for timeline in &timelines {
-                let read = self
-                    .read_whole(*timeline, At::Node(node.id(), node.address()))
-                    .await;
+                let at = At::Node(node.id(), node.address());
+                let read = self.read_whole(&mut process, *timeline, at).await;
                 self.recorder.record(Op::Read(read));
             }
         }
         doubts
     }
 
-    async fn read_whole(&self, timeline: Timeline, at: At<'_>) -> crate::history::Read {
-        let process = self.processes.next();
-        read_whole(&self.patient, &self.recorder, process, timeline, at).await
+    async fn read_whole(
+        &self,
+        process: &mut u64,
+        timeline: Timeline,
+        at: At<'_>,
+    ) -> crate::history::Read {
+        let read = read_whole(&self.patient, &self.recorder, *process, timeline, at).await;
+        if matches!(read.outcome, Outcome::Unknown(_)) {
+            *process = self.processes.next();
+        }
+        read
     }
 
     /// Every replica's state hash, of each shard at one cut.

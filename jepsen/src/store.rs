@@ -16,7 +16,7 @@ use anyhow::Context as _;
 
 use crate::checker::Verdict;
 use crate::edn::Edn;
-use crate::events::{self, events};
+use crate::events::{self, Events};
 use crate::history::History;
 use crate::smoke::Summary;
 use crate::timeline;
@@ -37,12 +37,12 @@ pub fn write_history(dir: &Path, history: &History) -> anyhow::Result<()> {
 /// # Errors
 /// When a file cannot be written.
 pub fn write_judged(dir: &Path, history: &History, summary: &Summary) -> anyhow::Result<()> {
-    let events = events(history);
+    let events = Events::of(history);
     events::write(&events, &mut create(dir, "history.edn")?)?;
     write_text(dir, "results.edn", &results(summary).to_string())?;
     write_text(dir, "test.edn", &test(summary).to_string())?;
     let title = format!("{} {}", summary.workload, summary.seed);
-    write_text(dir, "timeline.html", &timeline::page(&title, &events))
+    write_text(dir, "timeline.html", &timeline::page(&title, events.iter()))
 }
 
 fn results(summary: &Summary) -> Edn {

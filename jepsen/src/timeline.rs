@@ -16,44 +16,87 @@ const HEAD_PX: u64 = 40;
 /// Of an operation that took less.
 const HEIGHT_MIN_PX: u64 = 3;
 
+/// Letters shown of what an operation was about.
+const TITLE_MAX: usize = 300;
+
 const STYLE: &str = "body{font:12px sans-serif}#run{position:relative}\
 #run div{position:absolute;overflow:hidden;box-sizing:border-box;border-radius:2px}\
 .ok{background:#6DB6FE}.info{background:#FFAA26}.fail{background:#FEB5DA}\
-.band{left:0;right:0;opacity:.6}.name{top:20px;font-weight:bold}";
+.band{left:0;right:0;opacity:.6}.none{border:1px dashed}.name{top:20px;font-weight:bold}";
 
 /// An operation from its begin to its end.
-struct Span<'a> {
-    begun: &'a Event,
-    ended: &'a Event,
+struct Span {
+    begun_ns: u64,
+    ended: Event,
+}
+
+/// What is shown of a run.
+#[derive(Default)]
+struct Shown {
+    ops: Vec<Span>,
+    faults: Vec<Span>,
+    /// Operations that there are.
+    all: usize,
+}
+
+impl Shown {
+    /// Pairs what begins with what ends it: a process does one thing after the other.
+    fn of(events: impl Iterator<Item = Event>) -> Self {
+        let (mut open, mut shown) = (BTreeMap::new(), Self::default());
+        for event in events {
+            let Some(begun_ns) = open.remove(&event.process) else {
+                open.insert(event.process, event.time_ns);
+                continue;
+            };
+            let span = Span {
+                begun_ns,
+                ended: event,
+            };
+            if span.ended.process == Process::Nemesis {
+                shown.faults.push(span);
+                continue;
+            }
+            shown.all += 1;
+            if shown.ops.len() < OPS_MAX {
+                shown.ops.push(span);
+            }
+        }
+        if shown.ops.len() < shown.all {
+            let end_ns = shown.end_ns();
+            shown.faults.retain(|fault| fault.begun_ns < end_ns);
+        }
+        shown
+    }
+
+    /// When the last operation ends that is shown.
+    fn end_ns(&self) -> u64 {
+        let ends = self.ops.iter().map(|op| op.ended.time_ns);
+        ends.max().unwrap_or(0)
+    }
 }
 
 /// The page. `title` says which run it is.
-pub fn page(title: &str, events: &[Event]) -> String {
-    let spans = spans(events);
-    let (faults, ops): (Vec<Span<'_>>, Vec<Span<'_>>) = spans
-        .into_iter()
-        .partition(|span| span.begun.process == Process::Nemesis);
-    let shown = &ops[..ops.len().min(OPS_MAX)];
-    let processes: BTreeSet<Process> = shown.iter().map(|span| span.begun.process).collect();
+pub fn page(title: &str, events: impl Iterator<Item = Event>) -> String {
+    let shown = Shown::of(events);
+    let processes: BTreeSet<Process> = shown.ops.iter().map(|op| op.ended.process).collect();
     let columns: BTreeMap<Process, usize> = processes.into_iter().zip(0..).collect();
-    let last_ns = events.last().map_or(0, |event| event.time_ns);
-    let (height, width) = (top(last_ns) + HEAD_PX, columns.len() * COLUMN_PX);
+    let (height, width) = (top(shown.end_ns()) + HEAD_PX, columns.len() * COLUMN_PX);
     let mut page = format!(
         "<!DOCTYPE html>\n<meta charset=utf-8>\n<title>{0}</title>\n<style>{STYLE}</style>\n<h1>{0}</h1>\n",
         escaped(title)
     );
-    if shown.len() < ops.len() {
+    if shown.ops.len() < shown.all {
         let _ = writeln!(
             page,
             "<p>The first {OPS_MAX} of {} operations.</p>",
-            ops.len()
+            shown.all
         );
     }
     let _ = writeln!(
         page,
         "<div id=run style='height:{height}px;min-width:{width}px'>"
     );
-    for fault in &faults {
+    for fault in &shown.faults {
         band(&mut page, fault);
     }
     for (process, column) in &columns {
@@ -62,43 +105,35 @@ pub fn page(title: &str, events: &[Event]) -> String {
             let _ = writeln!(page, "<div class=name style='left:{left}px'>{number}</div>");
         }
     }
-    for op in shown {
-        let column = columns.get(&op.begun.process).copied().unwrap_or(0);
+    for op in &shown.ops {
+        let column = columns.get(&op.ended.process).copied().unwrap_or(0);
         op_box(&mut page, op, column * COLUMN_PX);
     }
     page.push_str("</div>\n");
     page
 }
 
-/// Pairs what begins with what ends it: a process does one thing after the other.
-fn spans(events: &[Event]) -> Vec<Span<'_>> {
-    let mut open: BTreeMap<Process, &Event> = BTreeMap::new();
-    let mut spans = Vec::new();
-    for event in events {
-        match open.remove(&event.process) {
-            Some(begun) => spans.push(Span {
-                begun,
-                ended: event,
-            }),
-            None => {
-                open.insert(event.process, event);
-            }
-        }
-    }
-    spans
-}
-
 fn top(time_ns: u64) -> u64 {
     HEAD_PX + time_ns / NS_PER_PX
 }
 
-fn tall(span: &Span<'_>) -> u64 {
-    let took_ns = span.ended.time_ns.saturating_sub(span.begun.time_ns);
+fn tall(span: &Span) -> u64 {
+    let took_ns = span.ended.time_ns.saturating_sub(span.begun_ns);
     (took_ns / NS_PER_PX).max(HEIGHT_MIN_PX)
 }
 
-fn band(page: &mut String, fault: &Span<'_>) {
-    let (at, height, f) = (top(fault.begun.time_ns), tall(fault), &fault.begun.f);
+/// What is told of an operation when it is pointed at.
+fn about(span: &Span) -> String {
+    let text = span.ended.edn(0).to_string();
+    let cut = text.char_indices().nth(TITLE_MAX).map(|(at, _)| at);
+    match cut {
+        Some(at) => format!("{} …", escaped(&text[..at])),
+        None => escaped(&text),
+    }
+}
+
+fn band(page: &mut String, fault: &Span) {
+    let (at, height, f) = (top(fault.begun_ns), tall(fault), &fault.ended.f);
     let colour = if f.starts_with("kill") {
         "#E9A4A0"
     } else if f.starts_with("pause") {
@@ -110,16 +145,25 @@ fn band(page: &mut String, fault: &Span<'_>) {
     } else {
         "#D1E8A0"
     };
+    // One that was not there, or may not have been, is no reason for what is seen beside it.
+    let (class, fill, doubt) = match fault.ended.error {
+        None => ("band", format!(";background:{colour}"), ""),
+        Some(_) => (
+            "'band none'",
+            String::new(),
+            ": not installed, or not surely",
+        ),
+    };
     let _ = writeln!(
         page,
-        "<div class=band style='top:{at}px;height:{height}px;background:{colour}' title='{}'>{}</div>",
-        escaped(&fault.ended.edn(0).to_string()),
+        "<div class={class} style='top:{at}px;height:{height}px{fill}' title='{}'>{}{doubt}</div>",
+        about(fault),
         escaped(f)
     );
 }
 
-fn op_box(page: &mut String, op: &Span<'_>, left: usize) {
-    let (at, height, width) = (top(op.begun.time_ns), tall(op), COLUMN_PX - 6);
+fn op_box(page: &mut String, op: &Span, left: usize) {
+    let (at, height, width) = (top(op.begun_ns), tall(op), COLUMN_PX - 6);
     let class = match op.ended.kind {
         Kind::Fail => "fail",
         Kind::Info => "info",
@@ -128,8 +172,8 @@ fn op_box(page: &mut String, op: &Span<'_>, left: usize) {
     let _ = writeln!(
         page,
         "<div class={class} style='left:{left}px;top:{at}px;width:{width}px;height:{height}px' title='{}'>{}</div>",
-        escaped(&op.ended.edn(0).to_string()),
-        escaped(&op.begun.f)
+        about(op),
+        escaped(&op.ended.f)
     );
 }
 
@@ -178,7 +222,7 @@ mod tests {
 
     #[test]
     fn operations_stand_in_the_column_of_their_process_at_their_time() {
-        let page = page("smoke 7", &run(2));
+        let page = page("smoke 7", run(2).into_iter());
         for wanted in [
             "<h1>smoke 7</h1>",
             "class=ok style='left:0px;top:40px;width:104px;height:7px'",
@@ -193,13 +237,24 @@ mod tests {
 
     #[test]
     fn a_page_is_bounded_and_says_what_it_leaves_out() {
-        let page = page("long", &run(OPS_MAX as u64 + 1));
+        let page = page("long", run(OPS_MAX as u64 + 1).into_iter());
         assert_eq!(page.matches("class=ok").count(), OPS_MAX);
         assert!(page.contains("The first 10000 of 10001 operations."));
     }
 
     #[test]
+    fn a_long_value_is_cut_and_a_fault_that_was_not_there_has_no_colour() {
+        let mut events = run(1);
+        let last = events.last_mut().unwrap();
+        last.value = Edn::text("é".repeat(10_000));
+        last.error = Some("it did not run".to_owned());
+        let page = page("cut", events.into_iter());
+        assert!(page.len() < 3000, "{}", page.len());
+        assert!(page.contains("pause: not installed") && !page.contains("A0B1E9"));
+    }
+
+    #[test]
     fn a_run_without_operations_is_a_page_too() {
-        assert!(page("empty", &[]).contains("<h1>empty</h1>"));
+        assert!(page("empty", std::iter::empty()).contains("<h1>empty</h1>"));
     }
 }

@@ -27,6 +27,8 @@ pub(crate) const PEER_PROTOCOL: u32 = 3;
 pub(crate) const PEER_MESSAGE_BYTES_MAX: usize = 16 << 20;
 /// Unanswered control calls to one peer; more fail at once.
 const CONTROL_CALLS_MAX: usize = 2048;
+/// Answers a call that this build does not know.
+pub(crate) const UNKNOWN_CALL: &str = "an unknown call";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const STREAM_WINDOW: u32 = 8 << 20;
 const CONNECTION_WINDOW: u32 = 32 << 20;

@@ -24,7 +24,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::ballot::Ballot;
 use crate::clock::{Clock, wall_us};
 use crate::election;
-use crate::peer_link::{Credentials, PEER_MESSAGE_BYTES_MAX, PEER_PROTOCOL};
+use crate::peer_link::{Credentials, PEER_MESSAGE_BYTES_MAX, PEER_PROTOCOL, UNKNOWN_CALL};
 use crate::peers::Peers;
 use crate::pulse::Pulse;
 use crate::read_barrier::ReadBarrier;
@@ -429,7 +429,7 @@ impl Peer for PeerService {
                     core.check_peer(from)?;
                     let answer = match request {
                         Some(ask) => core.control_call(from, ask).await,
-                        None => Err(Status::unimplemented("an unknown call")),
+                        None => Err(Status::unimplemented(UNKNOWN_CALL)),
                     };
                     let answer =
                         answer.unwrap_or_else(|status| Answer::Error(status.message().to_owned()));

@@ -518,6 +518,9 @@ pub(crate) fn apply_lag(raft: &Raft, engine: &mailbox_engine::Shard) -> u64 {
     last.unwrap_or(0).saturating_sub(applied)
 }
 
+/// By replica, what it is known to have.
+type Replication = BTreeMap<u64, Option<LogId>>;
+
 /// Tells openraft of every flush, so that it purges what is in files; but not what a follower that is being filled
 /// needs next, nor what one needs that has not split yet.
 struct Announcer {
@@ -550,24 +553,24 @@ impl Announcer {
                 }
                 tokio::time::sleep(FILLING_LOOK).await;
             };
-            let leads = self.replication().is_some();
-            let kept_min = kept_min(engine.stored_bytes(), leads);
+            // One look serves both: what may go where this node leads is too much where it does not.
+            let replication = self.replication();
+            let kept_min = kept_min(engine.stored_bytes(), replication.is_some());
             let spare = kept.flushed(upto, self.applier.log.appended_bytes(), kept_min);
             let told = self.raft.trigger().snapshot().await;
-            if told.is_err() || !self.purge(spare).await {
+            if told.is_err() || !self.purge(spare, replication.unwrap_or_default()).await {
                 return;
             }
         }
     }
 
     /// Of the followers, if this node leads.
-    fn replication(&self) -> Option<BTreeMap<u64, Option<LogId>>> {
+    fn replication(&self) -> Option<Replication> {
         self.raft.metrics().borrow_watched().replication.clone()
     }
 
     /// Purges what need not be kept and no follower lacks, as far as is known here. False once the replica has stopped.
-    async fn purge(&self, spare: Option<u64>) -> bool {
-        let replication = self.replication().unwrap_or_default();
+    async fn purge(&self, spare: Option<u64>, replication: Replication) -> bool {
         let upto = match (spare, replication.into_values().min()) {
             (Some(spare), None) => spare,
             (Some(spare), Some(Some(matched))) => spare.min(matched.index),

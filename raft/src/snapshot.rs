@@ -23,7 +23,7 @@ use tonic::Streaming;
 use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::background::{self, Haste};
-use crate::peer_link::Link;
+use crate::peer_link::{Link, UNKNOWN_CALL};
 use crate::types::{self, TypeConfig, Vote, decode_stored_membership, log_id};
 use crate::wire;
 
@@ -185,19 +185,16 @@ pub(crate) async fn send(
 /// Its word keeps no place: others may come first while the files are written.
 async fn ask_whether_taken(link: &Link, shard: u32) -> Result<(), String> {
     let ask = Ask::TakesSnapshot(peer::TakesSnapshot { shard });
-    match link.call(ask, ASK_TIMEOUT).await {
+    consent(link.call(ask, ASK_TIMEOUT).await)
+}
+
+fn consent(answer: Result<Answer, String>) -> Result<(), String> {
+    match answer {
         Ok(Answer::TakesSnapshot(reply)) if reply.refusal.is_empty() => Ok(()),
         Ok(Answer::TakesSnapshot(reply)) => Err(reply.refusal),
         Ok(other) => Err(format!("unexpected answer {other:?}")),
-        // An older build does not know the question.
-        Err(reason) if link.is_connected() => {
-            tracing::debug!(
-                peer = link.node,
-                reason,
-                "it does not say whether it takes a snapshot"
-            );
-            Ok(())
-        }
+        // An older build takes what it is sent.
+        Err(reason) if reason == UNKNOWN_CALL => Ok(()),
         Err(reason) => Err(reason),
     }
 }
@@ -433,4 +430,41 @@ async fn receive_file(
     }
     // The engine reads the file at once and writes its own, which it syncs: this one needs no sync.
     out.flush().await.map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answered(refusal: &str) -> Result<Answer, String> {
+        let refusal = refusal.to_owned();
+        Ok(Answer::TakesSnapshot(peer::TakesSnapshotReply { refusal }))
+    }
+
+    #[test]
+    fn nothing_is_written_for_a_peer_that_would_not_take_it_or_does_not_answer() {
+        assert_eq!(consent(answered("")), Ok(()));
+        let refusal = "shard 3 does not run here";
+        assert_eq!(consent(answered(refusal)), Err(refusal.to_owned()));
+        let silent = "node 2 did not answer within 1s";
+        assert_eq!(consent(Err(silent.to_owned())), Err(silent.to_owned()));
+        assert_eq!(
+            consent(Err(UNKNOWN_CALL.to_owned())),
+            Ok(()),
+            "an older build"
+        );
+        assert!(consent(Ok(Answer::Error(String::new()))).is_err());
+    }
+
+    #[test]
+    fn a_node_that_receives_enough_says_so() {
+        let pace = SnapshotPace::new(PathBuf::new(), 1);
+        assert_eq!(pace.refusal_to_receive(), None);
+        let permits: Vec<_> = (0..TRANSFERS_MAX)
+            .map(|_| pace.receiving.try_acquire().unwrap())
+            .collect();
+        assert!(pace.refusal_to_receive().is_some());
+        drop(permits);
+        assert_eq!(pace.refusal_to_receive(), None);
+    }
 }
