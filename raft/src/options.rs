@@ -108,7 +108,7 @@ pub struct NodeOptions {
     pub outbox_bytes_max: u64,
     /// Entries kept in the log behind the last flush, for followers that lag; fewer if they weigh much beside the rows.
     pub log_entries_kept: u64,
-    /// Snapshot bytes sent to one peer per second.
+    /// Bytes per second of each snapshot, or copy of a slot, that is sent.
     pub snapshot_bytes_per_s: u64,
     /// Bytes a second that this node, as a leader, sends to all learners of its shards of entries already committed,
     /// beyond twice the entries that are committed meanwhile.

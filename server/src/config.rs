@@ -191,6 +191,8 @@ pub struct StorageConfig {
     pub max_open_files: u32,
     pub level0_files_max: u32,
     pub flush_age_ms: u64,
+    pub log_entries_kept: u64,
+    pub snapshot_bytes_per_s: ByteSize,
 }
 
 /// `[limits]`.
@@ -335,6 +337,8 @@ impl Default for StorageConfig {
             max_open_files: 1024,
             level0_files_max: 64,
             flush_age_ms: 60_000,
+            log_entries_kept: 4096,
+            snapshot_bytes_per_s: ByteSize(100 << 20),
         }
     }
 }
@@ -395,6 +399,7 @@ impl PlacementConfig {
                 node_moves_max: size(self.node_moves_max),
                 node_replicas_max: size(self.node_replicas_max),
                 transfers_max: size(self.transfers_max),
+                ..Limits::default()
             },
             ..Goals::default()
         }

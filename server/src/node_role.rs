@@ -438,6 +438,8 @@ fn node_options(
     options.clock_skew_max_ms = cluster.clock_skew_max_ms;
     options.queue_bytes_max = memory.queues;
     options.outbox_bytes_max = config.limits.outbox_bytes_max.0;
+    options.log_entries_kept = config.storage.log_entries_kept;
+    options.snapshot_bytes_per_s = config.storage.snapshot_bytes_per_s.0;
     options.disk_free_min_bytes = disk_free_min(config)?;
     options.peer_tls = peer_tls.map(|tls| ClientTls {
         ca_pem: tls.ca_pem.clone(),

@@ -41,8 +41,13 @@ pub struct Limits {
     pub node_moves_max: usize,
     /// Replicas that a node may hold. Default 512.
     pub node_replicas_max: usize,
-    /// Leader transfers in one plan. Whoever calls more often transfers faster. Default 16.
+    /// Leader transfers in one plan. Default 16.
     pub transfers_max: usize,
+    /// Of so many shards at most one is to change its leader at a time (one, if there are fewer shards): it serves nobody
+    /// for a moment, and with so few of them in that state a tail latency hardly shows it. That binds whoever executes the
+    /// steps, see [`Limits::transfers_at_once`]. With fewer shards than this, leaders are not made even while replicas
+    /// move. Default 64.
+    pub shards_per_transfer: usize,
 }
 
 impl Default for Goals {
@@ -59,6 +64,15 @@ impl Default for Goals {
     }
 }
 
+impl Limits {
+    /// Leader transfers that may be under way at once among so many shards.
+    #[must_use]
+    pub fn transfers_at_once(&self, shards: usize) -> usize {
+        let few = shards / self.shards_per_transfer.max(1);
+        self.transfers_max.min(few.max(1))
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -66,6 +80,7 @@ impl Default for Limits {
             node_moves_max: 2,
             node_replicas_max: 512,
             transfers_max: 16,
+            shards_per_transfer: 64,
         }
     }
 }

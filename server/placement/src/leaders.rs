@@ -32,7 +32,7 @@ pub(crate) fn even(draft: &mut Draft<'_>) {
     // What cannot be bettered from a node cannot be from any that it reaches and that leads no more than it.
     let mut hopeless = vec![false; chains.led.len()];
     for from in order {
-        while !hopeless[from] && draft.transfers_left() > 0 {
+        while !hopeless[from] && draft.evening_left(from) > 0 {
             match chains.find(draft, from) {
                 Ok(chain) => chains.shift(draft, &chain),
                 Err(reached) => {

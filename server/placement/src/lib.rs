@@ -26,7 +26,7 @@
 //!    [`Goals::dead_after_ms`]. Those with the fewest live voters first.
 //! 2. Draining nodes: their leaders, then their replicas.
 //! 3. Spread: each shard over as many zones (or regions) as there are nodes for.
-//! 4. Even replicas, then even leaders, by capacity.
+//! 4. Even replicas, then even leaders, by capacity; where shards are few, leaders only once no replica moves.
 //!
 //! # What is never done
 //!

@@ -34,6 +34,8 @@ pub(crate) struct Draft<'a> {
     /// By place in the state's shards: nothing more is planned for this one.
     pub(crate) settled: Vec<bool>,
     transfers: usize,
+    /// Moves that were under way before this plan.
+    moves_begun: usize,
 }
 
 impl<'a> Draft<'a> {
@@ -47,6 +49,7 @@ impl<'a> Draft<'a> {
         Self {
             state,
             goals,
+            moves_begun: fleet.moves,
             fleet,
             steps: Vec::new(),
             settled,
@@ -80,6 +83,19 @@ impl<'a> Draft<'a> {
             .limits
             .transfers_max
             .saturating_sub(self.transfers)
+    }
+
+    /// How many of them may be for evenness' sake, off a node: none while replicas move, unless one is hardly noticed
+    /// among all shards. Who leads meanwhile is not who will, so it would lead to more transfers, and each takes several
+    /// times as long while nodes are busy with copies. A node that should lead nothing does not wait.
+    pub(crate) fn evening_left(&self, from: Place) -> usize {
+        let node = &self.fleet.nodes[from];
+        let may_wait = node.may_lead && node.is_open();
+        let few = self.state.shards.len() < self.goals.limits.shards_per_transfer;
+        if may_wait && few && self.moves_begun > 0 {
+            return 0;
+        }
+        self.transfers_left()
     }
 
     /// Plans a transfer, if the limit leaves room.

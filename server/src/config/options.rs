@@ -362,6 +362,19 @@ pub const OPTIONS: &[OptionFacts] = &[
          restart replays.",
     ),
     number(
+        "storage.log_entries_kept",
+        (0, 10_000_000),
+        "entries",
+        "Entries that each shard keeps in the log behind what is in files, for replicas that lag; fewer if they \
+         weigh much beside the rows. A replica that lags by more gets a snapshot.",
+    ),
+    bytes(
+        "storage.snapshot_bytes_per_s",
+        (1 << 20, 10 << 30),
+        "Bytes a second of one snapshot, or copy of a slot, that goes to another node. Less is gentler to those who \
+         chat meanwhile, and takes longer.",
+    ),
+    number(
         "limits.submit_frames_in_flight_max",
         (1, 4096),
         "frames",
@@ -472,7 +485,8 @@ pub const OPTIONS: &[OptionFacts] = &[
         "placement.transfers_max",
         (1, 1000),
         "transfers",
-        "Leaderships that are handed over in one round.",
+        "Leaderships that are handed over at once; and never more than one for 64 shards, or one if there are fewer: \
+         a shard serves nobody while it is.",
     ),
     number(
         "placement.pause_ms",

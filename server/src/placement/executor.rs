@@ -66,9 +66,18 @@ impl<E: Effects> Executor<E> {
                 self.spawn_follow(tasks, shard);
             }
         }
+        let at_once = self
+            .goals
+            .limits
+            .transfers_at_once(sight.state.shards.len());
+        // Here and not in the plan, which would name the same ones again though they wait.
+        let mut transfers_left = at_once.saturating_sub(self.journal.transfers());
         for step in plan(&sight.state, &self.goals) {
+            let is_transfer = matches!(step, Step::TransferLeader { .. });
             let wanted = self.automatic || is_asked_for(&sight.state, &step);
-            if wanted && tasks.len() < TASKS_MAX && self.brake.allows(&step, sight.state.now_ms) {
+            let fits = tasks.len() < TASKS_MAX && (!is_transfer || transfers_left > 0);
+            if wanted && fits && self.brake.allows(&step, sight.state.now_ms) {
+                transfers_left -= usize::from(is_transfer);
                 self.spawn_step(tasks, step);
             }
         }

@@ -81,6 +81,15 @@ impl Journal {
         running.chain(pages.following.iter().copied()).collect()
     }
 
+    /// Leader transfers under way.
+    pub(super) fn transfers(&self) -> usize {
+        let pages = self.pages.lock();
+        let steps = pages.running.values().map(|entry| &entry.step);
+        steps
+            .filter(|step| matches!(step, Step::TransferLeader { .. }))
+            .count()
+    }
+
     pub(super) fn follows(&self, shard: ShardId) {
         self.pages.lock().following.insert(shard);
     }

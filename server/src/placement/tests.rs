@@ -112,6 +112,18 @@ fn assert_even(fake: &Fake, nodes: &[u64]) {
 }
 
 #[test]
+fn one_shard_at_a_time_changes_its_leader_where_shards_are_few() {
+    block_on(async {
+        let fake = Fake::new(5, 32, goals().lag_max, 7);
+        fake.set_standing(1, Standing::Draining);
+        to_rest(&fake).await;
+        assert!(fake.transfers() > 5, "{}", fake.transfers());
+        assert_eq!(fake.transfers_at_once(), 1);
+        assert_eq!(fake.held_by(1), (0, 0));
+    });
+}
+
+#[test]
 fn nodes_come_and_go_and_all_ends_even() {
     block_on(async {
         let fake = Fake::new(5, SHARDS, goals().lag_max, 7);

@@ -59,6 +59,7 @@ pub(crate) fn tight_goals(seed: u64) -> Goals {
         node_moves_max: 1 + chance.below(3),
         node_replicas_max: 512,
         transfers_max: 1 + chance.below(4),
+        shards_per_transfer: 1 + chance.below(70),
     };
     Goals {
         replica_slack_percent: [0, 5, 20][chance.below(3)],

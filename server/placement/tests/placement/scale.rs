@@ -26,6 +26,7 @@ fn goals() -> Goals {
         node_moves_max: 8,
         node_replicas_max: 2000,
         transfers_max: 1000,
+        ..Limits::default()
     };
     Goals {
         limits,

@@ -117,6 +117,63 @@ fn draining_moves_leaders_first_and_empties_the_node() {
     assert_at_rest(&cluster.state, &cluster.goals);
 }
 
+fn transfers(steps: &[Step]) -> usize {
+    let transfers = steps.iter();
+    let transfers = transfers.filter(|step| matches!(step, Step::TransferLeader { .. }));
+    transfers.count()
+}
+
+#[test]
+fn few_of_all_shards_change_their_leader_at_a_time() {
+    let limits = Goals::default().limits;
+    for (shards, at_once) in [(0, 1), (27, 1), (127, 1), (128, 2), (640, 10), (10_000, 16)] {
+        assert_eq!(limits.transfers_at_once(shards), at_once, "{shards}");
+    }
+}
+
+#[test]
+fn a_node_that_may_not_lead_is_freed_while_replicas_move_too() {
+    let mut cluster = calm(even_state(3, 27));
+    // One that never catches up.
+    let learner = Replica {
+        node: NodeId(6),
+        role: Role::Learner { replaces: None },
+        lag: None,
+    };
+    let mut shards = cluster.state.shards.iter_mut();
+    let shard = shards.find(|it| it.replica(NodeId(6)).is_none());
+    shard
+        .expect("some shard is elsewhere")
+        .replicas
+        .push(learner);
+    cluster.node(5).may_lead = false;
+    let steps = plan(&cluster.state, &cluster.goals);
+    let off_it =
+        |step: &&Step| matches!(step, Step::TransferLeader { from, .. } if *from == NodeId(5));
+    assert!(steps.iter().any(|step| off_it(&step)), "{steps:?}");
+}
+
+#[test]
+fn where_shards_are_few_leaders_are_made_even_when_replicas_have_come_to_rest() {
+    for shards in [27, 270] {
+        let mut cluster = calm(even_state(3, shards));
+        // Who leads least takes most, but first it has to get them.
+        let mut joins = cluster.node(5).clone();
+        joins.id = NodeId(90);
+        cluster.state.nodes.push(joins);
+        let mut while_moving = 0;
+        for _ in 0..1000 {
+            let steps = plan(&cluster.state, &cluster.goals);
+            let replicas = cluster.state.shards.iter().flat_map(|it| &it.replicas);
+            let moves = replicas.filter(|it| it.role != Role::Voter).count();
+            while_moving += if moves > 0 { transfers(&steps) } else { 0 };
+            cluster.round();
+        }
+        assert_at_rest(&cluster.state, &cluster.goals);
+        assert_eq!(while_moving > 0, shards >= 64, "{while_moving} of {shards}");
+    }
+}
+
 #[test]
 fn a_node_that_may_not_lead_is_freed_of_what_it_leads_and_given_nothing() {
     let mut cluster = calm(even_state(3, 27));

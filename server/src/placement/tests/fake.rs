@@ -37,6 +37,8 @@ pub(super) const CUTS: [Cut; 3] = [Cut::Before, Cut::After, Cut::Late];
 pub(super) struct Fake {
     world: Arc<Mutex<World>>,
     pub(super) killed: Arc<Notify>,
+    /// Transfers under way, and the most there have been.
+    transferring: Arc<Mutex<(usize, usize)>>,
 }
 
 impl Fake {
@@ -44,6 +46,7 @@ impl Fake {
         Self {
             world: Arc::new(Mutex::new(World::new(nodes, shards, lag_max, seed))),
             killed: Arc::default(),
+            transferring: Arc::default(),
         }
     }
 
@@ -71,6 +74,11 @@ impl Fake {
     /// The next change of members panics.
     pub(super) fn panic_once(&self) {
         self.world.lock().panics = true;
+    }
+
+    /// The most transfers that were under way at once.
+    pub(super) fn transfers_at_once(&self) -> usize {
+        self.transferring.lock().1
     }
 
     pub(super) fn transfers(&self) -> u64 {
@@ -256,6 +264,13 @@ impl Effects for Fake {
     }
 
     async fn transfer(&self, shard: ShardId, to: u64) -> Result<(), CallError> {
-        self.act(Call::Transfer(shard, to)).await.map(|_| ())
+        {
+            let mut transferring = self.transferring.lock();
+            transferring.0 += 1;
+            transferring.1 = transferring.1.max(transferring.0);
+        }
+        let done = self.act(Call::Transfer(shard, to)).await.map(|_| ());
+        self.transferring.lock().0 -= 1;
+        done
     }
 }
