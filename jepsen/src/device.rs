@@ -13,9 +13,10 @@ use tokio::time::{Instant, sleep};
 
 use crate::history::{Op, Outcome, Recorder, Row, SendId, Timeline};
 use crate::page::{Page, Synced};
+use crate::sender::Ends;
 
-/// Rows of one page: few, so that most pages end in the middle of something.
-const PAGE_ROWS: std::ops::RangeInclusive<u32> = 1..=20;
+/// Rows of a page at the end, when all is to be had soon.
+const LAST_PAGE_ROWS: u32 = 1000;
 /// Pause between two pages of a run, in milliseconds.
 const PAUSE_MS: std::ops::Range<u64> = 5..60;
 /// Pause after a page that failed, at the end of a run.
@@ -38,6 +39,8 @@ pub(crate) struct Device {
     pub(crate) user: u64,
     pub(crate) name: &'static str,
     pub(crate) token: String,
+    /// Rows of one page, at most: few, so that most pages end in the middle of something.
+    pub(crate) page_rows_max: u32,
     pub(crate) rng: StdRng,
     /// Of the last answered page.
     pub(crate) key: String,
@@ -47,8 +50,8 @@ pub(crate) struct Device {
 
 impl Device {
     /// Asks for page after page, at the head too.
-    pub(crate) async fn run(&mut self, until: Instant) {
-        while Instant::now() < until {
+    pub(crate) async fn run(&mut self, ends: Ends) {
+        while !ends.is_over() {
             self.page(false).await;
             sleep(Duration::from_millis(self.rng.random_range(PAUSE_MS))).await;
         }
@@ -68,7 +71,11 @@ impl Device {
     /// One page through one gateway; whether there is more, if it was answered.
     async fn page(&mut self, last: bool) -> Option<bool> {
         let gateway = self.gateways.choose(&mut self.rng)?.clone();
-        let limit = self.rng.random_range(PAGE_ROWS);
+        let limit = if last {
+            LAST_PAGE_ROWS
+        } else {
+            self.rng.random_range(1..=self.page_rows_max)
+        };
         let invoked_ns = self.recorder.now_ns();
         let answer = self.ask(&gateway, limit).await;
         let completed_ns = self.recorder.now_ns();

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::io::{BufRead, Write};
 use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
@@ -149,7 +150,7 @@ pub enum Installation {
 /// One fault.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fault {
-    /// Which: `kill-leader`, `kill-random`, `kill-all`, `pause`.
+    /// Which, by its name: see [`crate::nemesis::Kind`].
     pub kind: String,
     /// Which node, if it was one.
     pub node: Option<u64>,
@@ -276,6 +277,8 @@ impl History {
 pub struct Recorder {
     start: Instant,
     ops: std::sync::Mutex<Vec<Op>>,
+    /// Sends acked, sends of which nobody knows, and faults: for whoever looks on.
+    progress: [AtomicU64; 3],
 }
 
 impl Default for Recorder {
@@ -283,6 +286,7 @@ impl Default for Recorder {
         Self {
             start: Instant::now(),
             ops: std::sync::Mutex::new(Vec::new()),
+            progress: Default::default(),
         }
     }
 }
@@ -295,7 +299,29 @@ impl Recorder {
 
     /// Takes an operation that has ended.
     pub fn record(&self, op: Op) {
+        let counter = match &op {
+            Op::Append(append) => match append.outcome {
+                Outcome::Ok(_) => Some(0),
+                Outcome::Unknown(_) => Some(1),
+                Outcome::Fail(_) => None,
+            },
+            Op::Fault(_) => Some(2),
+            Op::Read(_) | Op::Join(_) | Op::Page(_) | Op::StateHash(_) => None,
+        };
+        if let Some(counter) = counter {
+            self.progress[counter].fetch_add(1, Relaxed);
+        }
         self.lock().push(op);
+    }
+
+    /// Sends acked, sends of which nobody knows, and faults so far.
+    pub fn progress(&self) -> (u64, u64, u64) {
+        let [acked, unknown, faults] = &self.progress;
+        (
+            acked.load(Relaxed),
+            unknown.load(Relaxed),
+            faults.load(Relaxed),
+        )
     }
 
     /// How many have been taken.
@@ -320,6 +346,22 @@ impl Recorder {
         self.ops
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl Timeline {
+    /// The user, or the group.
+    pub fn owner(self) -> u64 {
+        match self {
+            Self::Mailbox(owner) | Self::Group(owner) => owner,
+        }
+    }
+}
+
+impl<T> Outcome<T> {
+    /// Whether it surely did not happen.
+    pub fn is_fail(&self) -> bool {
+        matches!(self, Self::Fail(_))
     }
 }
 

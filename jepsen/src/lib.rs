@@ -1,25 +1,32 @@
 //! The fault harness: real processes, injected faults, recorded histories, checkers.
 //!
 //! ```text
-//!  workload ──▶ client ──▶ mailboxd × 3 ◀── nemesis (kill -9, SIGSTOP)
+//!  workload ──▶ client ──▶ mailboxd × 3 ◀── nemesis (kill, pause, partition, power …)
 //!      └─────────┬──────────────────────────────┘
 //!             history ──▶ checker ──▶ valid | unknown | invalid
 //! ```
 //!
-//! Start reading at `history.rs` (what is recorded), then `checker/mod.rs` (how it is judged) and `store.rs` (what is
-//! kept). A run that proves nothing — too few acked sends, a fault that never came, a final read that failed — is
-//! `unknown`, never `valid`. Every run prints its seed.
+//! Start reading at `run.rs` (what happens in a run), then `workload.rs` and `nemesis/kind.rs` (what there is to choose),
+//! `history.rs` (what is recorded), `checker/mod.rs` (how it is judged) and `store.rs` (what is kept). A run that proves
+//! nothing — too few acked sends, a fault that never came, a final read that failed — is `unknown`, never `valid`. Every
+//! run prints its seed.
 
 pub mod checker;
 pub mod edn;
 pub mod events;
+pub mod ground;
 pub mod history;
 pub mod nemesis;
+pub mod options;
 pub mod page;
-pub mod smoke;
+pub mod plot;
+pub mod run;
 pub mod store;
 pub mod timeline;
+pub mod workload;
 
 mod device;
+mod ending;
+mod population;
 mod reader;
 mod sender;

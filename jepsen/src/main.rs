@@ -1,86 +1,26 @@
-//! Runs a workload under faults and says what came of it.
+//! Runs workloads under faults and says what came of them.
 //!
-//! Exit status: 0 valid, 1 a promise was broken, 2 the run proves nothing or the harness failed.
+//! Exit status: 0 valid, 1 a promise was broken, 2 a run proves nothing or the harness failed.
 
-use std::path::PathBuf;
+mod cli;
+
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::{Args, Parser, Subcommand};
+use clap::Parser as _;
 use mailbox_jepsen::checker::Verdict;
-use mailbox_jepsen::history::History;
-use mailbox_jepsen::smoke::{self, SmokeOptions, Summary};
+use mailbox_jepsen::ground;
+use mailbox_jepsen::run::{self, Summary};
 
-/// Puts a mailbox cluster under faults and checks what it promises.
-#[derive(Debug, Parser)]
-#[command(version)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Users send to each other and to groups while nodes are killed and paused.
-    Smoke(Smoke),
-    /// Judges a recorded history again.
-    Recheck {
-        /// The `history.jsonl` of a run.
-        history: PathBuf,
-        #[command(flatten)]
-        run: Smoke,
-    },
-}
-
-#[derive(Debug, Args)]
-struct Smoke {
-    /// Nodes of the cluster: 1 or 3.
-    #[arg(long, default_value_t = 3)]
-    nodes: usize,
-    /// Shards of the cluster.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
-    shards: u16,
-    /// How long faults are installed.
-    #[arg(long, default_value_t = 20)]
-    seconds: u64,
-    /// What faults and messages follow from; random if not given.
-    #[arg(long)]
-    seed: Option<u64>,
-    /// The mailboxd to run; the one beside this program if not given.
-    #[arg(long, env = "MAILBOXD")]
-    mailboxd: Option<PathBuf>,
-    /// Where histories go, and the nodes' files of runs that were not valid.
-    #[arg(long, default_value = "./target/jepsen")]
-    store: PathBuf,
-    /// One JSON object instead of words (also: --output json).
-    #[arg(long)]
-    json: bool,
-    /// `text` or `json`.
-    #[arg(long, default_value = "text", value_parser = ["text", "json"])]
-    output: String,
-}
-
-impl Smoke {
-    fn options(&self) -> SmokeOptions {
-        SmokeOptions {
-            nodes: self.nodes,
-            seconds: self.seconds,
-            seed: self
-                .seed
-                .unwrap_or_else(|| u64::from(rand::random::<u32>())),
-            shards: self.shards,
-            binary: self.mailboxd.clone(),
-            store: self.store.clone(),
-        }
-    }
-}
+use cli::{Cli, Command, Print, cells, planted};
 
 fn main() -> ExitCode {
+    let cli = Cli::parse();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_target(false)
         .init();
-    match run(&Cli::parse()) {
+    match command(cli.command) {
         Ok(Verdict::Valid) => ExitCode::SUCCESS,
         Ok(Verdict::Invalid) => ExitCode::from(1),
         Ok(Verdict::Unknown) => ExitCode::from(2),
@@ -91,33 +31,42 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: &Cli) -> anyhow::Result<Verdict> {
-    let (arguments, summary) = match &cli.command {
-        Command::Smoke(arguments) => {
-            let options = arguments.options();
-            eprintln!("seed {}", options.seed);
+fn command(command: Command) -> anyhow::Result<Verdict> {
+    match command {
+        Command::Test(arguments) => {
+            let options = arguments.options()?;
+            for need in options.needs()? {
+                if let Some(why) = ground::lacks(need) {
+                    anyhow::bail!("{} cannot be run here: {why}", options.name());
+                }
+            }
+            if ground::is_apart(&options.needs()?) {
+                // Before there is a second thread, or a file.
+                ground::enter()?;
+            }
+            arguments.make_dir(&options)?;
+            eprintln!("seed {}, kept in {}", options.seed, options.dir.display());
             let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
-            (arguments, runtime.block_on(smoke::run(&options))?)
+            let summary = runtime.block_on(run::run(&options))?;
+            print(arguments.print, &summary)
         }
-        Command::Recheck { history: path, run } => {
-            let file = std::fs::File::open(path);
-            let file = file.with_context(|| format!("open {}", path.display()))?;
-            let history = History::read(std::io::BufReader::new(file))?;
-            (run, smoke::recheck(&run.options(), &history, path.clone()))
+        Command::TestAll(arguments) => cells::run(&arguments),
+        Command::Smoke(arguments) => cells::run(&arguments.test_all()),
+        Command::Planted(arguments) => planted::run(&arguments),
+        Command::Recheck { dir, print: how } => print(how, &run::recheck(&dir)?),
+        Command::List => {
+            cli::list();
+            Ok(Verdict::Valid)
         }
-    };
-    if arguments.json || arguments.output == "json" {
-        println!(
-            "{}",
-            serde_json::to_string(&summary).context("encode the summary")?
-        );
-    } else {
-        print_words(&summary);
     }
-    Ok(summary.verdict)
 }
 
-fn print_words(summary: &Summary) {
+fn print(how: Print, summary: &Summary) -> anyhow::Result<Verdict> {
+    if how.is_json() {
+        let text = serde_json::to_string(summary).context("encode the summary")?;
+        println!("{text}");
+        return Ok(summary.verdict);
+    }
     let counts = &summary.counts;
     println!(
         "{:?}: {} acked, {} unknown ({} of them happened), {} refused, {} reads, {} pages, {} rows",
@@ -139,6 +88,7 @@ fn print_words(summary: &Summary) {
     for doubt in &summary.doubts {
         println!("  doubt: {doubt}");
     }
-    println!("history: {}", summary.history.display());
+    println!("kept: {}", summary.dir.display());
     println!("again: {}", summary.reproduce);
+    Ok(summary.verdict)
 }

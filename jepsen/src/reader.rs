@@ -12,7 +12,8 @@ use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use crate::history::{Op, Outcome, Read, Recorder, Row, SendId, Source, Timeline, View};
-use crate::sender::{Population, Processes};
+use crate::population::Population;
+use crate::sender::{Ends, Processes};
 
 /// Rows of one page.
 const PAGE_ROWS: u32 = 1000;
@@ -29,13 +30,13 @@ pub(crate) struct Reader {
 
 impl Reader {
     /// Reads single pages through the leader, each from a little below the last head seen anywhere.
-    pub(crate) async fn run(mut self, until: Instant) {
+    pub(crate) async fn run(mut self, ends: Ends) {
         let timelines = self.population.timelines();
         let mut heads = vec![0_u64; timelines.len()];
         let places: Vec<usize> = (0..timelines.len()).collect();
         let process = self.processes.next();
         while let Some(&place) = places.choose(&mut self.rng)
-            && Instant::now() < until
+            && !ends.is_over()
         {
             let back = self.rng.random_range(0..50);
             let after = heads[place].saturating_sub(back);

@@ -1,7 +1,7 @@
 //! One process of the workload that sends: one message after another.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,18 +10,31 @@ use mailbox_client::{Client, content_crc, user_id};
 use rand::RngExt as _;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep_until};
 
 use crate::history::{Acked, Append, Op, Outcome, Recorder, SendId, Timeline};
+use crate::population::{NOBODY, Population};
+use crate::workload::Workload;
 
 const BODY_BYTES_MAX: usize = 300;
-/// Pause between two sends, in milliseconds.
-const PAUSE_MS: std::ops::Range<u64> = 0..20;
-/// Attempts after which a send whose outcome is unknown is left alone.
-const ATTEMPTS: std::ops::RangeInclusive<u32> = 1..=4;
-/// How often an acked send is sent again.
-const REPEAT_PROBABILITY: f64 = 0.05;
-const GROUP_PROBABILITY: f64 = 0.3;
+
+/// Whether the processes of a phase are to end.
+#[derive(Debug, Clone)]
+pub(crate) struct Ends(Arc<AtomicBool>);
+
+impl Ends {
+    pub(crate) fn new() -> Self {
+        Self(Arc::default())
+    }
+
+    pub(crate) fn end(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
 
 /// Numbers for processes: one whose operation ended unknown goes on under a new one.
 #[derive(Debug, Default)]
@@ -33,50 +46,40 @@ impl Processes {
     }
 }
 
-/// Who and what there is to send to.
-#[derive(Debug, Default)]
-pub(crate) struct Population {
-    pub(crate) users: Vec<u64>,
-    pub(crate) groups: Vec<u64>,
-}
-
-impl Population {
-    pub(crate) fn timelines(&self) -> Vec<Timeline> {
-        let mailboxes = self.users.iter().map(|user| Timeline::Mailbox(*user));
-        mailboxes
-            .chain(self.groups.iter().map(|group| Timeline::Group(*group)))
-            .collect()
-    }
-}
-
 pub(crate) struct Sender {
     pub(crate) client: Client,
     pub(crate) recorder: Arc<Recorder>,
     pub(crate) processes: Arc<Processes>,
     pub(crate) population: Arc<Population>,
+    pub(crate) workload: &'static Workload,
+    /// From one send to the next, on average.
+    pub(crate) interval: Duration,
     pub(crate) user: u64,
     pub(crate) rng: StdRng,
 }
 
 impl Sender {
-    pub(crate) async fn run(mut self, until: Instant) {
+    pub(crate) async fn run(mut self, ends: Ends) {
         let mut process = self.processes.next();
-        while Instant::now() < until {
-            let append = self.send(process).await;
+        let mut due = Instant::now();
+        while !ends.is_over() {
+            let to = self.destination();
+            let append = self.send(process, to).await;
             if matches!(append.outcome, Outcome::Unknown(_)) {
                 process = self.processes.next();
             }
             self.recorder.record(Op::Append(append));
-            sleep(Duration::from_millis(self.rng.random_range(PAUSE_MS))).await;
+            // What was missed while nobody answered is not made up for.
+            due = Instant::now().max(due + self.interval.mul_f64(self.rng.random_range(0.0..2.0)));
+            sleep_until(due).await;
         }
     }
 
     /// One send, repeated under the same id while its outcome is unknown, or until it is given up.
-    async fn send(&mut self, process: u64) -> Append {
-        let to = self.destination();
+    pub(crate) async fn send(&mut self, process: u64, to: Timeline) -> Append {
         let (id, request) = self.request(to);
         let content = request.content_crc;
-        let mut attempts = self.rng.random_range(ATTEMPTS);
+        let mut attempts = self.rng.random_range(1..=self.workload.attempts_max);
         let mut in_doubt = false;
         let invoked_ns = self.recorder.now_ns();
         let outcome = loop {
@@ -101,7 +104,7 @@ impl Sender {
         };
         let completed_ns = self.recorder.now_ns();
         let mut repeats = Vec::new();
-        if matches!(outcome, Outcome::Ok(_)) && self.rng.random_bool(REPEAT_PROBABILITY) {
+        if matches!(outcome, Outcome::Ok(_)) && self.rng.random_bool(self.workload.repeat) {
             // An error leaves nothing to compare.
             if let Ok(sent) = self.client.send(request).await
                 && let Outcome::Ok(repeat) = acked(&sent)
@@ -125,13 +128,28 @@ impl Sender {
 
     fn destination(&mut self) -> Timeline {
         let Population { users, groups } = &*self.population;
-        if self.rng.random_bool(GROUP_PROBABILITY)
+        let Workload {
+            to_group,
+            to_self,
+            to_nobody,
+            to_hot,
+            ..
+        } = *self.workload;
+        if self.rng.random_bool(to_group)
             && let Some(group) = groups.choose(&mut self.rng)
         {
             return Timeline::Group(*group);
         }
-        // Now and then it is the sender's own mailbox.
-        Timeline::Mailbox(users.choose(&mut self.rng).copied().unwrap_or(self.user))
+        let to = if self.rng.random_bool(to_self) {
+            None
+        } else if self.rng.random_bool(to_nobody) {
+            Some(&NOBODY)
+        } else if self.rng.random_bool(to_hot) {
+            users.first()
+        } else {
+            users.choose(&mut self.rng)
+        };
+        Timeline::Mailbox(to.copied().unwrap_or(self.user))
     }
 
     fn request(&mut self, to: Timeline) -> (SendId, SendRequest) {

@@ -3,26 +3,40 @@
 //! | file | what |
 //! |---|---|
 //! | `history.jsonl` | everything that was recorded; `recheck` reads it |
+//! | `run.json` | what was asked for, and what was seen beside the history; `recheck` reads it |
 //! | `history.edn` | its operations as events, for checkers written elsewhere |
 //! | `results.edn` | the judgement |
 //! | `test.edn` | what was run |
 //! | `timeline.html` | the operations to look at |
+//! | `latency-raw.svg`, `latency-quantiles.svg`, `rate.svg` | how fast and how many, over time |
 
 use std::fs::File;
-use std::io::BufWriter;
+use std::io::{BufReader, BufWriter};
 use std::path::Path;
 
 use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
 
 use crate::checker::Verdict;
 use crate::edn::Edn;
 use crate::events::{self, Events};
 use crate::history::History;
-use crate::smoke::Summary;
+use crate::options::RunOptions;
+use crate::plot::Plots;
+use crate::run::{Findings, Summary};
 use crate::timeline;
 
 /// The file that a history is read back from.
-pub const HISTORY: &str = "history.jsonl";
+const HISTORY: &str = "history.jsonl";
+/// The file that what was asked for is read back from.
+const RUN: &str = "run.json";
+
+/// What is in [`RUN`].
+#[derive(Debug, Serialize, Deserialize)]
+struct Asked {
+    options: RunOptions,
+    findings: Findings,
+}
 
 /// Writes a history where it can be read back from.
 ///
@@ -30,6 +44,41 @@ pub const HISTORY: &str = "history.jsonl";
 /// When the file cannot be written.
 pub fn write_history(dir: &Path, history: &History) -> anyhow::Result<()> {
     history.write(&mut create(dir, HISTORY)?)
+}
+
+/// Reads what [`write_history`] wrote.
+///
+/// # Errors
+/// When the file is missing, or no history.
+pub fn read_history(dir: &Path) -> anyhow::Result<History> {
+    let path = dir.join(HISTORY);
+    let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
+    History::read(BufReader::new(file)).with_context(|| format!("read {}", path.display()))
+}
+
+/// Writes what was asked for, and what no history shows.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn write_options(dir: &Path, options: &RunOptions, findings: &Findings) -> anyhow::Result<()> {
+    let asked = Asked {
+        options: options.clone(),
+        findings: findings.clone(),
+    };
+    let text = serde_json::to_string_pretty(&asked).context("encode the options")?;
+    write_text(dir, RUN, &text)
+}
+
+/// Reads what [`write_options`] wrote.
+///
+/// # Errors
+/// When the file is missing, or none of ours.
+pub fn read_options(dir: &Path) -> anyhow::Result<(RunOptions, Findings)> {
+    let path = dir.join(RUN);
+    let text = std::fs::read(&path).with_context(|| format!("open {}", path.display()))?;
+    let asked: Asked =
+        serde_json::from_slice(&text).with_context(|| format!("decode {}", path.display()))?;
+    Ok((asked.options, asked.findings))
 }
 
 /// Writes all that follows from a history and its judgement.
@@ -41,7 +90,8 @@ pub fn write_judged(dir: &Path, history: &History, summary: &Summary) -> anyhow:
     events::write(&events, &mut create(dir, "history.edn")?)?;
     write_text(dir, "results.edn", &results(summary).to_string())?;
     write_text(dir, "test.edn", &test(summary).to_string())?;
-    let title = format!("{} {}", summary.workload, summary.seed);
+    let title = format!("{} {}", summary.options.name(), summary.options.seed);
+    Plots::of(&events).write(dir)?;
     write_text(dir, "timeline.html", &timeline::page(&title, events.iter()))
 }
 
@@ -76,13 +126,18 @@ fn results(summary: &Summary) -> Edn {
 }
 
 fn test(summary: &Summary) -> Edn {
+    let options = &summary.options;
+    let nemeses = options.nemeses.iter().map(|it| Edn::keyword(it));
     Edn::Map(vec![
-        ("name", Edn::text(summary.workload)),
+        ("name", Edn::text(options.name())),
         ("version", Edn::text(env!("CARGO_PKG_VERSION"))),
-        ("nodes", number(summary.nodes)),
-        ("shards", Edn::Int(summary.shards.into())),
-        ("time-limit", Edn::Int(summary.seconds)),
-        ("seed", Edn::Int(summary.seed)),
+        ("workload", Edn::keyword(&options.workload)),
+        ("nemesis", Edn::Vector(nemeses.collect())),
+        ("nodes", number(options.nodes)),
+        ("shards", Edn::Int(options.shards.into())),
+        ("time-limit", Edn::Int(options.seconds)),
+        ("rate", Edn::Int(options.rate.into())),
+        ("seed", Edn::Int(options.seed)),
         ("reproduce", Edn::text(&summary.reproduce)),
     ])
 }
@@ -111,12 +166,19 @@ mod tests {
 
     fn summary(verdict: Verdict) -> Summary {
         Summary {
-            workload: "smoke",
             verdict,
-            nodes: 3,
-            seconds: 20,
-            seed: 7,
-            shards: 4,
+            options: RunOptions {
+                workload: "mixed".to_owned(),
+                nemeses: vec!["pause".to_owned()],
+                nodes: 3,
+                shards: 4,
+                seconds: 20,
+                rate: 1000,
+                seed: 7,
+                binary: None,
+                dir: Default::default(),
+                tells: false,
+            },
             counts: Counts {
                 acked: 5,
                 faults: BTreeMap::from([("pause".to_owned(), 2)]),
@@ -124,8 +186,8 @@ mod tests {
             },
             violations: vec!["seq 3 is \"lost\"".to_owned()],
             doubts: Vec::new(),
-            history: HISTORY.into(),
-            reproduce: "mailbox-jepsen smoke --seed 7".to_owned(),
+            dir: Default::default(),
+            reproduce: "mailbox-jepsen test --seed 7".to_owned(),
         }
     }
 
@@ -141,9 +203,28 @@ mod tests {
             "{:valid? false, :counts {:acked 5, :failed 0, :unknown 0, :unknown-found 0, :reads 0, :pages 0, \
              :rows 0, :faults [[:pause 2]]}, :violations [\"seq 3 is \\\"lost\\\"\"], :doubts []}"
         );
-        assert!(read("test.edn").contains(":nodes 3, :shards 4, :time-limit 20, :seed 7"));
+        assert!(read("test.edn").contains(
+            ":nemesis [:pause], :nodes 3, :shards 4, :time-limit 20, :rate 1000, :seed 7"
+        ));
         assert_eq!(read("history.edn"), "");
-        assert!(read("timeline.html").contains("<h1>smoke 7</h1>"));
+        assert!(read("timeline.html").contains("<h1>mixed-pause 7</h1>"));
+    }
+
+    #[test]
+    fn what_was_asked_for_and_doubted_is_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = summary(Verdict::Valid).options;
+        let seen = Findings {
+            broken: vec!["node 2 ended".to_owned()],
+            doubts: Vec::new(),
+        };
+        write_options(dir.path(), &options, &seen).unwrap();
+        let (read, findings) = read_options(dir.path()).unwrap();
+        assert_eq!(format!("{read:?}"), format!("{options:?}"));
+        assert_eq!(findings, seen);
+        write_history(dir.path(), &History::default()).unwrap();
+        assert_eq!(read_history(dir.path()).unwrap(), History::default());
+        assert!(read_history(&dir.path().join("none")).is_err());
     }
 
     #[test]

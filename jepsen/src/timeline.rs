@@ -132,19 +132,21 @@ fn about(span: &Span) -> String {
     }
 }
 
+/// Of a fault's band, by its name.
+pub(crate) fn fault_colour(fault: &str) -> &'static str {
+    match fault.split('-').next() {
+        Some("kill") => "#E9A4A0",
+        Some("pause") => "#A0B1E9",
+        Some("partition") => "#E9DCA0",
+        Some("clock") => "#A0E9E3",
+        Some("power" | "disk") => "#99F2E2",
+        _ => "#D1E8A0",
+    }
+}
+
 fn band(page: &mut String, fault: &Span) {
     let (at, height, f) = (top(fault.begun_ns), tall(fault), &fault.ended.f);
-    let colour = if f.starts_with("kill") {
-        "#E9A4A0"
-    } else if f.starts_with("pause") {
-        "#A0B1E9"
-    } else if f.starts_with("partition") {
-        "#E9DCA0"
-    } else if f.starts_with("clock") {
-        "#A0E9E3"
-    } else {
-        "#D1E8A0"
-    };
+    let colour = fault_colour(f);
     // One that was not there, or may not have been, is no reason for what is seen beside it.
     let (class, fill, doubt) = match fault.ended.error {
         None => ("band", format!(";background:{colour}"), ""),

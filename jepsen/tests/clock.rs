@@ -7,57 +7,27 @@
 
 mod binary;
 
-use std::ffi::OsString;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use mailbox_client::v1::{self, MessageType, SendRequest, StatusResponse, send_request};
 use mailbox_client::{CallError, Client, content_crc, user_id};
 use mailbox_cluster::{Cluster, ClusterOptions, Node};
+use mailbox_jepsen::nemesis::clock::{self, WallClock};
 
 /// Far above what anything here takes; only a hang meets it.
 const PATIENCE: Duration = Duration::from_secs(90);
 const TWO_DAYS_MS: i64 = 2 * 86_400_000;
 /// A compared clock may be off by a slow answer.
 const NEAR_MS: i64 = 60_000;
-const LIBRARIES: [&str; 3] = [
-    "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
-    "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1",
-    "/usr/lib/faketime/libfaketimeMT.so.1",
-];
-
-/// The wall clock of one node's server, as libfaketime reads it.
-struct WallClock {
-    library: &'static str,
-    file: PathBuf,
-}
-
-impl WallClock {
-    fn set(&self, ahead: &str) {
-        // Replaced whole: it is read at every look at the clock.
-        let next = self.file.with_extension("next");
-        std::fs::write(&next, format!("{ahead}\n")).unwrap();
-        std::fs::rename(&next, &self.file).unwrap();
-    }
-
-    fn environment(&self) -> Vec<(OsString, OsString)> {
-        vec![
-            ("LD_PRELOAD".into(), self.library.into()),
-            ("FAKETIME_TIMESTAMP_FILE".into(), self.file.clone().into()),
-            ("FAKETIME_NO_CACHE".into(), "1".into()),
-            ("FAKETIME_DONT_FAKE_MONOTONIC".into(), "1".into()),
-        ]
-    }
-}
 
 /// Three nodes, each with a wall clock of its own, all right at first. None where libfaketime is
 /// not installed.
 async fn cluster() -> Option<(Cluster, Vec<WallClock>)> {
-    let Some(library) = LIBRARIES.into_iter().find(|file| Path::new(file).exists()) else {
+    if clock::library().is_none() {
         println!("skipped: libfaketime is not installed (Debian: apt-get install faketime)");
         return None;
-    };
+    }
     let cluster = Cluster::start(ClusterOptions {
         binary: Some(binary::mailboxd()),
         ..ClusterOptions::default()
@@ -65,9 +35,7 @@ async fn cluster() -> Option<(Cluster, Vec<WallClock>)> {
     let cluster = cluster.await.expect("a cluster");
     let mut clocks = Vec::new();
     for node in cluster.nodes() {
-        let file = cluster.dir().join(format!("clock{}", node.id()));
-        let clock = WallClock { library, file };
-        clock.set("+0");
+        let clock = WallClock::new(cluster.dir(), node.id()).expect("a clock");
         node.set_environment(clock.environment());
         node.kill().unwrap();
         clocks.push(clock);
@@ -203,7 +171,7 @@ async fn a_node_that_starts_two_days_ahead_proposes_nothing() {
     let ahead = leader(&cluster, None).await;
     let node = cluster.node(ahead);
     node.kill().unwrap();
-    clocks[ahead].set("+2d");
+    clocks[ahead].set("+2d").unwrap();
     node.start().unwrap();
     until(&writer.client, node, "two days ahead", is_ahead).await;
     writer.send(20).await;
@@ -213,7 +181,7 @@ async fn a_node_that_starts_two_days_ahead_proposes_nothing() {
 
     // The others cannot do without it, and without a leader whose clock is right nothing is acked;
     // set right, it serves as before.
-    clocks[ahead].set("+0");
+    clocks[ahead].set("+0").unwrap();
     let right = |status: &StatusResponse| status.clock_fault.is_empty();
     until(&writer.client, node, "right again", right).await;
     cluster.node((ahead + 1) % 3).kill().unwrap();
@@ -230,7 +198,7 @@ async fn a_leader_whose_clock_steps_two_days_ahead_gives_way() {
     writer.send(20).await;
 
     let ahead = leader(&cluster, None).await;
-    clocks[ahead].set("+2d");
+    clocks[ahead].set("+2d").unwrap();
     // Sends go on all the while; a leader that is off the time refuses them or hands over.
     writer.send(20).await;
     until(

@@ -37,6 +37,9 @@ missing_packages() {
     command -v ccache >/dev/null 2>&1 || echo "ccache"
     if [ "$1" = test ] && command -v apt-get >/dev/null 2>&1; then
         command -v faketime >/dev/null 2>&1 || echo "faketime"
+        command -v ip >/dev/null 2>&1 || echo "iproute2"
+        command -v nft >/dev/null 2>&1 || [ -x /usr/sbin/nft ] || echo "nftables"
+        command -v xfs_io >/dev/null 2>&1 || [ -x /usr/sbin/xfs_io ] || echo "xfsprogs"
     fi
 }
 

@@ -322,6 +322,11 @@ impl Client {
         }
     }
 
+    /// The slot of an owner's timeline (a user's or a group's id).
+    pub fn slot_of_owner(&self, owner: u64) -> u32 {
+        self.inner().router.with_map(|map| map.slot_of_owner(owner))
+    }
+
     /// The shard of an owner's timeline (a user's or a group's id), by the map as it is known now.
     pub fn shard_of_owner(&self, owner: u64) -> u32 {
         self.inner()

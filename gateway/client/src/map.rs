@@ -46,6 +46,11 @@ impl ShardMap {
         self.shard_of_bytes(&owner.to_be_bytes())
     }
 
+    /// 0 until the first map came.
+    pub(crate) fn slot_of_owner(&self, owner: u64) -> u32 {
+        self.slot_of_bytes(&owner.to_be_bytes())
+    }
+
     /// The one shard of all these owners; `None` if they are in several.
     pub(crate) fn shard_of_all(&self, owners: impl IntoIterator<Item = u64>) -> Option<u32> {
         let mut shards = owners.into_iter().map(|owner| self.shard_of_owner(owner));
@@ -71,11 +76,14 @@ impl ShardMap {
         if self.shards.is_empty() {
             return self.fallback;
         }
-        let slot = xxh3_64(bytes) % self.shards.len() as u64;
-        usize::try_from(slot)
-            .ok()
-            .and_then(|slot| self.shards.get(slot))
-            .map_or(0, |shard| *shard)
+        let slot = self.slot_of_bytes(bytes) as usize;
+        self.shards.get(slot).map_or(0, |shard| *shard)
+    }
+
+    fn slot_of_bytes(&self, bytes: &[u8]) -> u32 {
+        let slots = self.shards.len().max(1) as u64;
+        // There are at most 65,536.
+        u32::try_from(xxh3_64(bytes) % slots).unwrap_or(0)
     }
 }
 

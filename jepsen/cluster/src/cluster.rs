@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 
+use crate::host::Host;
 use crate::layout::{Layout, Ports, free_ports, key_file};
 use crate::node::{Node, Places, data_dir};
 use crate::process::Spawner;
@@ -37,6 +38,8 @@ pub struct ClusterOptions {
     pub shards: u16,
     /// Whether each node has a gateway beside it.
     pub gateway: bool,
+    /// Where nodes live, in the order of their ids; those beyond on loopback.
+    pub hosts: Vec<Host>,
     /// TOML merged over the config that is written for each node.
     pub extra_config: String,
     /// How long the cluster may take until it serves.
@@ -51,6 +54,7 @@ impl Default for ClusterOptions {
             binary: None,
             shards: 1,
             gateway: false,
+            hosts: Vec::new(),
             extra_config: String::new(),
             ready_within: Duration::from_secs(60),
         }
@@ -81,7 +85,16 @@ struct Mould {
     spawner: Spawner,
     shards: u16,
     gateway: bool,
+    hosts: Vec<Host>,
     extra_config: String,
+}
+
+impl Mould {
+    fn host(&self, id: u64) -> Host {
+        let place = usize::try_from(id).ok().and_then(|id| id.checked_sub(1));
+        let host = place.and_then(|place| self.hosts.get(place));
+        host.cloned().unwrap_or_default()
+    }
 }
 
 /// A client has nothing to show.
@@ -142,6 +155,7 @@ impl Cluster {
                 spawner: Spawner::new()?,
                 shards: options.shards,
                 gateway: options.gateway,
+                hosts: options.hosts,
                 extra_config: options.extra_config,
             },
             dir,
@@ -152,7 +166,7 @@ impl Cluster {
             client: OnceCell::new(),
         };
         let members = (1..).zip(&layout.nodes);
-        let members = members.map(|(id, ports): (u64, _)| (id, ports.node));
+        let members = members.map(|(id, ports)| (id, cluster.mould.host(id).address(ports.node)));
         let members = config::Company::Members(members.collect());
         for (id, ports) in (1..).zip(layout.nodes) {
             let node = cluster.make_node(id, ports, &members)?;
@@ -165,29 +179,48 @@ impl Cluster {
     fn make_node(&self, id: u64, ports: Ports, company: &config::Company) -> anyhow::Result<Node> {
         let dir = self.dir.join(format!("node{id}"));
         std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+        let host = self.mould.host(id);
+        let data = host.data.clone().unwrap_or_else(|| data_dir(&dir));
         let files = config::Files {
             secret: &self.secret_file,
             auth_key: &self.auth_key_file,
-            dir: &data_dir(&dir),
+            dir: &data,
         };
         let own = config::Own {
             cluster_id: &self.cluster_id,
             id,
+            host: &host,
             ports,
             shards: self.mould.shards,
         };
-        let text = config::document(&own, company, &files, &self.mould.extra_config)?;
-        let path = dir.join("mailbox.toml");
-        std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+        let write = |name: &str, company: &config::Company| {
+            let text = config::document(&own, company, &files, &self.mould.extra_config)?;
+            let path = dir.join(name);
+            std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+            anyhow::Ok(path)
+        };
+        let config = write("mailbox.toml", company)?;
+        let gateway_config = match company {
+            config::Company::Members(_) => config.clone(),
+            // A gateway does not join, it only has to know some nodes.
+            config::Company::Joins(_) => {
+                let known = self.nodes.iter();
+                let known = known.map(|node| (node.id(), node.address().to_owned()));
+                let known = config::Company::Members(known.collect());
+                write("gateway.toml", &known)?
+            }
+        };
         let places = Places {
             binary: &self.mould.binary,
             dir: &dir,
-            config: path,
+            data: data.clone(),
+            config,
+            gateway_config,
         };
         let Mould {
             gateway, spawner, ..
         } = &self.mould;
-        Ok(Node::new(id, ports, places, *gateway, spawner))
+        Ok(Node::new((id, &host), ports, places, *gateway, spawner))
     }
 
     /// Starts one more node, which asks the others to take it in, and waits until it serves. It gets an id that
@@ -226,6 +259,17 @@ impl Cluster {
             }
             tokio::time::sleep(READY_POLL).await;
         }
+        self.discard(id)
+    }
+
+    /// Kills a node and leaves it out from here on. Its files stay.
+    ///
+    /// # Errors
+    /// There is no such node, or it cannot be killed; it is then kept.
+    pub fn discard(&mut self, id: u64) -> anyhow::Result<()> {
+        let found = self.nodes.iter().position(|node| node.id() == id);
+        let found = found.with_context(|| format!("there is no node {id}"))?;
+        self.nodes[found].kill()?;
         self.nodes[found].kill_gateway()?;
         self.nodes.remove(found);
         Ok(())
@@ -386,11 +430,13 @@ impl Cluster {
     pub async fn wait_lanes_drained(&self, within: Duration) -> anyhow::Result<()> {
         let begun = Instant::now();
         loop {
-            let items = self.outbox_items().await?;
-            if items == 0 {
+            let items = self.outbox_items().await;
+            if matches!(items, Ok(0)) {
                 return Ok(());
             }
             if begun.elapsed() >= within {
+                // A node that does not answer in all that time may hold some.
+                let items = items?;
                 bail!("{items} items are still on their way after {within:?}");
             }
             tokio::time::sleep(READY_POLL).await;

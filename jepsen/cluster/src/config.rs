@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use toml::{Table, Value};
 
+use crate::host::Host;
 use crate::layout::Ports;
 
 /// Three nodes, their gateways and a load generator are to fit on a small machine.
@@ -22,14 +23,15 @@ pub(crate) struct Files<'a> {
 pub(crate) struct Own<'a> {
     pub(crate) cluster_id: &'a str,
     pub(crate) id: u64,
+    pub(crate) host: &'a Host,
     pub(crate) ports: Ports,
     pub(crate) shards: u16,
 }
 
 /// What a node's file says about the others.
 pub(crate) enum Company {
-    /// The first nodes and their ports, this one among them.
-    Members(Vec<(u64, u16)>),
+    /// The first nodes and their addresses, this one among them.
+    Members(Vec<(u64, String)>),
     /// Addresses of nodes to ask.
     Joins(Vec<String>),
 }
@@ -41,13 +43,15 @@ pub(crate) fn document(
     files: &Files<'_>,
     extra: &str,
 ) -> anyhow::Result<String> {
-    let address = |port: u16| Value::from(format!("127.0.0.1:{port}"));
+    let address = |port: u16| Value::from(own.host.address(port));
+    // A network of the harness' own leads nowhere else.
+    let plaintext = Value::from(!own.host.ip.is_loopback());
     let path = |path: &Path| Value::from(path.to_string_lossy().into_owned());
     let company = match company {
         Company::Members(nodes) => {
             let nodes = nodes.iter();
             let nodes: Table = nodes
-                .map(|(id, port)| (id.to_string(), address(*port)))
+                .map(|(id, address)| (id.to_string(), Value::from(address.clone())))
                 .collect();
             ("nodes", Value::from(nodes))
         }
@@ -74,6 +78,7 @@ pub(crate) fn document(
             ("dir", path(files.dir)),
             ("listen", address(own.ports.node)),
             ("metrics_listen", address(own.ports.metrics)),
+            ("allow_plaintext", plaintext.clone()),
             // What a share of a disk is good for depends on the machine, and tests must not.
             ("disk_free_min_percent", Value::from(0)),
             ("disk_free_min_bytes", Value::from("256 MiB")),
@@ -82,7 +87,10 @@ pub(crate) fn document(
     set(
         &mut config,
         "gateway",
-        [("listen", address(own.ports.gateway))],
+        [
+            ("listen", address(own.ports.gateway)),
+            ("allow_plaintext", plaintext),
+        ],
     );
     set(
         &mut config,
@@ -127,6 +135,10 @@ mod tests {
         let own = Own {
             cluster_id: "c",
             id: 2,
+            host: &Host {
+                ip: "198.18.0.2".parse()?,
+                ..Host::default()
+            },
             ports: Ports {
                 node: 1,
                 metrics: 2,
@@ -144,7 +156,11 @@ mod tests {
     }
 
     fn members() -> Company {
-        Company::Members(vec![(1, 1), (2, 1), (3, 1)])
+        Company::Members(
+            [1, 2, 3]
+                .map(|id| (id, format!("198.18.0.{id}:1")))
+                .to_vec(),
+        )
     }
 
     #[test]
@@ -160,8 +176,10 @@ mod tests {
         let config = config(&members(), "[cluster]\ngroup_members_max = 9\nid = \"x\"").unwrap();
         assert_eq!(config["cluster"]["group_members_max"], Value::from(9));
         assert_eq!(config["cluster"]["id"], Value::from("x"));
-        assert_eq!(config["cluster"]["nodes"]["3"], Value::from("127.0.0.1:1"));
+        assert_eq!(config["cluster"]["nodes"]["3"], Value::from("198.18.0.3:1"));
         assert_eq!(config["node"]["id"], Value::from(2));
+        assert_eq!(config["node"]["listen"], Value::from("198.18.0.2:1"));
+        assert_eq!(config["gateway"]["allow_plaintext"], Value::from(true));
         assert_eq!(config["cluster"]["shards"], Value::from(4));
     }
 

@@ -22,7 +22,7 @@ pub(crate) struct Layout {
     pub(crate) nodes: Vec<Ports>,
 }
 
-/// The ports of one node, all on 127.0.0.1.
+/// The ports of one node.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Ports {

@@ -1,13 +1,14 @@
 //! Starts, stops, kills and restarts real `mailboxd` processes on one machine.
 //!
-//! For tests, benchmarks and people who want a cluster to play with. Everything listens on
-//! loopback, on ports that were free at the first start; no process outlives the [`Cluster`], not
-//! even when its owner is killed (where `setpriv` is installed).
+//! For tests, benchmarks and people who want a cluster to play with. Everything listens on loopback unless a [`Host`]
+//! says otherwise, on ports that were free at the first start; no process outlives the [`Cluster`], not even when its
+//! owner is killed (where `setpriv` is installed).
 
 mod auth_key;
 mod binary;
 mod cluster;
 mod config;
+mod host;
 mod layout;
 mod metrics;
 mod node;
@@ -17,5 +18,6 @@ mod usage;
 pub use auth_key::AuthKey;
 pub use binary::find as find_mailboxd;
 pub use cluster::{Cluster, ClusterOptions};
+pub use host::Host;
 pub use node::Node;
 pub use usage::IoBytes;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 
+use crate::host::Host;
 use crate::layout::Ports;
 use crate::process::{Process, Spawner};
 use crate::usage::{IoBytes, Usage, rss_bytes};
@@ -28,36 +29,38 @@ pub struct Node {
 /// Where a node's files are.
 pub(crate) struct Places<'a> {
     pub(crate) binary: &'a Path,
-    /// Holds config, logs and data.
+    /// Holds config and logs.
     pub(crate) dir: &'a Path,
+    pub(crate) data: PathBuf,
     pub(crate) config: PathBuf,
+    /// The gateway's, if it is another.
+    pub(crate) gateway_config: PathBuf,
 }
 
 impl Node {
     pub(crate) fn new(
-        id: u64,
+        (id, host): (u64, &Host),
         ports: Ports,
         places: Places<'_>,
         gateway: bool,
         spawner: &Spawner,
     ) -> Self {
-        let process = |role: &str| {
-            let arguments = vec![
-                OsString::from(role),
-                "--config".into(),
-                places.config.clone().into(),
-            ];
+        let process = |role: &str, config: &Path| {
+            let arguments = vec![OsString::from(role), "--config".into(), config.into()];
             let log = places.dir.join(format!("{role}.log"));
             Process::new(places.binary, arguments, log, spawner.clone())
+                .within(host.network.clone())
         };
+        let server = process("server", &places.config);
+        server.set_environment(host.environment.clone());
         Self {
             id,
-            address: format!("127.0.0.1:{}", ports.node),
-            metrics_address: format!("127.0.0.1:{}", ports.metrics),
-            gateway_address: gateway.then(|| format!("127.0.0.1:{}", ports.gateway)),
-            dir: data_dir(places.dir),
-            server: process("server"),
-            gateway: gateway.then(|| process("gateway")),
+            address: host.address(ports.node),
+            metrics_address: host.address(ports.metrics),
+            gateway_address: gateway.then(|| host.address(ports.gateway)),
+            dir: places.data,
+            server,
+            gateway: gateway.then(|| process("gateway", &places.gateway_config)),
             config: places.config,
         }
     }
@@ -67,22 +70,22 @@ impl Node {
         self.id
     }
 
-    /// Where it serves gRPC: `127.0.0.1:port`.
+    /// Where it serves gRPC: `127.0.0.1:port`, or at the address of its host.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// Where its server serves `/metrics`: `127.0.0.1:port`.
+    /// Where its server serves `/metrics`.
     pub fn metrics_address(&self) -> Option<&str> {
         Some(&self.metrics_address)
     }
 
-    /// Where its gateway listens: `127.0.0.1:port`, if it has one.
+    /// Where its gateway listens, if it has one.
     pub fn gateway_address(&self) -> Option<&str> {
         self.gateway_address.as_deref()
     }
 
-    /// Where its gateway listens, as `ws://127.0.0.1:port`, if it has one.
+    /// Where its gateway listens, as `ws://address:port`, if it has one.
     pub fn gateway_url(&self) -> Option<String> {
         self.gateway_address
             .as_ref()
@@ -127,6 +130,11 @@ impl Node {
     /// How the server's last life ended; `None` while it runs.
     pub fn exit_status(&self) -> Option<ExitStatus> {
         self.server.status()
+    }
+
+    /// The same of its gateway; `None` too if it has none.
+    pub fn gateway_exit_status(&self) -> Option<ExitStatus> {
+        self.gateway.as_ref().and_then(Process::status)
     }
 
     /// Starts the server; does nothing if it runs. It may take a while to serve.

@@ -56,6 +56,8 @@ impl Spawner {
 pub(crate) struct Process {
     binary: PathBuf,
     arguments: Vec<OsString>,
+    /// The file of the network namespace that it lives in, if not in its starter's.
+    network: Option<PathBuf>,
     log: PathBuf,
     spawner: Spawner,
     state: Arc<Mutex<State>>,
@@ -84,11 +86,18 @@ impl Process {
         Self {
             binary: binary.to_owned(),
             arguments,
+            network: None,
             log,
             spawner,
             state,
             environment: Mutex::default(),
         }
+    }
+
+    /// The same in a network namespace of its own.
+    pub(crate) fn within(mut self, network: Option<PathBuf>) -> Self {
+        self.network = network;
+        self
     }
 
     pub(crate) fn log(&self) -> &Path {
@@ -124,7 +133,7 @@ impl Process {
             .open(&self.log)
             .with_context(|| format!("open {}", self.log.display()))?;
         let stdout = log.try_clone().context("share the log file")?;
-        let mut command = guarded(&self.binary);
+        let mut command = guarded(&self.binary, self.network.as_deref());
         let environment = self.environment.lock();
         let environment = environment.unwrap_or_else(PoisonError::into_inner).clone();
         command
@@ -263,21 +272,28 @@ fn signal(pid: u32, signal: Signal) -> anyhow::Result<()> {
 }
 
 /// The command, wrapped so that the kernel kills the process when its starter is gone, however that
-/// ended. `setpriv` replaces itself by the process, so the process id is the same.
-fn guarded(binary: &Path) -> Command {
+/// ended; and in its network. `setpriv` and `nsenter` replace themselves by what they start, so the process id is the
+/// same.
+fn guarded(binary: &Path, network: Option<&Path>) -> Command {
     let found = std::env::var_os("PATH").and_then(|path| {
         std::env::split_paths(&path)
             .map(|dir| dir.join("setpriv"))
             .find(|path| path.is_file())
     });
-    match found {
-        Some(setpriv) => {
-            let mut command = Command::new(setpriv);
-            command.args(["--pdeathsig", "KILL", "--"]).arg(binary);
-            command
-        }
-        None => Command::new(binary),
+    let mut words = Vec::new();
+    if let Some(setpriv) = found {
+        words.push(setpriv.into_os_string());
+        words.extend(["--pdeathsig", "KILL", "--"].map(OsString::from));
     }
+    if let Some(network) = network {
+        let mut file = OsString::from("--net=");
+        file.push(network);
+        words.extend(["nsenter".into(), file, "--".into()]);
+    }
+    words.push(binary.into());
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]);
+    command
 }
 
 #[cfg(test)]

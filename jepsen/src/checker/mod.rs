@@ -45,12 +45,14 @@ pub struct Floors {
     pub pages: usize,
     /// Installed faults, by kind.
     pub faults: BTreeMap<String, usize>,
-    /// Nodes, each of which must have been read at the end.
-    pub nodes: usize,
+    /// At least one installed fault of each sort: its name, and the kinds that count.
+    pub sorts: BTreeMap<String, Vec<String>>,
+    /// Replicas of each timeline, each of which must have been read at the end.
+    pub replicas: usize,
 }
 
 /// What a checker says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// Nothing is wrong.
@@ -173,12 +175,16 @@ fn doubts(index: &Index<'_>, counts: &Counts, floors: &Floors) -> Vec<String> {
         let found = counts.faults.get(kind).copied().unwrap_or(0);
         floor(&format!("faults of kind {kind}"), found, *least);
     }
+    for (sort, kinds) in &floors.sorts {
+        let found = kinds.iter().filter_map(|kind| counts.faults.get(kind));
+        floor(&format!("faults of the sort {sort}"), found.sum(), 1);
+    }
     for (timeline, views) in &index.finals {
-        let nodes = views.len().saturating_sub(1);
+        let replicas = views.len().saturating_sub(1);
         floor(
-            &format!("nodes read {timeline} at the end"),
-            nodes,
-            floors.nodes,
+            &format!("replicas of {timeline} read at the end"),
+            replicas,
+            floors.replicas,
         );
     }
     doubts
@@ -215,11 +221,15 @@ mod tests {
                 ..Floors::default()
             },
             Floors {
-                nodes: 4,
+                replicas: 4,
                 ..Floors::default()
             },
             Floors {
                 faults,
+                ..Floors::default()
+            },
+            Floors {
+                sorts: BTreeMap::from([("pause".to_owned(), vec!["pause-long".to_owned()])]),
                 ..Floors::default()
             },
         ] {

@@ -1,0 +1,132 @@
+//! A file system for one node, on a loop device, whose power can be cut.
+
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use anyhow::Context as _;
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
+
+use super::shell;
+
+/// Size of an image, which takes room only where it was written.
+const BYTES: u64 = 2 << 30;
+/// What is left of the room when it cannot be reserved in one go is written in pieces of this size.
+const PIECE_BYTES: usize = 4096;
+
+/// The disk of one node.
+#[derive(Debug)]
+pub struct Disk {
+    image: PathBuf,
+    mount: PathBuf,
+    attached: AtomicBool,
+}
+
+impl Disk {
+    pub(super) fn make(dir: &Path, number: usize) -> anyhow::Result<Self> {
+        let mount = dir.join(number.to_string());
+        std::fs::create_dir_all(&mount).with_context(|| format!("create {}", mount.display()))?;
+        let disk = Self {
+            image: dir.join(format!("{number}.img")),
+            mount,
+            attached: AtomicBool::new(false),
+        };
+        let file = File::create(&disk.image);
+        let sized = file.and_then(|file| file.set_len(BYTES));
+        sized.with_context(|| format!("create {}", disk.image.display()))?;
+        // Without the disk no node may take its place for an empty one.
+        std::fs::write(disk.data_dir(), "the disk is not attached")
+            .with_context(|| format!("write {}", disk.data_dir().display()))?;
+        // Without reserved blocks, which root may use when all others are gone.
+        shell::run("mkfs.ext4", &["-qF", "-m", "0", &text(&disk.image)])?;
+        disk.attach()?;
+        Ok(disk)
+    }
+
+    /// Where a node keeps its data on it.
+    pub fn data_dir(&self) -> PathBuf {
+        self.mount.join("data")
+    }
+
+    fn attach(&self) -> anyhow::Result<()> {
+        let words = ["-o", "loop", &text(&self.image), &text(&self.mount)];
+        shell::run("mount", &words)?;
+        self.attached.store(true, Relaxed);
+        Ok(())
+    }
+
+    pub(super) fn detach(&self) -> anyhow::Result<()> {
+        if self.attached.load(Relaxed) {
+            shell::run("umount", &[&text(&self.mount)])?;
+            self.attached.store(false, Relaxed);
+        }
+        Ok(())
+    }
+
+    /// As if the power had gone and come back: what no sync has made durable is lost, and the file system recovers from
+    /// its journal. No process may have a file on it open.
+    ///
+    /// # Errors
+    /// When the disk is busy, or does not come back; [`Disk::heal`] tries again.
+    pub fn lose_power(&self) -> anyhow::Result<()> {
+        // Without `-f` the journal's own log is not flushed either.
+        shell::run("xfs_io", &["-x", "-c", "shutdown", &text(&self.mount)])?;
+        self.detach()?;
+        self.attach()
+    }
+
+    /// Takes all free room, mostly without writing: blocks are reserved.
+    ///
+    /// # Errors
+    /// When something else but room is missing.
+    pub fn fill(&self) -> anyhow::Result<()> {
+        let path = self.filler();
+        let fill = || -> std::io::Result<()> {
+            let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
+            let (mut end, mut step) = (0, BYTES);
+            while step >= PIECE_BYTES as u64 {
+                match fallocate(&file, FallocateFlags::empty(), end, step) {
+                    Ok(()) => end += step,
+                    Err(Errno::NOSPC) => step /= 2,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            let piece = vec![0; PIECE_BYTES];
+            loop {
+                match file.write_all(&piece).and_then(|()| file.sync_data()) {
+                    Ok(()) => {}
+                    Err(error) if error.kind() == ErrorKind::StorageFull => return Ok(()),
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        fill().with_context(|| format!("fill {}", path.display()))
+    }
+
+    /// Gives the room back that [`Disk::fill`] took, and the disk to its node if it lacks it.
+    ///
+    /// # Errors
+    /// When the filler cannot be removed, or the disk does not come back.
+    pub fn heal(&self) -> anyhow::Result<()> {
+        if !self.attached.load(Relaxed) {
+            self.attach()?;
+        }
+        let path = self.filler();
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("remove {}", path.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.mount.join("filler")
+    }
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}

@@ -1,0 +1,238 @@
+//! Breaks a cluster, and mends it.
+//!
+//! `kind.rs` says what there is by name, `install.rs` how each is done; here is when.
+
+pub mod clock;
+mod cuts;
+mod install;
+mod kind;
+pub(crate) mod operator;
+
+use std::time::Duration;
+
+use mailbox_client::Client;
+use mailbox_cluster::Cluster;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom as _;
+use rand::{RngExt as _, SeedableRng as _};
+use tokio::time::{Instant, sleep};
+
+use crate::ground::Ground;
+use crate::history::{Fault, Installation, Op, Recorder};
+use clock::WallClock;
+pub use kind::{Family, Kind};
+
+/// Quiet time between two faults, in milliseconds.
+const QUIET_MS: std::ops::Range<u64> = 500..1500;
+/// What a fault may take beside the time for which it is held.
+const SLACK_MS: u64 = 5000;
+/// A node whose disk had no room may still end of it so much later.
+const DISK_AFTERMATH: Duration = Duration::from_secs(2);
+
+/// What faults are done to, and with.
+pub struct Stage<'a> {
+    /// Its processes.
+    pub cluster: &'a mut Cluster,
+    /// What its nodes have of their own.
+    pub ground: &'a Ground,
+    /// Their wall clocks by place, if they can be turned.
+    pub clocks: &'a [WallClock],
+    /// For what an operator asks for.
+    pub client: Client,
+    /// Users and groups that have timelines: what moves is to be somebody's.
+    pub owners: Vec<u64>,
+}
+
+/// Breaks and mends; what it does follows from its seed, when from the cluster.
+#[derive(Debug)]
+pub struct Nemesis<'a> {
+    stage: Stage<'a>,
+    recorder: &'a Recorder,
+    families: Vec<Family>,
+    rng: StdRng,
+    /// Processes that ended without the nemesis.
+    deaths: Vec<String>,
+}
+
+/// How often each kind comes at least in a run of so many seconds; 0 if the time is too short for one of each.
+pub fn rounds_within(families: &[Family], seconds: u64) -> u64 {
+    let kinds = families.iter().flat_map(|family| family.kinds());
+    let round_ms: u64 = kinds
+        .map(|kind| kind.hold_ms().end + QUIET_MS.end + SLACK_MS)
+        .sum();
+    (seconds * 1000).checked_div(round_ms).unwrap_or(0)
+}
+
+/// All kinds of these families in some order; one of each family comes before a second of any.
+fn round(families: &[Family], rng: &mut StdRng) -> Vec<Kind> {
+    let mut kinds: Vec<Vec<Kind>> = families
+        .iter()
+        .map(|family| {
+            let mut kinds = family.kinds().to_vec();
+            kinds.shuffle(rng);
+            kinds
+        })
+        .collect();
+    let mut all = Vec::new();
+    while kinds.iter().any(|kinds| !kinds.is_empty()) {
+        kinds.shuffle(rng);
+        all.extend(kinds.iter_mut().filter_map(Vec::pop));
+    }
+    all
+}
+
+impl<'a> Nemesis<'a> {
+    /// One that has done nothing yet.
+    pub fn new(stage: Stage<'a>, recorder: &'a Recorder, families: &[Family], seed: u64) -> Self {
+        Self {
+            stage,
+            recorder,
+            families: families.to_vec(),
+            rng: StdRng::seed_from_u64(seed),
+            deaths: Vec::new(),
+        }
+    }
+
+    /// Installs faults until the time has come; each kind once before any comes again. All is mended when it returns; it
+    /// tells which processes ended by themselves meanwhile.
+    ///
+    /// # Errors
+    /// When something cannot be mended.
+    pub async fn run(mut self, until: Instant) -> anyhow::Result<Vec<String>> {
+        let mut kinds = Vec::new().into_iter();
+        loop {
+            sleep(Duration::from_millis(self.rng.random_range(QUIET_MS))).await;
+            self.note_deaths(None, &[]);
+            if Instant::now() >= until {
+                break;
+            }
+            let mut next = kinds.next();
+            if next.is_none() {
+                kinds = round(&self.families, &mut self.rng).into_iter();
+                next = kinds.next();
+            }
+            if let Some(kind) = next {
+                self.install(kind).await?;
+            }
+        }
+        self.stage.heal()?;
+        Ok(self.deaths)
+    }
+
+    /// Notes which processes have ended, before they are started again, unless this fault of these nodes is why.
+    fn note_deaths(&mut self, fault: Option<Kind>, targets: &[u64]) {
+        for node in self.stage.cluster.nodes() {
+            let is_target = targets.contains(&node.id());
+            if let Some(status) = node.exit_status()
+                && !(is_target && fault.is_some_and(|fault| fault.explains(status)))
+            {
+                let death = format!("node {} ended by itself with {status}", node.id());
+                tracing::error!("{death}");
+                self.deaths.push(death);
+            }
+            if let Some(status) = node.gateway_exit_status()
+                && !(is_target && fault == Some(Kind::KillGateway))
+            {
+                let death = format!(
+                    "the gateway of node {} ended by itself with {status}",
+                    node.id()
+                );
+                tracing::error!("{death}");
+                self.deaths.push(death);
+            }
+        }
+    }
+
+    async fn install(&mut self, kind: Kind) -> anyhow::Result<()> {
+        let hold = Duration::from_millis(self.rng.random_range(kind.hold_ms()));
+        let targets = self.stage.targets(kind, &mut self.rng).await;
+        let begun_ns = self.recorder.now_ns();
+        tracing::info!(kind = kind.name(), nodes = ?targets, "fault");
+        let installation = if targets.is_empty() {
+            Installation::Skipped("there is no leader".into())
+        } else {
+            self.stage
+                .install(kind, &targets, hold, &mut self.rng)
+                .await
+        };
+        self.note_deaths(Some(kind), &targets);
+        // Whatever became of it.
+        self.stage.heal()?;
+        tracing::info!(kind = kind.name(), ?installation, "healed");
+        self.recorder.record(Op::Fault(Fault {
+            kind: kind.name().into(),
+            // Of a fault of all nodes, none is named.
+            node: match targets[..] {
+                [only] => Some(only),
+                _ => None,
+            },
+            begun_ns,
+            healed_ns: self.recorder.now_ns(),
+            installation,
+        }));
+        if kind.family() == Family::Disk {
+            // To stop is what a node may do that cannot write.
+            sleep(DISK_AFTERMATH).await;
+            self.note_deaths(Some(kind), &targets);
+            self.stage.heal()?;
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Stage<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stage")
+            .field("cluster", &self.cluster)
+            .field("ground", &self.ground)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Stage<'_> {
+    /// Lets all be well: clocks, disks, networks, nodes and gateways.
+    ///
+    /// # Errors
+    /// When something cannot be mended.
+    pub fn heal(&self) -> anyhow::Result<()> {
+        self.ground.heal()?;
+        for clock in self.clocks {
+            clock.set("+0")?;
+        }
+        for node in self.cluster.nodes() {
+            node.resume()?;
+            node.start()?;
+            node.start_gateway()?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn a_round_has_each_kind_once_and_each_family_early() {
+        let families = [Family::Kill, Family::Pause, Family::Partition];
+        let mut rng = StdRng::seed_from_u64(7);
+        let kinds = round(&families, &mut rng);
+        assert_eq!(kinds.len(), 12);
+        assert_eq!(kinds.iter().collect::<BTreeSet<_>>().len(), 12);
+        let first: BTreeSet<_> = kinds[..3].iter().map(|kind| kind.family()).collect();
+        assert_eq!(first, BTreeSet::from(families));
+        assert_eq!(round(&[], &mut rng), []);
+    }
+
+    #[test]
+    fn a_run_has_time_for_so_many_rounds() {
+        let kill = [Family::Kill];
+        let round_ms = 3 * (1500 + QUIET_MS.end + SLACK_MS);
+        assert_eq!(rounds_within(&kill, round_ms / 1000), 1);
+        assert_eq!(rounds_within(&kill, round_ms / 1000 - 1), 0);
+        assert_eq!(rounds_within(&kill, 10 * round_ms / 1000), 10);
+        assert_eq!(rounds_within(&[], 60), 0);
+    }
+}

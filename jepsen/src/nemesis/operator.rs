@@ -1,0 +1,264 @@
+//! Faults that are none: what an operator does while people chat.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use mailbox_client::{Client, v1};
+use mailbox_cluster::Node;
+use rand::rngs::StdRng;
+use rand::seq::{IndexedRandom as _, IteratorRandom as _, SliceRandom as _};
+use tokio::time::{Instant, sleep};
+
+use super::Stage;
+use crate::history::Installation;
+
+/// Pause between two looks at what is under way.
+const POLL: Duration = Duration::from_millis(200);
+
+/// A node that was removed is to end so soon.
+const GONE_WITHIN: Duration = Duration::from_secs(30);
+
+/// Whether it could be done; if not, why.
+type Done = anyhow::Result<Installation>;
+
+/// Waits until something is so, for `within` at most; whether it is.
+async fn until<F: Future<Output = anyhow::Result<bool>>>(
+    within: Duration,
+    mut is: impl FnMut() -> F,
+) -> anyhow::Result<bool> {
+    let end = Instant::now() + within;
+    loop {
+        if is().await? {
+            return Ok(true);
+        }
+        if Instant::now() >= end {
+            return Ok(false);
+        }
+        sleep(POLL).await;
+    }
+}
+
+fn skipped(why: &str) -> Done {
+    Ok(Installation::Skipped(why.to_owned()))
+}
+
+/// What has not ended in time goes on behind the next fault; whether it has done anything yet nobody knows.
+fn ended(in_time: bool, what: &str) -> Done {
+    Ok(if in_time {
+        Installation::Installed
+    } else {
+        Installation::Indeterminate(format!("{what} goes on"))
+    })
+}
+
+/// The shards that have slots.
+async fn shards(client: &Client) -> anyhow::Result<Vec<v1::MapShard>> {
+    let map = client.cluster_map().await.context("ask for the map")?;
+    let shards = map.shards.into_iter();
+    Ok(shards.filter(|shard| !shard.slots.is_empty()).collect())
+}
+
+fn slots(shard: &v1::MapShard) -> impl Iterator<Item = u32> {
+    shard.slots.iter().flat_map(|span| span.first..=span.last)
+}
+
+pub(super) async fn transfer_leader(client: &Client, hold: Duration, rng: &mut StdRng) -> Done {
+    let shards = shards(client).await?;
+    let shard = shards.iter().filter(|shard| shard.leader != 0).choose(rng);
+    let Some(shard) = shard else {
+        return skipped("no shard has a leader");
+    };
+    let voters = shard.replicas.iter().filter(|replica| replica.voter);
+    let others = voters.filter(|replica| replica.node != shard.leader);
+    let Some(to) = others.choose(rng) else {
+        return skipped("there is nobody else");
+    };
+    client
+        .transfer_leader(shard.shard, to.node)
+        .await
+        .with_context(|| format!("hand shard {} to node {}", shard.shard, to.node))?;
+    sleep(hold).await;
+    Ok(Installation::Installed)
+}
+
+/// The shards that can give slots away, those that somebody has a timeline in first.
+fn givers<'a>(
+    shards: &'a [v1::MapShard],
+    owned: &'a [u32],
+    rng: &mut StdRng,
+) -> Vec<(&'a v1::MapShard, Vec<u32>)> {
+    let mut givers: Vec<_> = shards
+        .iter()
+        .filter(|shard| slots(shard).count() > 1)
+        .map(|shard| {
+            let slots = slots(shard).filter(|slot| owned.contains(slot));
+            (shard, slots.collect::<Vec<_>>())
+        })
+        .collect();
+    givers.shuffle(rng);
+    givers.sort_by_key(|(_, owned)| owned.is_empty());
+    givers
+}
+
+fn owned(stage: &Stage<'_>) -> Vec<u32> {
+    let owners = stage.owners.iter();
+    owners.map(|it| stage.client.slot_of_owner(*it)).collect()
+}
+
+pub(super) async fn move_slot(stage: &Stage<'_>, hold: Duration, rng: &mut StdRng) -> Done {
+    let client = &stage.client;
+    let (shards, owned) = (shards(client).await?, owned(stage));
+    let givers = givers(&shards, &owned, rng);
+    let Some((from, owned)) = givers.first() else {
+        return skipped("no shard has slots to give");
+    };
+    let others = shards.iter().filter(|shard| shard.shard != from.shard);
+    let (Some(to), Some(slot)) = (others.choose(rng), owned.choose(rng)) else {
+        return skipped("there is one shard only, or no slot with a timeline");
+    };
+    let call = v1::MoveSlotRequest {
+        slot: *slot,
+        to: to.shard,
+        dry_run: false,
+    };
+    client
+        .move_slot(call)
+        .await
+        .with_context(|| format!("move slot {slot} to shard {}", to.shard))?;
+    let gone = || async { Ok(client.slot_moves().await?.is_empty()) };
+    ended(until(hold, gone).await?, "the move of a slot")
+}
+
+pub(super) async fn split_and_merge(stage: &Stage<'_>, hold: Duration, rng: &mut StdRng) -> Done {
+    let client = &stage.client;
+    let (shards, owned) = (shards(client).await?, owned(stage));
+    let givers = givers(&shards, &owned, rng);
+    let Some((from, _)) = givers.first() else {
+        return skipped("no shard has slots to give");
+    };
+    // Which half, the cluster says.
+    let mut call = v1::SplitShardRequest {
+        shard: from.shard,
+        slots: Vec::new(),
+        dry_run: true,
+    };
+    let half = client.split_shard(call.clone()).await;
+    call.slots = half.context("ask for a half")?.slots;
+    call.dry_run = false;
+    let split = client
+        .split_shard(call)
+        .await
+        .with_context(|| format!("split shard {}", from.shard))?;
+    let end = Instant::now() + hold;
+    let gone = || async { Ok(client.shard_splits().await?.is_empty()) };
+    if !until(hold, gone).await? {
+        return ended(false, "the split of a shard");
+    }
+    let call = v1::MergeShardRequest {
+        shard: split.to,
+        into: from.shard,
+        dry_run: false,
+    };
+    client
+        .merge_shard(call)
+        .await
+        .with_context(|| format!("merge shard {} into {}", split.to, from.shard))?;
+    let gone = || async { Ok(client.shard_merges().await?.is_empty()) };
+    let left = end.saturating_duration_since(Instant::now());
+    ended(until(left, gone).await?, "the merge of a shard")
+}
+
+/// One more node, and one less.
+pub(super) async fn replace_node(stage: &mut Stage<'_>, hold: Duration, rng: &mut StdRng) -> Done {
+    if stage.ground.network.is_some() || stage.ground.disks.is_some() {
+        return skipped("a new node would have no network or disk of its own");
+    }
+    let end = Instant::now() + hold;
+    let old: Vec<u64> = stage.cluster.nodes().iter().map(Node::id).collect();
+    stage.cluster.join(hold).await.context("join a node")?;
+    let Some(gone) = old.choose(rng).copied() else {
+        return skipped("there is no node");
+    };
+    let client = stage.client.clone();
+    let emptied = empty(&client, gone, end).await;
+    if !matches!(emptied, Ok(true)) {
+        // Taken back, or the next replacement would find two nodes less.
+        client
+            .set_standing(gone, v1::NodeStanding::Member)
+            .await
+            .with_context(|| format!("take node {gone} back"))?;
+        return ended(emptied?, "the move of replicas");
+    }
+    let removed = client.remove_node(gone).await;
+    if removed.is_err() && !is_removed(&client, gone).await? {
+        removed.with_context(|| format!("remove node {gone}"))?;
+    }
+    let ended = stage.cluster.forget(gone, GONE_WITHIN).await;
+    if let Err(error) = ended {
+        // It must not be started again: it would be refused, and rightly.
+        stage.cluster.discard(gone)?;
+        return Ok(Installation::Indeterminate(format!("{error:#}")));
+    }
+    Ok(Installation::Installed)
+}
+
+/// Has a node emptied; whether it was in time.
+async fn empty(client: &Client, node: u64, end: Instant) -> anyhow::Result<bool> {
+    client
+        .set_standing(node, v1::NodeStanding::Draining)
+        .await
+        .with_context(|| format!("drain node {node}"))?;
+    let is_empty = || async {
+        let map = client.cluster_map().await?;
+        let mut replicas = map.shards.iter().flat_map(|shard| &shard.replicas);
+        Ok(!replicas.any(|replica| replica.node == node))
+    };
+    until(end.saturating_duration_since(Instant::now()), is_empty).await
+}
+
+/// Whether the cluster has taken a node out, as its map says.
+async fn is_removed(client: &Client, node: u64) -> anyhow::Result<bool> {
+    let map = client.cluster_map().await.context("ask for the map")?;
+    let removed = v1::NodeStanding::Removed as i32;
+    Ok(map
+        .nodes
+        .iter()
+        .any(|it| it.node == node && it.standing == removed))
+}
+
+/// Waits until nothing is on the move any more: no slot, no shard, no replica; and, as long as there is time, until
+/// nothing else is to be moved.
+///
+/// # Errors
+/// When it takes longer, with what is on the move.
+pub(crate) async fn wait_still(client: &Client, within: Duration) -> anyhow::Result<()> {
+    let end = Instant::now() + within;
+    loop {
+        let moving = moving(client).await;
+        if let Ok(None) = moving {
+            let planned = client.plan_steps(Vec::new()).await;
+            if planned.is_ok_and(|plan| plan.steps.is_empty()) || Instant::now() >= end {
+                return Ok(());
+            }
+            sleep(POLL).await;
+            continue;
+        }
+        if Instant::now() >= end {
+            let what = moving?.unwrap_or_default();
+            anyhow::bail!("{what} after {within:?}");
+        }
+        sleep(POLL).await;
+    }
+}
+
+/// What is on the move, if anything is.
+async fn moving(client: &Client) -> anyhow::Result<Option<String>> {
+    let counts = [
+        ("slots move", client.slot_moves().await?.len()),
+        ("shards are split", client.shard_splits().await?.len()),
+        ("shards are merged", client.shard_merges().await?.len()),
+        ("steps run", client.steps().await?.running.len()),
+    ];
+    let first = counts.into_iter().find(|(_, count)| *count > 0);
+    Ok(first.map(|(what, count)| format!("{count} {what} still")))
+}

@@ -1,0 +1,529 @@
+//! One run: a cluster is started, worked over, mended, read to its end and judged.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use mailbox_client::Client;
+use mailbox_cluster::{AuthKey, Cluster, ClusterOptions, Host};
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::checker::{self, Counts, Floors, Report, Verdict};
+use crate::device::{Device, Gateway};
+use crate::ending::Ending;
+use crate::ground::Ground;
+use crate::history::{History, Op, Outcome, Recorder, Timeline};
+use crate::nemesis::clock::WallClock;
+use crate::nemesis::{Family, Nemesis, Stage, operator};
+use crate::options::{FIRST_NODES, RunOptions};
+use crate::population::{Population, populate};
+use crate::reader::Reader;
+use crate::sender::{Ends, Processes, Sender};
+use crate::store;
+use crate::workload::Workload;
+
+/// Names of a user's devices.
+const DEVICES: [&str; 3] = ["phone", "tablet", "desktop"];
+/// How long a device's token is valid: longer than any run.
+const TOKEN_TTL: Duration = Duration::from_secs(7 * 86_400);
+/// After the last fault the cluster must serve again within this time.
+const HEALED_WITHIN: Duration = Duration::from_secs(60);
+/// What takes hours in service is to happen within a minute: flushes, purges of the log, snapshots for whoever lags.
+const CONFIG: &str = "[storage]\nflush_age_ms = 2000\nlog_entries_kept = 256\n";
+/// How often people are told how it goes.
+const TELL_EVERY: Duration = Duration::from_secs(5);
+
+/// What came of it.
+#[derive(Debug, Serialize)]
+pub struct Summary {
+    /// The judgement.
+    pub verdict: Verdict,
+    /// What was asked for.
+    pub options: RunOptions,
+    /// How much there was to judge.
+    pub counts: Counts,
+    /// The promises broken, in words.
+    pub violations: Vec<String>,
+    /// Why the run proves nothing, if so.
+    pub doubts: Vec<String>,
+    /// Where all of it is kept.
+    pub dir: PathBuf,
+    /// How to do it again.
+    pub reproduce: String,
+}
+
+/// What was seen in a run beside its history.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Findings {
+    /// Promises that no history tells of: nodes that ended by themselves, a cluster that does not heal.
+    pub broken: Vec<String>,
+    /// Why the run proves nothing, if so.
+    pub doubts: Vec<String>,
+}
+
+impl Findings {
+    fn take_doubt(&mut self, result: anyhow::Result<()>) {
+        if let Err(error) = result {
+            self.doubts.push(format!("{error:#}"));
+        }
+    }
+}
+
+/// Starts a cluster, works it over, and judges what was recorded.
+///
+/// # Errors
+/// When the harness itself fails: no cluster, no file.
+pub async fn run(options: &RunOptions) -> anyhow::Result<Summary> {
+    let dir = std::path::absolute(&options.dir).context("find the directory of the run")?;
+    std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    let disks = dir.join("disks");
+    let ground = Ground::make(&options.needs()?, options.nodes, &disks)?;
+    let (mut cluster, clocks) = start(options, &ground, &dir).await?;
+    let run = Run::new(options, &cluster).await?;
+    let (history, mut findings) = run.record(&mut cluster, &ground, &clocks).await?;
+    let refused = history.appends().filter(|it| it.outcome.is_fail()).count();
+    if refused > 0 {
+        findings.doubts.push(format!(
+            "{refused} sends were refused, though all were good"
+        ));
+    }
+    // First of all: whatever becomes of the rest, it can be judged again.
+    store::write_history(&dir, &history)?;
+    store::write_options(&dir, options, &findings)?;
+
+    let report = judge(&history, &options.floors()?);
+    let mut summary = summary(options, report, findings, dir.clone());
+    if let Err(error) = store::write_judged(&dir, &history, &summary) {
+        // Whatever was found is told all the same.
+        summary.doubt(format!("not all of the run is kept: {error:#}"));
+    }
+    let logs = cluster.nodes().iter().flat_map(|node| {
+        let logs = [Some(node.log_path()), node.gateway_log_path()];
+        logs.map(|log| log.map(|log| (node.id(), log.to_owned())))
+    });
+    let logs: Vec<_> = logs.flatten().collect();
+    drop(cluster);
+    ground.end();
+    if let Err(error) = keep_logs(&dir, &logs) {
+        summary.doubt(format!("not all logs are kept: {error:#}"));
+    }
+    if summary.verdict == Verdict::Valid {
+        // What proves nothing wrong need not be kept.
+        for part in [dir.join("cluster"), disks] {
+            remove(&part);
+        }
+    }
+    Ok(summary)
+}
+
+/// `node1/server.log` and so on, whatever becomes of the nodes' other files.
+fn keep_logs(dir: &Path, logs: &[(u64, PathBuf)]) -> anyhow::Result<()> {
+    for (node, log) in logs {
+        let kept = dir.join(format!("node{node}"));
+        std::fs::create_dir_all(&kept).with_context(|| format!("create {}", kept.display()))?;
+        let name = log.file_name().context("a log has a name")?;
+        std::fs::copy(log, kept.join(name)).with_context(|| format!("copy {}", log.display()))?;
+    }
+    Ok(())
+}
+
+fn remove(dir: &Path) {
+    if let Err(error) = std::fs::remove_dir_all(dir)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!("{} is left: {error}", dir.display());
+    }
+}
+
+impl Summary {
+    /// The run does not prove what it should.
+    fn doubt(&mut self, why: String) {
+        self.doubts.push(why);
+        if self.verdict == Verdict::Valid {
+            self.verdict = Verdict::Unknown;
+        }
+    }
+}
+
+/// Judges what is kept of a run again, and keeps the judgement.
+///
+/// # Errors
+/// When a file is missing or is none of ours.
+pub fn recheck(dir: &Path) -> anyhow::Result<Summary> {
+    let (mut options, findings) = store::read_options(dir)?;
+    dir.clone_into(&mut options.dir);
+    let history = store::read_history(dir)?;
+    let report = judge(&history, &options.floors()?);
+    let summary = summary(&options, report, findings, dir.to_owned());
+    store::write_judged(dir, &history, &summary)?;
+    Ok(summary)
+}
+
+/// A checker that panics has shown nothing.
+fn judge(history: &History, floors: &Floors) -> Report {
+    let report = std::panic::catch_unwind(|| checker::check(history, floors));
+    report.unwrap_or_else(|_| Report {
+        violations: Vec::new(),
+        doubts: vec!["a checker panicked".to_owned()],
+        counts: Counts::default(),
+    })
+}
+
+fn summary(options: &RunOptions, report: Report, findings: Findings, dir: PathBuf) -> Summary {
+    let mut verdict = report.verdict();
+    if !findings.broken.is_empty() {
+        verdict = Verdict::Invalid;
+    } else if !findings.doubts.is_empty() {
+        verdict = verdict.max(Verdict::Unknown);
+    }
+    let violations = report.violations.iter().map(ToString::to_string);
+    Summary {
+        verdict,
+        options: options.clone(),
+        counts: report.counts,
+        violations: findings.broken.into_iter().chain(violations).collect(),
+        doubts: [findings.doubts, report.doubts].concat(),
+        dir,
+        reproduce: options.reproduce(),
+    }
+}
+
+/// The cluster, all its nodes taken in; and their clocks, if they are to be turned.
+async fn start(
+    options: &RunOptions,
+    ground: &Ground,
+    dir: &Path,
+) -> anyhow::Result<(Cluster, Vec<WallClock>)> {
+    let dir = dir.join("cluster");
+    std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    let mut hosts = ground.hosts(options.nodes);
+    let mut clocks = Vec::new();
+    if options.families()?.contains(&Family::Clock) {
+        for (host, node) in hosts.iter_mut().zip(1..) {
+            let clock = WallClock::new(&dir, node)?;
+            host.environment.extend(clock.environment());
+            clocks.push(clock);
+        }
+    }
+    let mut cluster = Cluster::start(ClusterOptions {
+        nodes: options.nodes.min(FIRST_NODES),
+        shards: options.shards,
+        gateway: true,
+        hosts: placed(hosts),
+        dir: Some(dir),
+        binary: options.binary.clone(),
+        extra_config: CONFIG.to_owned(),
+        ..ClusterOptions::default()
+    })
+    .await?;
+    while cluster.nodes().len() < options.nodes {
+        cluster.join(HEALED_WITHIN).await.context("join a node")?;
+    }
+    Ok((cluster, clocks))
+}
+
+/// Nodes without anything of their own need not be placed.
+fn placed(hosts: Vec<Host>) -> Vec<Host> {
+    if hosts.iter().all(|host| *host == Host::default()) {
+        return Vec::new();
+    }
+    hosts
+}
+
+/// A run under way.
+struct Run<'a> {
+    options: &'a RunOptions,
+    workload: &'static Workload,
+    clients: Vec<Client>,
+    /// For the reads of the end, which may take their time.
+    patient: Client,
+    recorder: Arc<Recorder>,
+    processes: Arc<Processes>,
+    population: Arc<Population>,
+    /// They go on from phase to phase.
+    devices: Vec<Arc<Mutex<Device>>>,
+}
+
+impl<'a> Run<'a> {
+    async fn new(options: &'a RunOptions, cluster: &Cluster) -> anyhow::Result<Self> {
+        let workload = options.workload()?;
+        // Several clients, so that not all processes share one view of who leads.
+        let mut clients = Vec::new();
+        for _ in 0..workload.readers {
+            let mut client = cluster.client_options()?;
+            // Short, so that calls do end in doubt now and then.
+            client.timeouts.deadline = Duration::from_secs(3);
+            client.timeouts.attempt = Duration::from_secs(1);
+            clients.push(
+                Client::connect(client)
+                    .await
+                    .context("connect to the cluster")?,
+            );
+        }
+        let mut patient = cluster.client_options()?;
+        patient.timeouts.deadline = HEALED_WITHIN;
+        patient.timeouts.attempt = HEALED_WITHIN / 4;
+        let patient = Client::connect(patient)
+            .await
+            .context("connect to the cluster")?;
+        let recorder = Arc::new(Recorder::default());
+        let population = populate(&patient, &recorder, workload).await?;
+        let mut run = Self {
+            options,
+            workload,
+            clients,
+            patient,
+            recorder,
+            processes: Arc::default(),
+            population: Arc::new(population),
+            devices: Vec::new(),
+        };
+        run.devices = run.make_devices(cluster)?;
+        Ok(run)
+    }
+
+    fn make_devices(&self, cluster: &Cluster) -> anyhow::Result<Vec<Arc<Mutex<Device>>>> {
+        let key = AuthKey::read(cluster.auth_key_file())?;
+        let mut seeds = StdRng::seed_from_u64(self.options.seed.rotate_right(16));
+        let gateways = gateways(cluster);
+        let mut devices = Vec::new();
+        for user in &self.population.users {
+            let (token, _) = key.issue(&user.to_string(), TOKEN_TTL)?;
+            for name in DEVICES.into_iter().take(self.workload.devices) {
+                devices.push(Arc::new(Mutex::new(Device {
+                    recorder: Arc::clone(&self.recorder),
+                    process: self.processes.next(),
+                    gateways: gateways.clone(),
+                    user: *user,
+                    name,
+                    token: token.clone(),
+                    page_rows_max: self.workload.page_rows_max,
+                    rng: StdRng::from_rng(&mut seeds),
+                    key: String::new(),
+                    open: HashMap::new(),
+                })));
+            }
+        }
+        Ok(devices)
+    }
+
+    /// Faults, then calm, then the reads of the end; and what is wrong with them.
+    async fn record(
+        self,
+        cluster: &mut Cluster,
+        ground: &Ground,
+        clocks: &[WallClock],
+    ) -> anyhow::Result<(History, Findings)> {
+        let until = Instant::now() + Duration::from_secs(self.options.seconds);
+        let (mut work, ends) = (JoinSet::new(), Ends::new());
+        self.spawn_work(&mut work, &ends, 0);
+        let owners = self.population.timelines().into_iter();
+        let stage = Stage {
+            cluster,
+            ground,
+            clocks,
+            client: self.patient.clone(),
+            owners: owners.map(Timeline::owner).collect(),
+        };
+        let families = self.options.families()?;
+        let nemesis = Nemesis::new(stage, &self.recorder, &families, self.options.seed);
+        let deaths = tokio::select! {
+            deaths = nemesis.run(until) => deaths,
+            never = self.tell() => match never {},
+        };
+        ends.end();
+        let mut findings = Findings::default();
+        match deaths {
+            Ok(deaths) => findings.broken = deaths,
+            Err(error) => findings
+                .doubts
+                .push(format!("the nemesis failed: {error:#}")),
+        }
+        findings.take_doubt(finish(work).await);
+
+        if let Err(error) = cluster.wait_ready(HEALED_WITHIN).await {
+            let why = format!("the healed cluster does not serve: {}", ends_of(&error));
+            findings.broken.push(why);
+            return Ok((self.recorder.take(), findings));
+        }
+        for device in &self.devices {
+            // Nodes may have come and gone.
+            device.lock().await.gateways = gateways(cluster);
+        }
+        let (mut work, ends) = (JoinSet::new(), Ends::new());
+        self.spawn_work(&mut work, &ends, 1);
+        findings.broken.extend(self.serves_all().await);
+        ends.end();
+        findings.take_doubt(finish(work).await);
+        if let Err(error) = operator::wait_still(&self.patient, HEALED_WITHIN).await {
+            findings.broken.push(format!("{error:#}"));
+        }
+        // Only what has arrived can be judged: acks do not wait for lanes.
+        if let Err(error) = cluster.wait_lanes_drained(HEALED_WITHIN).await {
+            findings.broken.push(format!("{error:#}"));
+        }
+        let ending = Ending {
+            cluster,
+            client: &self.patient,
+            recorder: &self.recorder,
+            processes: &self.processes,
+            population: &self.population,
+            devices: &self.devices,
+            within: HEALED_WITHIN,
+        };
+        findings.doubts.extend(ending.run().await);
+        Ok((self.recorder.take(), findings))
+    }
+
+    /// Every timeline must take a send now; gives those that do not.
+    async fn serves_all(&self) -> Vec<String> {
+        let mut broken = Vec::new();
+        let mut rng = StdRng::seed_from_u64(self.options.seed.rotate_right(24));
+        let mut process = self.processes.next();
+        for timeline in self.population.timelines() {
+            // To each mailbox its own user writes; to nobody's, and to a group, the first does.
+            let user = timeline.owner();
+            let is_users = self.population.users.contains(&user);
+            let user = if is_users {
+                user
+            } else {
+                self.population.users[0]
+            };
+            let mut sender = self.sender(self.patient.clone(), user, StdRng::from_rng(&mut rng));
+            let append = sender.send(process, timeline).await;
+            if !matches!(append.outcome, Outcome::Ok(_)) {
+                let outcome = &append.outcome;
+                broken.push(format!("healed, {timeline} takes no send: {outcome:?}"));
+                process = self.processes.next();
+            }
+            self.recorder.record(Op::Append(append));
+        }
+        broken
+    }
+
+    fn sender(&self, client: Client, user: u64, rng: StdRng) -> Sender {
+        let senders = self.population.users.len() * self.workload.senders_per_user;
+        let rate = f64::from(self.options.rate.max(1));
+        Sender {
+            client,
+            recorder: Arc::clone(&self.recorder),
+            processes: Arc::clone(&self.processes),
+            population: Arc::clone(&self.population),
+            workload: self.workload,
+            interval: Duration::from_secs_f64(senders as f64 / rate),
+            user,
+            rng,
+        }
+    }
+
+    /// One line now and then, for ever.
+    async fn tell(&self) -> std::convert::Infallible {
+        let begun = Instant::now();
+        loop {
+            sleep(TELL_EVERY).await;
+            if self.options.tells {
+                let (acked, unknown, faults) = self.recorder.progress();
+                let (now, all) = (begun.elapsed().as_secs(), self.options.seconds);
+                eprintln!("{now} of {all} s: {acked} acked, {unknown} unknown, {faults} faults");
+            }
+        }
+    }
+
+    fn spawn_work(&self, work: &mut JoinSet<()>, ends: &Ends, phase: u64) {
+        let mut seeds = StdRng::seed_from_u64(self.options.seed ^ (phase + 1).rotate_right(8));
+        let mut clients = self.clients.iter().cycle().cloned();
+        let users = self.population.users.iter();
+        let senders = users.len() * self.workload.senders_per_user;
+        for user in users.cycle().take(senders) {
+            let Some(client) = clients.next() else { return };
+            let sender = self.sender(client, *user, StdRng::from_rng(&mut seeds));
+            work.spawn(sender.run(ends.clone()));
+        }
+        for client in clients.take(self.workload.readers) {
+            let reader = Reader {
+                client,
+                recorder: Arc::clone(&self.recorder),
+                processes: Arc::clone(&self.processes),
+                population: Arc::clone(&self.population),
+                rng: StdRng::from_rng(&mut seeds),
+            };
+            work.spawn(reader.run(ends.clone()));
+        }
+        for device in &self.devices {
+            let (device, ends) = (Arc::clone(device), ends.clone());
+            work.spawn(async move { device.lock().await.run(ends).await });
+        }
+    }
+}
+
+/// The first and the last line of an error that has logs in it.
+fn ends_of(error: &anyhow::Error) -> String {
+    let text = format!("{error:#}");
+    let mut lines = text.lines().filter(|line| !line.trim().is_empty());
+    let first = lines.next().unwrap_or_default().to_owned();
+    match lines.next_back() {
+        Some(last) => format!("{first} … {}", last.trim()),
+        None => first,
+    }
+}
+
+fn gateways(cluster: &Cluster) -> Vec<Gateway> {
+    let gateways = cluster.nodes().iter().filter_map(|node| {
+        let (node, url) = (node.id(), node.gateway_url()?);
+        Some(Gateway { node, url })
+    });
+    gateways.collect()
+}
+
+/// Waits for all processes; one that panicked or hangs spoils the run.
+async fn finish(mut work: JoinSet<()>) -> anyhow::Result<()> {
+    let all = async {
+        while let Some(ended) = work.join_next().await {
+            ended.context("run a process of the workload")?;
+        }
+        anyhow::Ok(())
+    };
+    timeout(HEALED_WITHIN, all)
+        .await
+        .context("wait for the processes of the workload")?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::options::options;
+
+    #[test]
+    fn what_was_seen_beside_the_history_counts() {
+        let report = || Report {
+            violations: Vec::new(),
+            doubts: Vec::new(),
+            counts: Counts::default(),
+        };
+        let verdict = |broken: &[&str], doubts: &[&str]| {
+            let texts = |texts: &[&str]| texts.iter().map(ToString::to_string).collect();
+            let findings = Findings {
+                broken: texts(broken),
+                doubts: texts(doubts),
+            };
+            summary(&options(&["kill"], 5), report(), findings, PathBuf::new()).verdict
+        };
+        assert_eq!(verdict(&[], &[]), Verdict::Valid);
+        assert_eq!(verdict(&[], &["no hash"]), Verdict::Unknown);
+        assert_eq!(verdict(&["node 2 ended"], &["no hash"]), Verdict::Invalid);
+    }
+
+    #[test]
+    fn of_an_error_with_logs_the_ends_are_told() {
+        let error = anyhow::anyhow!("node 2 ended:\n\nINFO up\n ERROR no log\n");
+        assert_eq!(ends_of(&error), "node 2 ended: … ERROR no log");
+        assert_eq!(ends_of(&anyhow::anyhow!("gone")), "gone");
+    }
+}
