@@ -24,6 +24,10 @@ pub(crate) fn apply_entry(
     ctx.advance_time(entry.time_ms());
     dedup::raise_floors(ctx)?;
     replies.reserve(entry.count().min(entry.len_bytes()));
+    #[cfg(feature = "planted")]
+    if mailbox_planted::is("hash-order-in-apply") {
+        return apply_in_hash_order(ctx, entry, replies);
+    }
     for command in entry.commands() {
         let command = command.map_err(|malformed: Malformed| Error::CorruptEntry { malformed })?;
         let reply = match run(ctx, command) {
@@ -33,6 +37,32 @@ pub(crate) fn apply_entry(
         };
         replies.push(reply);
     }
+    Ok(())
+}
+
+/// What `HashMap` would do to an entry.
+#[cfg(feature = "planted")]
+fn apply_in_hash_order(
+    ctx: &mut Context<'_>,
+    entry: &Entry,
+    replies: &mut Vec<Reply>,
+) -> Result<(), Error> {
+    #[allow(clippy::disallowed_types, reason = "it is the bug")]
+    let mut commands = std::collections::HashMap::new();
+    for (place, command) in entry.commands().enumerate() {
+        let command = command.map_err(|malformed| Error::CorruptEntry { malformed })?;
+        commands.insert(place, command);
+    }
+    let mut placed = std::collections::BTreeMap::new();
+    for (place, command) in commands {
+        let reply = match run(ctx, command) {
+            Ok(reply) => reply,
+            Err(No::Refusal(refusal)) => Reply::Refused(refusal),
+            Err(No::Fault(fault)) => return Err(fault),
+        };
+        placed.insert(place, reply);
+    }
+    replies.extend(placed.into_values());
     Ok(())
 }
 

@@ -146,7 +146,13 @@ impl Ask {
         if id_ms < floor_ms {
             return Err(Refusal::IdExpired { id_ms, floor_ms }.into());
         }
-        if let Some(value) = ctx.dedup(self.slot, &self.key)? {
+        let found = ctx.dedup(self.slot, &self.key)?;
+        #[cfg(feature = "planted")]
+        let found = found.filter(|_| {
+            let is_old = mailbox_planted::wall_ms() > id_ms + 2000;
+            !(mailbox_planted::is("dedup-by-wall-clock") && is_old)
+        });
+        if let Some(value) = found {
             let corrupt = |malformed| Error::corrupt_row(&self.key.encode(), malformed);
             let (hash, reply) = self.decode(value.as_ref()).map_err(corrupt)?;
             if hash != self.hash {

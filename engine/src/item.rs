@@ -437,6 +437,12 @@ impl Items {
         &self.bytes
     }
 
+    /// How many there are, good or not.
+    #[cfg(feature = "planted")]
+    pub fn count(&self) -> usize {
+        self.iter().count()
+    }
+
     /// Each encoded item; after one whose length does not fit, nothing more comes.
     pub(crate) fn iter(&self) -> impl Iterator<Item = Result<&[u8], Malformed>> {
         let mut reader = Reader::new("lane items", &self.bytes);

@@ -173,6 +173,10 @@ impl Composer {
             self.key.mailbox_seq = message.seq;
             self.take(message, Timeline::Mailbox(user));
         }
+        #[cfg(feature = "planted")]
+        if page.more && mailbox_planted::is_now_and_then("sync-key-off-by-one", 20) {
+            self.key.mailbox_seq += 1;
+        }
         Ok(())
     }
 

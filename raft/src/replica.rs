@@ -557,6 +557,9 @@ impl Announcer {
             let replication = self.replication();
             let kept_min = kept_min(engine.stored_bytes(), replication.is_some());
             let spare = kept.flushed(upto, self.applier.log.appended_bytes(), kept_min);
+            #[cfg(feature = "planted")]
+            let spare =
+                spare.or_else(|| mailbox_planted::is("purge-before-snapshot").then_some(upto));
             let told = self.raft.trigger().snapshot().await;
             if told.is_err() || !self.purge(spare, replication.unwrap_or_default()).await {
                 return;

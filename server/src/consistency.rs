@@ -63,6 +63,8 @@ impl Core {
         consistency: Consistency,
     ) -> Result<Sure, CallError> {
         let fresh = match consistency {
+            #[cfg(feature = "planted")]
+            Consistency::Linearizable if mailbox_planted::is("read-without-barrier") => None,
             Consistency::Linearizable => {
                 self.barrier(shard).await?;
                 None

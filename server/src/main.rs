@@ -11,6 +11,11 @@ use mailbox_server::{Cli, Command, exit};
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
+    #[cfg(feature = "planted")]
+    if let Err(error) = mailbox_planted::announce() {
+        eprintln!("mailboxd: {error}");
+        return ExitCode::from(exit::ERROR);
+    }
     // Tests are built with failpoints, and say in the environment where a process dies.
     let _failpoints = fail::has_failpoints().then(fail::FailScenario::setup);
     match run(Cli::parse()) {

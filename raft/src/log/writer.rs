@@ -38,6 +38,10 @@ impl Writer {
         let db = core.db()?;
         let mut synced = WriteOptions::default();
         synced.set_sync(true);
+        #[cfg(feature = "planted")]
+        if mailbox_planted::is("ack-before-fsync") {
+            synced.set_sync(false);
+        }
         Ok(Writer {
             core,
             marker,
@@ -106,10 +110,18 @@ impl Writer {
             }
             Op::Purge { shard, from, upto } => {
                 let end = entry_key(*shard, upto.index + 1);
+                #[cfg(feature = "planted")]
+                let end = if mailbox_planted::is("purge-before-snapshot") {
+                    entry_key(*shard, upto.index + 10_000)
+                } else {
+                    end
+                };
                 batch.delete_range(entry_key(*shard, *from), end);
                 Key::Purged(*shard).put(&mut self.key);
                 batch.put(&self.key, encode_log_id(upto));
             }
+            #[cfg(feature = "planted")]
+            Op::Vote { .. } if mailbox_planted::is("vote-not-synced") => {}
             Op::Vote { shard, vote, .. } => {
                 Key::Vote(*shard).put(&mut self.key);
                 batch.put(&self.key, encode_vote(vote));
@@ -274,6 +286,14 @@ impl Marker {
                 asked.now = false;
                 asked.stop
             };
+            #[cfg(feature = "planted")]
+            if mailbox_planted::is("ack-before-fsync") {
+                // Nothing is known to be synced.
+                if stop {
+                    return;
+                }
+                continue;
+            }
             if let Err(error) = file.advance(core.last_batch()) {
                 core.fail(&error);
                 return;
