@@ -310,6 +310,7 @@ mod tests {
             content: 4,
             outcome,
             repeats: Vec::new(),
+            repeat_refused: None,
         })
     }
 

@@ -74,6 +74,9 @@ pub struct Append {
     pub outcome: Outcome<Acked>,
     /// Answers to the same send after it was acked.
     pub repeats: Vec<Acked>,
+    /// The code with which a repeat was refused, after the send was acked or may have been.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repeat_refused: Option<String>,
 }
 
 /// Where a read was answered.
@@ -441,6 +444,7 @@ mod tests {
             content: 4,
             outcome: Outcome::Ok(acked),
             repeats: vec![acked],
+            repeat_refused: None,
         };
         let unknown = Append {
             outcome: Outcome::Unknown("Unavailable".into()),

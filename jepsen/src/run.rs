@@ -21,7 +21,7 @@ use crate::ending::Ending;
 use crate::ground::Ground;
 use crate::history::{History, Op, Outcome, Recorder, Timeline};
 use crate::nemesis::clock::WallClock;
-use crate::nemesis::{Family, Nemesis, Stage, operator};
+use crate::nemesis::{self, Family, Nemesis, Stage, operator};
 use crate::options::{FIRST_NODES, RunOptions};
 use crate::population::{Population, populate};
 use crate::reader::Reader;
@@ -37,6 +37,8 @@ const TOKEN_TTL: Duration = Duration::from_secs(7 * 86_400);
 const HEALED_WITHIN: Duration = Duration::from_secs(60);
 /// What takes hours in service is to happen within a minute: flushes, purges of the log, snapshots for whoever lags.
 const CONFIG: &str = "[storage]\nflush_age_ms = 2000\nlog_entries_kept = 256\n";
+/// For so long at least all goes on without a fault before it is read.
+const CALM: Duration = Duration::from_secs(1);
 /// How often people are told how it goes.
 const TELL_EVERY: Duration = Duration::from_secs(5);
 
@@ -340,13 +342,15 @@ impl<'a> Run<'a> {
         };
         ends.end();
         let mut findings = Findings::default();
-        match deaths {
-            Ok(deaths) => findings.broken = deaths,
-            Err(error) => findings
-                .doubts
-                .push(format!("the nemesis failed: {error:#}")),
-        }
+        let (deaths, mended) = deaths;
+        findings.broken = deaths;
         findings.take_doubt(finish(work).await);
+        if let Err(error) = mended {
+            // What does not serve now is no wonder.
+            let why = format!("the nemesis failed: {error:#}");
+            findings.doubts.push(why);
+            return Ok((self.recorder.take(), findings));
+        }
 
         if let Err(error) = cluster.wait_ready(HEALED_WITHIN).await {
             let why = format!("the healed cluster does not serve: {}", ends_of(&error));
@@ -359,11 +363,13 @@ impl<'a> Run<'a> {
         }
         let (mut work, ends) = (JoinSet::new(), Ends::new());
         self.spawn_work(&mut work, &ends, 1);
-        findings.broken.extend(self.serves_all().await);
+        let (broken, ()) = tokio::join!(self.serves_all(), sleep(CALM));
+        findings.broken.extend(broken);
         ends.end();
         findings.take_doubt(finish(work).await);
-        if let Err(error) = operator::wait_still(&self.patient, HEALED_WITHIN).await {
-            findings.broken.push(format!("{error:#}"));
+        match operator::wait_still(&self.patient, HEALED_WITHIN).await {
+            Ok(doubt) => findings.doubts.extend(doubt),
+            Err(error) => findings.broken.push(format!("{error:#}")),
         }
         // Only what has arrived can be judged: acks do not wait for lanes.
         if let Err(error) = cluster.wait_lanes_drained(HEALED_WITHIN).await {
@@ -379,14 +385,15 @@ impl<'a> Run<'a> {
             within: HEALED_WITHIN,
         };
         findings.doubts.extend(ending.run().await);
+        let deaths = nemesis::deaths(cluster, |_, _| false);
+        findings.broken.extend(deaths);
         Ok((self.recorder.take(), findings))
     }
 
     /// Every timeline must take a send now; gives those that do not.
     async fn serves_all(&self) -> Vec<String> {
-        let mut broken = Vec::new();
         let mut rng = StdRng::seed_from_u64(self.options.seed.rotate_right(24));
-        let mut process = self.processes.next();
+        let mut all = JoinSet::new();
         for timeline in self.population.timelines() {
             // To each mailbox its own user writes; to nobody's, and to a group, the first does.
             let user = timeline.owner();
@@ -397,11 +404,20 @@ impl<'a> Run<'a> {
                 self.population.users[0]
             };
             let mut sender = self.sender(self.patient.clone(), user, StdRng::from_rng(&mut rng));
-            let append = sender.send(process, timeline).await;
+            // The client goes on trying for as long as it may take.
+            sender.attempts_max = 1;
+            let process = self.processes.next();
+            all.spawn(async move { sender.send(process, timeline).await });
+        }
+        let mut broken = Vec::new();
+        while let Some(append) = all.join_next().await {
+            let Ok(append) = append else {
+                broken.push("a process of the workload panicked".to_owned());
+                continue;
+            };
             if !matches!(append.outcome, Outcome::Ok(_)) {
-                let outcome = &append.outcome;
-                broken.push(format!("healed, {timeline} takes no send: {outcome:?}"));
-                process = self.processes.next();
+                let (to, outcome) = (append.to, &append.outcome);
+                broken.push(format!("healed, {to} takes no send: {outcome:?}"));
             }
             self.recorder.record(Op::Append(append));
         }
@@ -417,6 +433,7 @@ impl<'a> Run<'a> {
             processes: Arc::clone(&self.processes),
             population: Arc::clone(&self.population),
             workload: self.workload,
+            attempts_max: self.workload.attempts_max,
             interval: Duration::from_secs_f64(senders as f64 / rate),
             user,
             rng,
@@ -485,10 +502,12 @@ fn gateways(cluster: &Cluster) -> Vec<Gateway> {
 /// Waits for all processes; one that panicked or hangs spoils the run.
 async fn finish(mut work: JoinSet<()>) -> anyhow::Result<()> {
     let all = async {
+        let mut first = Ok(());
         while let Some(ended) = work.join_next().await {
-            ended.context("run a process of the workload")?;
+            // The others' operations are to be recorded all the same.
+            first = first.and(ended.context("run a process of the workload"));
         }
-        anyhow::Ok(())
+        first
     };
     timeout(HEALED_WITHIN, all)
         .await

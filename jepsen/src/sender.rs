@@ -52,6 +52,8 @@ pub(crate) struct Sender {
     pub(crate) processes: Arc<Processes>,
     pub(crate) population: Arc<Population>,
     pub(crate) workload: &'static Workload,
+    /// Attempts after which a send whose outcome is unknown is left alone, at most.
+    pub(crate) attempts_max: u32,
     /// From one send to the next, on average.
     pub(crate) interval: Duration,
     pub(crate) user: u64,
@@ -79,8 +81,9 @@ impl Sender {
     pub(crate) async fn send(&mut self, process: u64, to: Timeline) -> Append {
         let (id, request) = self.request(to);
         let content = request.content_crc;
-        let mut attempts = self.rng.random_range(1..=self.workload.attempts_max);
+        let mut attempts = self.rng.random_range(1..=self.attempts_max);
         let mut in_doubt = false;
+        let mut repeat_refused = None;
         let invoked_ns = self.recorder.now_ns();
         let outcome = loop {
             let error = match self.client.send(request.clone()).await {
@@ -88,6 +91,10 @@ impl Sender {
                 Err(error) => error,
             };
             let name = error.code().name().to_owned();
+            if error.code() == ErrorCode::IdReused {
+                // Nobody has asked for anything else under this id.
+                repeat_refused = Some(name.clone());
+            }
             if is_refusal(error.code()) {
                 // After a doubtful attempt a refusal says nothing about that attempt.
                 break if in_doubt {
@@ -105,11 +112,13 @@ impl Sender {
         let completed_ns = self.recorder.now_ns();
         let mut repeats = Vec::new();
         if matches!(outcome, Outcome::Ok(_)) && self.rng.random_bool(self.workload.repeat) {
-            // An error leaves nothing to compare.
-            if let Ok(sent) = self.client.send(request).await
-                && let Outcome::Ok(repeat) = acked(&sent)
-            {
-                repeats.push(repeat);
+            match self.client.send(request).await.map(|sent| acked(&sent)) {
+                Ok(Outcome::Ok(repeat)) => repeats.push(repeat),
+                Err(error) if is_refusal(error.code()) => {
+                    repeat_refused = Some(error.code().name().to_owned());
+                }
+                // What was not answered leaves nothing to compare.
+                Ok(_) | Err(_) => {}
             }
         }
         let sender = self.user;
@@ -123,6 +132,7 @@ impl Sender {
             content,
             outcome,
             repeats,
+            repeat_refused,
         }
     }
 

@@ -33,7 +33,16 @@ fn nothing_acked_is_lost_doubled_or_reordered_under_faults() {
     let said = String::from_utf8_lossy(&output.stdout);
     println!("{said}");
     let last = said.lines().last().unwrap_or_default();
-    if !output.status.success() || !last.starts_with("cells 5, valid ") {
+    // Where namespaces can be had, as in the gate, nothing may be left out.
+    let namespaces = Command::new("unshare")
+        .args(["--net", "--mount", "true"])
+        .status();
+    let wanted = if namespaces.is_ok_and(|status| status.success()) {
+        "cells 5, valid 5, skipped 0"
+    } else {
+        "cells 5, valid "
+    };
+    if !output.status.success() || !last.starts_with(wanted) {
         let kept = store.keep();
         panic!(
             "{}: {last}\nhistory, data and logs are kept in {}",

@@ -132,9 +132,15 @@ impl Node {
         self.server.status()
     }
 
-    /// The same of its gateway; `None` too if it has none.
-    pub fn gateway_exit_status(&self) -> Option<ExitStatus> {
-        self.gateway.as_ref().and_then(Process::status)
+    /// How lives of the server ended since the last call that nothing here ended.
+    pub fn take_deaths(&self) -> Vec<ExitStatus> {
+        self.server.take_deaths()
+    }
+
+    /// The same of its gateway.
+    pub fn take_gateway_deaths(&self) -> Vec<ExitStatus> {
+        let gateway = self.gateway.as_ref();
+        gateway.map(Process::take_deaths).unwrap_or_default()
     }
 
     /// Starts the server; does nothing if it runs. It may take a while to serve.

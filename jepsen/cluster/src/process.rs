@@ -73,6 +73,10 @@ struct State {
     past: Usage,
     /// How the last life ended.
     status: Option<ExitStatus>,
+    /// A signal of ours is on its way that ends it.
+    is_told: bool,
+    /// How lives ended that no signal of ours did.
+    deaths: Vec<ExitStatus>,
 }
 
 impl Process {
@@ -166,8 +170,17 @@ impl Process {
             return Ok(false);
         };
         signal(pid, Signal::KILL)?;
+        state.is_told = true;
         state.reap(true)?;
         Ok(true)
+    }
+
+    /// How lives ended since the last call that neither [`Process::kill`] nor [`Process::stop`] did.
+    pub(crate) fn take_deaths(&self) -> Vec<ExitStatus> {
+        let mut state = self.lock();
+        // One that ended by itself is noticed here.
+        state.running();
+        std::mem::take(&mut state.deaths)
     }
 
     pub(crate) fn pause(&self) -> anyhow::Result<bool> {
@@ -195,6 +208,7 @@ impl Process {
             return Ok(None);
         };
         signal(pid, Signal::TERM)?;
+        self.lock().is_told = true;
         self.resume()?;
         let begun = Instant::now();
         while self.pid().is_some() {
@@ -246,7 +260,11 @@ impl State {
             return Ok(false);
         }
         self.past = self.past + Usage::of(child.id());
-        self.status = Some(child.wait().context("reap a node")?);
+        let status = child.wait().context("reap a node")?;
+        if !std::mem::take(&mut self.is_told) {
+            self.deaths.push(status);
+        }
+        self.status = Some(status);
         self.child = None;
         self.paused = false;
         Ok(true)
@@ -327,6 +345,27 @@ mod tests {
         assert_eq!(process.pid(), None);
         process.start().unwrap();
         assert_ne!(process.pid().unwrap(), first);
+    }
+
+    #[test]
+    fn only_ends_of_its_own_are_deaths() {
+        let (_dir, process) = shell("exit 7");
+        process.start().unwrap();
+        while process.pid().is_some() {
+            std::thread::sleep(STOP_POLL);
+        }
+        process.start().unwrap();
+        while process.pid().is_some() {
+            std::thread::sleep(STOP_POLL);
+        }
+        let codes =
+            |deaths: Vec<ExitStatus>| -> Vec<_> { deaths.iter().map(ExitStatus::code).collect() };
+        assert_eq!(codes(process.take_deaths()), [Some(7), Some(7)]);
+        assert_eq!(process.take_deaths(), []);
+        let (_dir, process) = shell("exec sleep 600");
+        process.start().unwrap();
+        assert!(process.kill().unwrap());
+        assert_eq!(process.take_deaths(), []);
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub use violation::Violation;
 /// Least amounts without which a run proves nothing.
 #[derive(Debug, Clone, Default)]
 pub struct Floors {
-    /// Acked sends.
+    /// Acked sends, until the last fault was healed.
     pub acked: usize,
     /// Answered reads through the leader while faults were there.
     pub reads: usize,
@@ -79,6 +79,8 @@ pub struct Report {
 pub struct Counts {
     /// Sends acked.
     pub acked: usize,
+    /// Of those, the ones until the last fault was healed; all, if there was none.
+    pub acked_under_faults: usize,
     /// Sends refused.
     pub failed: usize,
     /// Sends of which nobody knows.
@@ -138,9 +140,14 @@ fn count(history: &History, index: &Index<'_>) -> Counts {
         reads: index.reads.len(),
         ..Counts::default()
     };
+    let last_healed = history.faults().map(|fault| fault.healed_ns).max();
     for append in history.appends() {
         match &append.outcome {
-            Outcome::Ok(_) => counts.acked += 1,
+            Outcome::Ok(_) => {
+                counts.acked += 1;
+                let in_time = last_healed.is_none_or(|healed| append.completed_ns <= healed);
+                counts.acked_under_faults += usize::from(in_time);
+            }
             Outcome::Fail(_) => counts.failed += 1,
             Outcome::Unknown(_) => {
                 counts.unknown += 1;
@@ -168,7 +175,11 @@ fn doubts(index: &Index<'_>, counts: &Counts, floors: &Floors) -> Vec<String> {
             doubts.push(format!("{found} {what}, at least {least} are needed"));
         }
     };
-    floor("acked sends", counts.acked, floors.acked);
+    floor(
+        "acked sends under faults",
+        counts.acked_under_faults,
+        floors.acked,
+    );
     floor("reads through the leader", counts.reads, floors.reads);
     floor("pages of devices", counts.pages, floors.pages);
     for (kind, least) in &floors.faults {

@@ -71,6 +71,12 @@ fn check_row(index: &Index<'_>, timeline: Timeline, row: &Row, violations: &mut 
 }
 
 fn check_repeats(append: &Append, violations: &mut Vec<Violation>) {
+    if let Some(code) = &append.repeat_refused {
+        violations.push(Violation::RepeatRefused {
+            id: append.id,
+            code: code.clone(),
+        });
+    }
     let Outcome::Ok(first) = append.outcome else {
         return;
     };
@@ -175,6 +181,13 @@ mod tests {
         assert_eq!(sample.violations(), []);
         sample.refuse(Sample::ALICE, 1);
         assert!(sample.breaks(|it| matches!(it, Violation::RefusedAndMore { .. })));
+    }
+
+    #[test]
+    fn a_repeat_that_is_refused_is_found_out() {
+        let mut sample = Sample::good();
+        sample.append_mut(0).repeat_refused = Some("IdReused".into());
+        assert!(sample.breaks(|it| matches!(it, Violation::RepeatRefused { .. })));
     }
 
     #[test]

@@ -68,6 +68,7 @@ impl Sample {
                 content: number as u32,
                 outcome,
                 repeats: Vec::new(),
+                repeat_refused: None,
             }));
         }
         let mailbox = [0, 1, 2, 3];

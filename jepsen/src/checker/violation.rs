@@ -109,6 +109,14 @@ pub enum Violation {
         /// A later one.
         repeat: Acked,
     },
+    /// C2: a repeat of an accepted send got no reply but a refusal.
+    #[error("C2: {id} was accepted and, repeated, refused as {code}")]
+    RepeatRefused {
+        /// The send.
+        id: SendId,
+        /// The refusal.
+        code: String,
+    },
     /// C3: rows do not follow each other.
     #[error("C3: a read of {timeline} shows {found} where {expected} was due")]
     NotDense {

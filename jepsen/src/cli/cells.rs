@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -12,7 +11,6 @@ use anyhow::Context as _;
 use mailbox_jepsen::checker::Verdict;
 use mailbox_jepsen::nemesis::Family;
 use mailbox_jepsen::{ground, workload};
-use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
 
 use super::{Scale, TestAll};
@@ -52,6 +50,9 @@ pub(super) struct Came {
     /// Why it was skipped or not valid.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(super) why: String,
+    /// The promises broken, of what is in `why`.
+    #[serde(default)]
+    pub(super) broken: Vec<String>,
     /// By what nodes, time and so on: what is resumed has to be by the same.
     #[serde(default)]
     scale: String,
@@ -116,6 +117,7 @@ pub(crate) fn run(arguments: &TestAll) -> anyhow::Result<Verdict> {
                 cell: name.clone(),
                 verdict: "skipped".to_owned(),
                 why,
+                broken: Vec::new(),
                 scale: String::new(),
                 faults: BTreeMap::new(),
                 dir: PathBuf::new(),
@@ -190,12 +192,11 @@ pub(super) fn run_cell(scale: &Scale, cell: &Cell, plant: Option<&str>) -> anyho
     }
     let store = &scale.store;
     std::fs::create_dir_all(store).with_context(|| format!("create {}", store.display()))?;
-    let said = store.join("cell.json");
+    let said = store.join(format!("cell-{}.json", std::process::id()));
     let stdout = File::create(&said).with_context(|| format!("create {}", said.display()))?;
     let mut child = command
         .stdin(Stdio::null())
         .stdout(stdout)
-        .process_group(0)
         .spawn()
         .context("run a cell")?;
     let limit = Duration::from_secs(2 * scale.time_limit) + CELL_SLACK;
@@ -203,15 +204,13 @@ pub(super) fn run_cell(scale: &Scale, cell: &Cell, plant: Option<&str>) -> anyho
         Some(status) => status.to_string(),
         None => {
             // Its nodes end with it.
-            let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-            if let Some(group) = group {
-                let _ = kill_process_group(group, Signal::KILL);
-            }
+            child.kill().context("kill a cell")?;
             child.wait().context("wait for a killed cell")?;
             format!("no end in {} s", limit.as_secs())
         }
     };
     let stdout = std::fs::read(&said).with_context(|| format!("read {}", said.display()))?;
+    std::fs::remove_file(&said).with_context(|| format!("remove {}", said.display()))?;
     let mut came = came(cell, &stdout, &status);
     came.scale = scale.words();
     Ok(came)
@@ -249,7 +248,8 @@ fn came(cell: &Cell, stdout: &[u8], status: &str) -> Came {
         Some(Ok(said)) => Came {
             cell: cell.name(),
             verdict: said.verdict,
-            why: [said.violations, said.doubts].concat().join("; "),
+            why: [&said.violations[..], &said.doubts[..]].concat().join("; "),
+            broken: said.violations,
             scale: String::new(),
             faults: said.counts.faults,
             dir: said.dir,
@@ -258,6 +258,7 @@ fn came(cell: &Cell, stdout: &[u8], status: &str) -> Came {
             cell: cell.name(),
             verdict: "unknown".to_owned(),
             why: format!("the run ended with {status} and no judgement"),
+            broken: Vec::new(),
             scale: String::new(),
             faults: BTreeMap::new(),
             dir: PathBuf::new(),

@@ -21,7 +21,8 @@ const PIECE_BYTES: usize = 4096;
 pub struct Disk {
     image: PathBuf,
     mount: PathBuf,
-    attached: AtomicBool,
+    /// What a process finds there is the disk as it should be.
+    is_well: AtomicBool,
 }
 
 impl Disk {
@@ -31,7 +32,7 @@ impl Disk {
         let disk = Self {
             image: dir.join(format!("{number}.img")),
             mount,
-            attached: AtomicBool::new(false),
+            is_well: AtomicBool::new(false),
         };
         let file = File::create(&disk.image);
         let sized = file.and_then(|file| file.set_len(BYTES));
@@ -53,16 +54,13 @@ impl Disk {
     fn attach(&self) -> anyhow::Result<()> {
         let words = ["-o", "loop", &text(&self.image), &text(&self.mount)];
         shell::run("mount", &words)?;
-        self.attached.store(true, Relaxed);
+        self.is_well.store(true, Relaxed);
         Ok(())
     }
 
     pub(super) fn detach(&self) -> anyhow::Result<()> {
-        if self.attached.load(Relaxed) {
-            shell::run("umount", &[&text(&self.mount)])?;
-            self.attached.store(false, Relaxed);
-        }
-        Ok(())
+        self.is_well.store(false, Relaxed);
+        shell::run("umount", &[&text(&self.mount)]).map(drop)
     }
 
     /// As if the power had gone and come back: what no sync has made durable is lost, and the file system recovers from
@@ -71,6 +69,7 @@ impl Disk {
     /// # Errors
     /// When the disk is busy, or does not come back; [`Disk::heal`] tries again.
     pub fn lose_power(&self) -> anyhow::Result<()> {
+        self.is_well.store(false, Relaxed);
         // Without `-f` the journal's own log is not flushed either.
         shell::run("xfs_io", &["-x", "-c", "shutdown", &text(&self.mount)])?;
         self.detach()?;
@@ -110,7 +109,9 @@ impl Disk {
     /// # Errors
     /// When the filler cannot be removed, or the disk does not come back.
     pub fn heal(&self) -> anyhow::Result<()> {
-        if !self.attached.load(Relaxed) {
+        if !self.is_well.load(Relaxed) {
+            // It may be there and dead, or not be there at all.
+            let _ = self.detach();
             self.attach()?;
         }
         let path = self.filler();

@@ -238,20 +238,9 @@ impl Kind {
         owner.unwrap_or(Family::Kill)
     }
 
-    /// Whether a node that it was done to may have ended so because of it.
+    /// Whether a node that it was done to may have ended so because of it, by itself.
     pub(super) fn explains(self, status: ExitStatus) -> bool {
-        match self.family() {
-            Family::Kill | Family::Power => true,
-            Family::Disk => status.code() == Some(STORAGE_FAULT),
-            Family::Pause
-            | Family::Partition
-            | Family::Packet
-            | Family::Clock
-            | Family::Gateway
-            | Family::Transfer
-            | Family::Slots
-            | Family::Membership => false,
-        }
+        self.family() == Family::Disk && status.code() == Some(STORAGE_FAULT)
     }
 
     /// For how long the fault lasts, in milliseconds; of what ends by itself, how long it may take.

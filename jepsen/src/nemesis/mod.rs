@@ -8,6 +8,8 @@ mod install;
 mod kind;
 pub(crate) mod operator;
 
+use std::collections::BTreeSet;
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use mailbox_client::Client;
@@ -15,7 +17,7 @@ use mailbox_cluster::Cluster;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::ground::Ground;
 use crate::history::{Fault, Installation, Op, Recorder};
@@ -87,60 +89,55 @@ impl<'a> Nemesis<'a> {
         Self {
             stage,
             recorder,
-            families: families.to_vec(),
+            families: families
+                .iter()
+                .copied()
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .collect(),
             rng: StdRng::seed_from_u64(seed),
             deaths: Vec::new(),
         }
     }
 
-    /// Installs faults until the time has come; each kind once before any comes again. All is mended when it returns; it
-    /// tells which processes ended by themselves meanwhile.
-    ///
-    /// # Errors
-    /// When something cannot be mended.
-    pub async fn run(mut self, until: Instant) -> anyhow::Result<Vec<String>> {
+    /// Installs faults until the time has come and there was one of each family; each kind once before any comes again.
+    /// Which processes ended by themselves meanwhile; and whether all is mended.
+    pub async fn run(mut self, until: Instant) -> (Vec<String>, anyhow::Result<()>) {
+        let mended = self.install_all(until).await;
+        (self.deaths, mended)
+    }
+
+    async fn install_all(&mut self, until: Instant) -> anyhow::Result<()> {
         let mut kinds = Vec::new().into_iter();
+        let mut tried = BTreeSet::new();
         loop {
             sleep(Duration::from_millis(self.rng.random_range(QUIET_MS))).await;
             self.note_deaths(None, &[]);
-            if Instant::now() >= until {
-                break;
+            if Instant::now() >= until && tried.len() == self.families.len() {
+                return self.stage.heal();
             }
             let mut next = kinds.next();
             if next.is_none() {
                 kinds = round(&self.families, &mut self.rng).into_iter();
                 next = kinds.next();
             }
-            if let Some(kind) = next {
-                self.install(kind).await?;
-            }
+            let Some(kind) = next else {
+                // Nothing is to be done.
+                sleep_until(until).await;
+                continue;
+            };
+            tried.insert(kind.family());
+            self.install(kind).await?;
         }
-        self.stage.heal()?;
-        Ok(self.deaths)
     }
 
-    /// Notes which processes have ended, before they are started again, unless this fault of these nodes is why.
+    /// Notes which processes have ended, unless this fault of these nodes is why.
     fn note_deaths(&mut self, fault: Option<Kind>, targets: &[u64]) {
-        for node in self.stage.cluster.nodes() {
-            let is_target = targets.contains(&node.id());
-            if let Some(status) = node.exit_status()
-                && !(is_target && fault.is_some_and(|fault| fault.explains(status)))
-            {
-                let death = format!("node {} ended by itself with {status}", node.id());
-                tracing::error!("{death}");
-                self.deaths.push(death);
-            }
-            if let Some(status) = node.gateway_exit_status()
-                && !(is_target && fault == Some(Kind::KillGateway))
-            {
-                let death = format!(
-                    "the gateway of node {} ended by itself with {status}",
-                    node.id()
-                );
-                tracing::error!("{death}");
-                self.deaths.push(death);
-            }
-        }
+        let explains = |node, status| {
+            let fault = fault.filter(|_| targets.contains(&node));
+            fault.is_some_and(|fault| fault.explains(status))
+        };
+        self.deaths.extend(deaths(self.stage.cluster, explains));
     }
 
     async fn install(&mut self, kind: Kind) -> anyhow::Result<()> {
@@ -189,6 +186,24 @@ impl std::fmt::Debug for Stage<'_> {
     }
 }
 
+/// The processes that have ended since the last call, and were not ended from here; `explains` says of which node and
+/// status that is no wonder.
+pub(crate) fn deaths(cluster: &Cluster, explains: impl Fn(u64, ExitStatus) -> bool) -> Vec<String> {
+    let mut deaths = Vec::new();
+    for node in cluster.nodes() {
+        let id = node.id();
+        let ends = node.take_deaths().into_iter();
+        let ends = ends.filter(|status| !explains(id, *status));
+        deaths.extend(ends.map(|status| format!("node {id} ended by itself with {status}")));
+        let ends = node.take_gateway_deaths().into_iter();
+        deaths.extend(ends.map(|it| format!("the gateway of node {id} ended by itself with {it}")));
+    }
+    for death in &deaths {
+        tracing::error!("{death}");
+    }
+    deaths
+}
+
 impl Stage<'_> {
     /// Lets all be well: clocks, disks, networks, nodes and gateways.
     ///
@@ -210,8 +225,6 @@ impl Stage<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     #[test]

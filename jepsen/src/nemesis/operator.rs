@@ -226,39 +226,48 @@ async fn is_removed(client: &Client, node: u64) -> anyhow::Result<bool> {
         .any(|it| it.node == node && it.standing == removed))
 }
 
-/// Waits until nothing is on the move any more: no slot, no shard, no replica; and, as long as there is time, until
-/// nothing else is to be moved.
+/// Waits until nothing is on the move any more, and as long as there is time until nothing is to be moved. If replicas
+/// or leaders are moved still when there is none left, that is a doubt: it is given.
 ///
 /// # Errors
-/// When it takes longer, with what is on the move.
-pub(crate) async fn wait_still(client: &Client, within: Duration) -> anyhow::Result<()> {
+/// Slots or shards are on the move still, or nobody says.
+pub(crate) async fn wait_still(
+    client: &Client,
+    within: Duration,
+) -> anyhow::Result<Option<String>> {
     let end = Instant::now() + within;
     loop {
-        let moving = moving(client).await;
-        if let Ok(None) = moving {
-            let planned = client.plan_steps(Vec::new()).await;
-            if planned.is_ok_and(|plan| plan.steps.is_empty()) || Instant::now() >= end {
-                return Ok(());
-            }
+        let (moving, steps) = (moving(client).await, steps(client).await);
+        if matches!((&moving, &steps), (Ok(None), Ok(0))) {
+            return Ok(None);
+        }
+        if Instant::now() < end {
             sleep(POLL).await;
             continue;
         }
-        if Instant::now() >= end {
-            let what = moving?.unwrap_or_default();
+        if let Some(what) = moving? {
             anyhow::bail!("{what} after {within:?}");
         }
-        sleep(POLL).await;
+        let steps = steps?;
+        return Ok(Some(format!(
+            "{steps} steps of the placement are left after {within:?}"
+        )));
     }
 }
 
-/// What is on the move, if anything is.
+/// Slots and shards that are on the move, if any are.
 async fn moving(client: &Client) -> anyhow::Result<Option<String>> {
     let counts = [
         ("slots move", client.slot_moves().await?.len()),
         ("shards are split", client.shard_splits().await?.len()),
         ("shards are merged", client.shard_merges().await?.len()),
-        ("steps run", client.steps().await?.running.len()),
     ];
     let first = counts.into_iter().find(|(_, count)| *count > 0);
     Ok(first.map(|(what, count)| format!("{count} {what} still")))
+}
+
+/// Steps of the placement under way, and those that it would take next.
+async fn steps(client: &Client) -> anyhow::Result<usize> {
+    let running = client.steps().await?.running.len();
+    Ok(running + client.plan_steps(Vec::new()).await?.steps.len())
 }

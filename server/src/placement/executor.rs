@@ -70,9 +70,11 @@ impl<E: Effects> Executor<E> {
             .goals
             .limits
             .transfers_at_once(sight.state.shards.len());
-        // Here and not in the plan, which would name the same ones again though they wait.
+        // Here and not in the plan, which would name the same ones again though the brake holds them.
         let mut transfers_left = at_once.saturating_sub(self.journal.transfers());
-        for step in plan(&sight.state, &self.goals) {
+        let mut goals = self.goals.clone();
+        goals.limits.transfers_max = usize::MAX;
+        for step in plan(&sight.state, &goals) {
             let is_transfer = matches!(step, Step::TransferLeader { .. });
             let wanted = self.automatic || is_asked_for(&sight.state, &step);
             let fits = tasks.len() < TASKS_MAX && (!is_transfer || transfers_left > 0);
