@@ -8,7 +8,7 @@ mod install;
 mod kind;
 pub(crate) mod operator;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitStatus;
 use std::time::Duration;
 
@@ -28,6 +28,8 @@ pub use kind::{Family, Kind};
 const QUIET_MS: std::ops::Range<u64> = 500..1500;
 /// What a fault may take beside the time for which it is held.
 const SLACK_MS: u64 = 5000;
+/// A family of which nothing could be installed is tried again, so often at most when the time is over.
+const TRIES_MAX: u32 = 3;
 /// A node whose disk had no room may still end of it so much later.
 const DISK_AFTERMATH: Duration = Duration::from_secs(2);
 
@@ -109,11 +111,13 @@ impl<'a> Nemesis<'a> {
 
     async fn install_all(&mut self, until: Instant) -> anyhow::Result<()> {
         let mut kinds = Vec::new().into_iter();
-        let mut tried = BTreeSet::new();
+        // How often each family still may be tried, before there has been one of it.
+        let mut owed: BTreeMap<Family, u32> =
+            self.families.iter().map(|it| (*it, TRIES_MAX)).collect();
         loop {
             sleep(Duration::from_millis(self.rng.random_range(QUIET_MS))).await;
             self.note_deaths(None, &[]);
-            if Instant::now() >= until && tried.len() == self.families.len() {
+            if Instant::now() >= until && owed.is_empty() {
                 return self.stage.heal();
             }
             let mut next = kinds.next();
@@ -126,8 +130,11 @@ impl<'a> Nemesis<'a> {
                 sleep_until(until).await;
                 continue;
             };
-            tried.insert(kind.family());
-            self.install(kind).await?;
+            let left = owed.remove(&kind.family()).unwrap_or(0);
+            let is_installed = self.install(kind).await?;
+            if !is_installed && left > 1 {
+                owed.insert(kind.family(), left - 1);
+            }
         }
     }
 
@@ -140,7 +147,8 @@ impl<'a> Nemesis<'a> {
         self.deaths.extend(deaths(self.stage.cluster, explains));
     }
 
-    async fn install(&mut self, kind: Kind) -> anyhow::Result<()> {
+    /// Whether it was surely there.
+    async fn install(&mut self, kind: Kind) -> anyhow::Result<bool> {
         let hold = Duration::from_millis(self.rng.random_range(kind.hold_ms()));
         let targets = self.stage.targets(kind, &mut self.rng).await;
         let begun_ns = self.recorder.now_ns();
@@ -156,6 +164,7 @@ impl<'a> Nemesis<'a> {
         // Whatever became of it.
         self.stage.heal()?;
         tracing::info!(kind = kind.name(), ?installation, "healed");
+        let is_installed = installation == Installation::Installed;
         self.recorder.record(Op::Fault(Fault {
             kind: kind.name().into(),
             // Of a fault of all nodes, none is named.
@@ -173,7 +182,7 @@ impl<'a> Nemesis<'a> {
             self.note_deaths(Some(kind), &targets);
             self.stage.heal()?;
         }
-        Ok(())
+        Ok(is_installed)
     }
 }
 
