@@ -327,16 +327,6 @@ impl Recorder {
         )
     }
 
-    /// How many have been taken.
-    pub fn len(&self) -> usize {
-        self.lock().len()
-    }
-
-    /// Whether none has been taken.
-    pub fn is_empty(&self) -> bool {
-        self.lock().is_empty()
-    }
-
     /// Everything taken so far; the recorder begins anew.
     pub fn take(&self) -> History {
         History {

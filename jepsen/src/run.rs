@@ -364,7 +364,11 @@ impl<'a> Run<'a> {
         let (mut work, ends) = (JoinSet::new(), Ends::new());
         self.spawn_work(&mut work, &ends, 1);
         let (broken, ()) = tokio::join!(self.serves_all(), sleep(CALM));
-        findings.broken.extend(broken);
+        match broken {
+            Ok(broken) => findings.broken.extend(broken),
+            // Of the harness, and no promise of the cluster.
+            Err(error) => findings.doubts.push(format!("{error:#}")),
+        }
         ends.end();
         findings.take_doubt(finish(work).await);
         match operator::wait_still(&self.patient, HEALED_WITHIN).await {
@@ -391,7 +395,7 @@ impl<'a> Run<'a> {
     }
 
     /// Every timeline must take a send now; gives those that do not.
-    async fn serves_all(&self) -> Vec<String> {
+    async fn serves_all(&self) -> anyhow::Result<Vec<String>> {
         let mut rng = StdRng::seed_from_u64(self.options.seed.rotate_right(24));
         let mut all = JoinSet::new();
         for timeline in self.population.timelines() {
@@ -411,17 +415,14 @@ impl<'a> Run<'a> {
         }
         let mut broken = Vec::new();
         while let Some(append) = all.join_next().await {
-            let Ok(append) = append else {
-                broken.push("a process of the workload panicked".to_owned());
-                continue;
-            };
+            let append = append.context("run a process of the workload")?;
             if !matches!(append.outcome, Outcome::Ok(_)) {
                 let (to, outcome) = (append.to, &append.outcome);
                 broken.push(format!("healed, {to} takes no send: {outcome:?}"));
             }
             self.recorder.record(Op::Append(append));
         }
-        broken
+        Ok(broken)
     }
 
     fn sender(&self, client: Client, user: u64, rng: StdRng) -> Sender {

@@ -194,9 +194,8 @@ impl Stage<'_> {
             }
         }
         for node in targets {
-            let place = usize::try_from(*node)?.checked_sub(1);
-            let disk = place.and_then(|place| disks.get(place));
-            disk.with_context(|| format!("node {node} has no disk"))?
+            of_node(disks, *node)
+                .with_context(|| format!("node {node} has no disk"))?
                 .lose_power()
                 .with_context(|| format!("cut the power of node {node}"))?;
         }
@@ -208,9 +207,8 @@ impl Stage<'_> {
         let disks = self.ground.disks.as_ref();
         let disks = disks.context("the nodes have no disks of their own")?;
         for node in targets {
-            let place = usize::try_from(*node)?.checked_sub(1);
-            let disk = place.and_then(|place| disks.get(place));
-            disk.with_context(|| format!("node {node} has no disk"))?
+            of_node(disks, *node)
+                .with_context(|| format!("node {node} has no disk"))?
                 .fill()?;
         }
         sleep(hold).await;
@@ -225,9 +223,7 @@ impl Stage<'_> {
         rng: &mut StdRng,
     ) -> Done {
         let target = targets.first().copied().unwrap_or_default();
-        let place = usize::try_from(target)?.checked_sub(1);
-        let clock = place.and_then(|place| self.clocks.get(place));
-        let Some(clock) = clock else {
+        let Some(clock) = of_node(self.clocks, target) else {
             let why = format!("the clock of node {target} cannot be turned");
             return Ok(Installation::Skipped(why));
         };
@@ -259,6 +255,11 @@ impl Stage<'_> {
         }
         Ok(Installation::Installed)
     }
+}
+
+/// What a node has of its own: ids begin at 1 and are never used twice.
+fn of_node<T>(all: &[T], node: u64) -> Option<&T> {
+    all.get(usize::try_from(node).ok()?.checked_sub(1)?)
 }
 
 /// The leader, or the next one if there is none now.

@@ -131,21 +131,23 @@ fn few_of_all_shards_change_their_leader_at_a_time() {
     }
 }
 
-#[test]
-fn a_node_that_may_not_lead_is_freed_while_replicas_move_too() {
-    let mut cluster = calm(even_state(3, 27));
-    // One that never catches up.
+/// Begins a move to a node that never comes to its end.
+fn add_learner_that_lags(cluster: &mut Cluster, node: u64) {
     let learner = Replica {
-        node: NodeId(6),
+        node: NodeId(node),
         role: Role::Learner { replaces: None },
         lag: None,
     };
     let mut shards = cluster.state.shards.iter_mut();
-    let shard = shards.find(|it| it.replica(NodeId(6)).is_none());
-    shard
-        .expect("some shard is elsewhere")
-        .replicas
-        .push(learner);
+    let shard = shards.find(|it| it.replica(learner.node).is_none());
+    let shard = shard.expect("some shard is elsewhere");
+    shard.replicas.push(learner);
+}
+
+#[test]
+fn a_node_that_may_not_lead_is_freed_while_replicas_move_too() {
+    let mut cluster = calm(even_state(3, 27));
+    add_learner_that_lags(&mut cluster, 6);
     cluster.node(5).may_lead = false;
     let steps = plan(&cluster.state, &cluster.goals);
     let off_it =
@@ -162,18 +164,7 @@ fn where_shards_are_few_leaders_are_made_even_when_replicas_have_come_to_rest() 
         cluster.node(5).may_lead = true;
         let uneven = transfers(&plan(&cluster.state, &cluster.goals));
         assert!(uneven > 0, "it leads nothing of {shards}");
-        // One that never catches up.
-        let learner = Replica {
-            node: NodeId(6),
-            role: Role::Learner { replaces: None },
-            lag: None,
-        };
-        let mut all = cluster.state.shards.iter_mut();
-        let shard = all.find(|it| it.replica(NodeId(6)).is_none());
-        shard
-            .expect("some shard is elsewhere")
-            .replicas
-            .push(learner);
+        add_learner_that_lags(&mut cluster, 6);
         let meanwhile = transfers(&plan(&cluster.state, &cluster.goals));
         assert_eq!(meanwhile > 0, shards >= 64, "{meanwhile} of {shards}");
     }
