@@ -338,7 +338,7 @@ impl Default for StorageConfig {
             level0_files_max: 64,
             flush_age_ms: 60_000,
             log_entries_kept: 4096,
-            snapshot_bytes_per_s: ByteSize(100 << 20),
+            snapshot_bytes_per_s: ByteSize(16 << 20),
         }
     }
 }
@@ -346,7 +346,7 @@ impl Default for StorageConfig {
 impl Default for LimitsConfig {
     fn default() -> Self {
         Self {
-            submit_frames_in_flight_max: 64,
+            submit_frames_in_flight_max: 1024,
             submit_calls_per_frame_max: 4096,
             sync_messages_default: 200,
             sync_messages_max: 2000,

@@ -58,6 +58,9 @@ pub struct Limits {
     pub frame_sends_max: usize,
     /// Bytes of bodies in one frame, unless a single send is larger.
     pub frame_bytes_max: usize,
+    /// Unanswered frames for one shard on a Submit stream: what comes meanwhile leaves in one frame when one of them is
+    /// answered. At least 1.
+    pub shard_frames_max: usize,
     /// Timelines of one subscription.
     pub subscribed_timelines_max: usize,
     /// Undelivered events of one subscription: beyond it the node's stream is held back.
@@ -71,6 +74,7 @@ impl Default for Limits {
             in_flight_bytes_max: 64 << 20,
             frame_sends_max: 512,
             frame_bytes_max: 256 << 10,
+            shard_frames_max: 16,
             subscribed_timelines_max: 1 << 20,
             subscribe_queue_max: 256,
         }

@@ -1,11 +1,15 @@
 //! The Submit stream to one node: sends that wait leave together in one frame.
 //!
 //! HTTP/2 pulls frames when it has room, and a frame takes what waits at that moment: at low load
-//! one send leaves at once, under load frames grow by themselves, without a timer. When the stream
+//! one send leaves at once, under load frames grow by themselves, without a timer. There is also a bound of unanswered
+//! frames for each shard: what has left can grow no more, and a node that falls behind by a moment would be left with
+//! thousands of small frames in its sockets, each of which costs it about as much as one with a hundred sends. (Seen
+//! while one of three nodes led nothing after a restart: the others answered in 1.6 s, for 12 s, with cores idle, until
+//! they led less.) When the stream
 //! breaks or falls silent, every send that waits or is on its way fails here and is repeated by its
 //! caller, on whichever node leads by then.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -44,8 +48,9 @@ pub(crate) struct SubmitQueue {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Waiting sends by shard: a frame is for one shard.
-    queues: Vec<(u32, VecDeque<Waiting>)>,
+    queues: Vec<ShardQueue>,
+    /// The last tag of each unanswered frame, and whose queue it is from: a frame is answered as a whole.
+    unanswered: HashMap<u64, usize>,
     /// The queue that comes next.
     turn: usize,
     pending: Pending,
@@ -55,6 +60,15 @@ struct State {
     owes_since: Option<Instant>,
     waker: Option<Waker>,
     closed: bool,
+}
+
+/// Sends for one shard: a frame is for one.
+#[derive(Debug)]
+struct ShardQueue {
+    shard: u32,
+    waiting: VecDeque<Waiting>,
+    /// Frames on their way.
+    unanswered: usize,
 }
 
 impl SubmitQueue {
@@ -93,7 +107,7 @@ impl SubmitQueue {
             if state.closed {
                 return Poll::Ready(false);
             }
-            if state.queues.iter().any(|(_, queue)| !queue.is_empty()) {
+            if state.queues.iter().any(|queue| !queue.waiting.is_empty()) {
                 return Poll::Ready(true);
             }
             state.waker = Some(context.waker().clone());
@@ -107,12 +121,22 @@ impl SubmitQueue {
         let mut answers = Vec::with_capacity(results.len());
         let mut state = self.state.lock();
         for result in results {
+            if let Some(index) = state.unanswered.remove(&result.tag) {
+                state.queues[index].unanswered -= 1;
+            }
             if let Some(answer) = state.pending.remove(result.tag) {
                 answers.push((answer, result.result));
             }
         }
         state.owes_since = (!state.pending.is_empty()).then(Instant::now);
+        let waker = match state.next(&self.limits) {
+            Some(_) => state.waker.take(),
+            None => None,
+        };
         drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
         for (answer, result) in answers {
             let result = match result {
                 Some(submit_result::Result::Sent(sent)) => Ok(sent),
@@ -130,8 +154,10 @@ impl SubmitQueue {
         state.stream += 1;
         state.owes_since = None;
         let mut answers = state.pending.remove_all();
-        for (_, queue) in &mut state.queues {
-            answers.extend(queue.drain(..).map(|waiting| waiting.answer));
+        state.unanswered.clear();
+        for queue in &mut state.queues {
+            queue.unanswered = 0;
+            answers.extend(queue.waiting.drain(..).map(|waiting| waiting.answer));
         }
         drop(state);
         fail(answers, failure);
@@ -141,7 +167,8 @@ impl SubmitQueue {
     fn watch(&self, now: Instant, silence_max: Duration) -> bool {
         let mut state = self.state.lock();
         let mut expired = state.pending.remove_expired(now);
-        for (_, queue) in &mut state.queues {
+        for queue in &mut state.queues {
+            let queue = &mut queue.waiting;
             while queue.front().is_some_and(|waiting| waiting.deadline <= now) {
                 expired.extend(queue.pop_front().map(|waiting| waiting.answer));
             }
@@ -170,22 +197,34 @@ fn unavailable(message: &str) -> CallError {
 
 impl State {
     fn queue_of(&mut self, shard: u32) -> &mut VecDeque<Waiting> {
-        let found = self.queues.iter().position(|(of, _)| *of == shard);
+        let found = self.queues.iter().position(|of| of.shard == shard);
         let index = found.unwrap_or_else(|| {
-            self.queues.push((shard, VecDeque::new()));
+            self.queues.push(ShardQueue {
+                shard,
+                waiting: VecDeque::new(),
+                unanswered: 0,
+            });
             self.queues.len() - 1
         });
-        &mut self.queues[index].1
+        &mut self.queues[index].waiting
     }
 
-    /// The next frame: from one shard's queue, the shards in turn.
+    /// The queue whose sends may leave next: the shards in turn.
+    fn next(&self, limits: &Limits) -> Option<usize> {
+        let (count, frames_max) = (self.queues.len(), limits.shard_frames_max.max(1));
+        let mut turns = (0..count).map(|step| (self.turn + step) % count);
+        turns.find(|index| {
+            let queue = &self.queues[*index];
+            !queue.waiting.is_empty() && queue.unanswered < frames_max
+        })
+    }
+
+    /// The next frame.
     fn take_frame(&mut self, limits: &Limits) -> Option<SubmitRequest> {
-        let count = self.queues.len();
-        let index = (0..count)
-            .map(|step| (self.turn + step) % count)
-            .find(|index| !self.queues[*index].1.is_empty())?;
+        let index = self.next(limits)?;
         self.turn = index + 1;
-        let (shard, queue) = &mut self.queues[index];
+        let of = &mut self.queues[index];
+        let queue = &mut of.waiting;
         let mut calls = Vec::with_capacity(queue.len().min(limits.frame_sends_max));
         let mut bytes = 0;
         while let Some(waiting) = queue.front() {
@@ -210,9 +249,13 @@ impl State {
                 send: Some(request),
             });
         }
+        if let Some(SubmitCall { tag, .. }) = calls.last() {
+            of.unanswered += 1;
+            self.unanswered.insert(*tag, index);
+        }
         self.owes_since.get_or_insert_with(Instant::now);
         Some(SubmitRequest {
-            shard: *shard,
+            shard: of.shard,
             calls,
         })
     }
@@ -311,7 +354,7 @@ fn silent(error: CallError) -> Failure {
 
 #[cfg(test)]
 mod tests {
-    use futures_util::StreamExt as _;
+    use futures_util::{FutureExt as _, StreamExt as _};
     use mailbox_api::v1::SendResponse;
     use tokio::sync::oneshot;
 
@@ -352,6 +395,50 @@ mod tests {
             bodies.iter().map(|bytes| waiting(*bytes, deadline)).unzip();
         queue.push(shard, sends);
         waits
+    }
+
+    #[tokio::test]
+    async fn with_enough_frames_on_their_way_sends_wait_for_an_answer() {
+        let queue = Arc::new(SubmitQueue::new(Limits {
+            shard_frames_max: 2,
+            ..Limits::default()
+        }));
+        let mut frames = Frames {
+            queue: Arc::clone(&queue),
+            stream: 0,
+        };
+        let mut waits = Vec::new();
+        let mut sent = Vec::new();
+        for _ in 0..2 {
+            waits.extend(push(&queue, 7, &[1, 1], soon()));
+            sent.push(frames.next().await.unwrap());
+        }
+        waits.extend(push(&queue, 7, &[1], soon()));
+        waits.extend(push(&queue, 7, &[1, 1], soon()));
+        assert!(frames.next().now_or_never().is_none(), "two are unanswered");
+        waits.extend(push(&queue, 8, &[1], soon()));
+        assert_eq!(
+            frames.next().await.unwrap().shard,
+            8,
+            "another shard's leave"
+        );
+        let result = |call: &SubmitCall| SubmitResult {
+            tag: call.tag,
+            result: Some(submit_result::Result::Sent(SendResponse::default())),
+        };
+        queue.answer(vec![result(&sent[0].calls[0])]);
+        assert!(
+            frames.next().now_or_never().is_none(),
+            "not the whole frame"
+        );
+        let next = tokio::spawn(async move { frames.next().await.unwrap().calls.len() });
+        tokio::task::yield_now().await;
+        queue.answer(vec![result(&sent[0].calls[1])]);
+        assert_eq!(next.await.unwrap(), 3, "all that came meanwhile, in one");
+        queue.fail_all(&unavailable("the stream broke").into());
+        let state = queue.state.lock();
+        assert!(state.unanswered.is_empty());
+        assert!(state.queues.iter().all(|queue| queue.unanswered == 0));
     }
 
     #[tokio::test]
