@@ -8,6 +8,7 @@ use mailbox_engine::{ShardId, Store};
 use openraft::storage::RaftLogStorage;
 use tokio::runtime::Handle;
 
+use crate::background;
 use crate::children::begin_log;
 use crate::cluster_options;
 use crate::error::Error;
@@ -53,6 +54,7 @@ pub(crate) fn open(options: &NodeOptions, runtime: &Handle) -> Result<Opened, Er
     }
     let store = Arc::new(Store::open(dir, options.engine.clone())?);
     let log = SharedLog::open(&log_dir, options.log.clone()).map_err(log_error)?;
+    background::merges_give_way();
     if is_new {
         bootstrap(&store, options)?;
         wanted.write(dir)?;

@@ -144,7 +144,7 @@ impl NodeOptions {
             queue_bytes_max: 64 << 20,
             outbox_bytes_max: 64 << 20,
             log_entries_kept: 4096,
-            snapshot_bytes_per_s: 100 << 20,
+            snapshot_bytes_per_s: 16 << 20,
             learner_bytes_per_s: 4 << 20,
         }
     }
