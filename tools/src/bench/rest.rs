@@ -69,6 +69,12 @@ async fn unrest(client: &Client, nodes: usize) -> anyhow::Result<()> {
     if seen.nodes().any(|node| settles(&seen, node.node)) {
         bail!("a node has just started: leaders may come to it still");
     }
+    // While one catches up there is nothing to be done but to wait for it.
+    let replicas = seen.map.shards.iter().flat_map(|shard| &shard.replicas);
+    let learners = replicas.filter(|replica| !replica.voter).count();
+    if learners > 0 {
+        bail!("{learners} learners catch up");
+    }
     let steps = client.steps().await?;
     let running = steps.running.len() + steps.following.len();
     let planned = client.plan_steps(Vec::new()).await?.steps.len();
