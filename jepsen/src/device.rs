@@ -1,10 +1,11 @@
 //! One process of the workload that syncs: a device that pages through gateways chosen at random.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mailbox_client::{content_crc, v1};
+use mailbox_cluster::Cluster;
 use mailbox_sdk::{Client, ConnectOptions, Error, Message, Sync};
 use rand::RngExt as _;
 use rand::rngs::StdRng;
@@ -31,11 +32,31 @@ pub(crate) struct Gateway {
     pub(crate) url: String,
 }
 
+/// Those of the nodes that are there.
+#[derive(Debug, Clone, Default)]
+pub struct Gateways(Arc<Mutex<Vec<Gateway>>>);
+
+impl Gateways {
+    /// Nodes have come or gone.
+    pub(crate) fn set(&self, cluster: &Cluster) {
+        let gateways = cluster.nodes().iter().filter_map(|node| {
+            let (node, url) = (node.id(), node.gateway_url()?);
+            Some(Gateway { node, url })
+        });
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = gateways.collect();
+    }
+
+    fn choose(&self, rng: &mut StdRng) -> Option<Gateway> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.choose(rng).cloned()
+    }
+}
+
 pub(crate) struct Device {
     pub(crate) recorder: Arc<Recorder>,
     /// No page of it ends in doubt: it is one process for good.
     pub(crate) process: u64,
-    pub(crate) gateways: Vec<Gateway>,
+    pub(crate) gateways: Gateways,
     pub(crate) user: u64,
     pub(crate) name: &'static str,
     pub(crate) token: String,
@@ -70,7 +91,7 @@ impl Device {
 
     /// One page through one gateway; whether there is more, if it was answered.
     async fn page(&mut self, last: bool) -> Option<bool> {
-        let gateway = self.gateways.choose(&mut self.rng)?.clone();
+        let gateway = self.gateways.choose(&mut self.rng)?;
         let limit = if last {
             LAST_PAGE_ROWS
         } else {

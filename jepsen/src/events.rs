@@ -68,6 +68,13 @@ impl Kind {
 }
 
 impl Event {
+    /// What pairs its begin with its end: a process does one thing after the other, but of the nemesis two faults may
+    /// stand at once, of different kinds.
+    pub(crate) fn whose(&self) -> (Process, Option<String>) {
+        let is_fault = self.process == Process::Nemesis;
+        (self.process, is_fault.then(|| self.f.clone()))
+    }
+
     /// The event as the one with that number.
     pub fn edn(&self, index: u64) -> Edn {
         let process = match self.process {

@@ -12,6 +12,7 @@
 //! run prints its seed.
 
 pub mod checker;
+pub mod device;
 pub mod edn;
 pub mod events;
 pub mod ground;
@@ -21,11 +22,11 @@ pub mod options;
 pub mod page;
 pub mod plot;
 pub mod run;
+pub mod serve;
 pub mod store;
 pub mod timeline;
 pub mod workload;
 
-mod device;
 mod ending;
 mod population;
 mod reader;

@@ -5,12 +5,14 @@
 mod cli;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Parser as _;
 use mailbox_jepsen::checker::Verdict;
 use mailbox_jepsen::ground;
 use mailbox_jepsen::run::{self, Summary};
+use mailbox_jepsen::serve;
 
 use cli::{Cli, Command, Print, cells, planted};
 
@@ -54,6 +56,14 @@ fn command(command: Command) -> anyhow::Result<Verdict> {
         Command::Smoke(arguments) => cells::run(&arguments.test_all()),
         Command::Planted(arguments) => planted::run(&arguments),
         Command::Recheck { dir, print: how } => print(how, &run::recheck(&dir)?),
+        Command::HoldPackets { longest_ms } => {
+            match ground::hold(Duration::from_millis(longest_ms))? {}
+        }
+        Command::Serve { store, listen } => {
+            let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
+            runtime.block_on(serve::serve(&store, listen))?;
+            Ok(Verdict::Valid)
+        }
         Command::List => {
             cli::list();
             Ok(Verdict::Valid)
@@ -80,7 +90,11 @@ fn print(how: Print, summary: &Summary) -> anyhow::Result<Verdict> {
         counts.rows
     );
     for (kind, count) in &counts.faults {
-        println!("  {count} × {kind}");
+        let slowest = counts.recovery.get(kind).and_then(|it| it.begun_ms);
+        let slowest = slowest.map_or("no ack after it".to_owned(), |ms| {
+            format!("acks again within {ms} ms")
+        });
+        println!("  {count} × {kind}: {slowest}");
     }
     for violation in &summary.violations {
         println!("  broken: {violation}");

@@ -22,6 +22,9 @@ pub struct RunOptions {
     pub workload: String,
     /// What is done to them, by name: see [`Family`].
     pub nemeses: Vec<String>,
+    /// Whether each fault is done beside another one, where that can be.
+    #[serde(default)]
+    pub pairs: bool,
     /// 1, 3 or more.
     pub nodes: usize,
     /// Shards of the cluster.
@@ -32,9 +35,15 @@ pub struct RunOptions {
     pub rate: u32,
     /// What the faults and the messages follow from.
     pub seed: u64,
+    /// What git says is checked out; `+` at its end: with changes.
+    #[serde(default)]
+    pub revision: Option<String>,
     /// The `mailboxd` to run; see [`mailbox_cluster::ClusterOptions::binary`].
     #[serde(skip)]
     pub binary: Option<PathBuf>,
+    /// The `mailboxd` that nodes are upgraded to, and back from.
+    #[serde(default)]
+    pub other_binary: Option<PathBuf>,
     /// The directory of the run; made if it is not there.
     #[serde(skip)]
     pub dir: PathBuf,
@@ -71,7 +80,8 @@ impl RunOptions {
     /// There is no nemesis of that name.
     pub fn needs(&self) -> anyhow::Result<Vec<Need>> {
         let families = self.families()?;
-        let mut needs: Vec<Need> = families.iter().filter_map(|it| it.need()).collect();
+        let needs = families.iter().flat_map(|it| it.needs().iter().copied());
+        let mut needs: Vec<Need> = needs.collect();
         needs.sort_unstable();
         needs.dedup();
         Ok(needs)
@@ -82,17 +92,23 @@ impl RunOptions {
         let Self {
             workload,
             nemeses,
+            pairs,
             nodes,
             shards,
             seconds,
             rate,
             seed,
+            other_binary,
             ..
         } = self;
         let nemeses = nemeses.join(",");
+        let pairs = if *pairs { " --pairs" } else { "" };
+        let other = other_binary.as_ref().map_or(String::new(), |path| {
+            format!(" --other-mailboxd {}", path.display())
+        });
         format!(
-            "mailbox-jepsen test --workload {workload} --nemesis {nemeses} --nodes {nodes} --shards {shards} \
-             --time-limit {seconds} --rate {rate} --seed {seed}"
+            "mailbox-jepsen test --workload {workload} --nemesis {nemeses}{pairs} --nodes {nodes} --shards {shards} \
+             --time-limit {seconds} --rate {rate} --seed {seed}{other}"
         )
     }
 
@@ -129,12 +145,15 @@ pub(crate) fn options(nemeses: &[&str], seconds: u64) -> RunOptions {
     RunOptions {
         workload: "mixed".into(),
         nemeses: nemeses.iter().map(ToString::to_string).collect(),
+        pairs: false,
         nodes: 5,
         shards: 4,
         seconds,
         rate: 1000,
         seed: 7,
+        revision: None,
         binary: None,
+        other_binary: None,
         dir: PathBuf::new(),
         tells: false,
     }
@@ -148,7 +167,8 @@ mod tests {
     fn a_run_needs_what_its_faults_need() {
         assert_eq!(options(&["kill", "pause"], 60).needs().unwrap(), []);
         let both = options(&["power", "packet", "partition"], 60);
-        assert_eq!(both.needs().unwrap(), [Need::Network, Need::Disks]);
+        let wanted = [Need::Network, Need::Queues, Need::Disks];
+        assert_eq!(both.needs().unwrap(), wanted);
         assert_eq!(both.name(), "mixed-power-packet-partition");
         assert!(options(&["quake"], 60).needs().is_err());
     }

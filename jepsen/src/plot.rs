@@ -69,11 +69,11 @@ fn failed<E: std::error::Error + Send + Sync>(error: DrawingAreaErrorKind<E>) ->
 impl Plots {
     /// Of all operations.
     pub fn of(events: &Events<'_>) -> Self {
-        let mut begun: BTreeMap<Process, u64> = BTreeMap::new();
+        let mut begun = BTreeMap::new();
         let (mut done, mut bands) = (Vec::new(), Vec::new());
         for event in events.iter() {
-            let Some(from_ns) = begun.remove(&event.process) else {
-                begun.insert(event.process, event.time_ns);
+            let Some(from_ns) = begun.remove(&event.whose()) else {
+                begun.insert(event.whose(), event.time_ns);
                 continue;
             };
             match event.process {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use mailbox_client::Client;
-use mailbox_cluster::{AuthKey, Cluster, ClusterOptions, Host};
+use mailbox_cluster::{AuthKey, Cluster, ClusterOptions, find_mailboxd};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
@@ -16,12 +16,11 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::checker::{self, Counts, Floors, Report, Verdict};
-use crate::device::{Device, Gateway};
+use crate::device::{Device, Gateways};
 use crate::ending::Ending;
 use crate::ground::Ground;
 use crate::history::{History, Op, Outcome, Recorder, Timeline};
-use crate::nemesis::clock::WallClock;
-use crate::nemesis::{self, Family, Nemesis, Stage, operator};
+use crate::nemesis::{self, Nemesis, Stage, operator};
 use crate::options::{FIRST_NODES, RunOptions};
 use crate::population::{Population, populate};
 use crate::reader::Reader;
@@ -85,11 +84,11 @@ impl Findings {
 pub async fn run(options: &RunOptions) -> anyhow::Result<Summary> {
     let dir = std::path::absolute(&options.dir).context("find the directory of the run")?;
     std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
-    let disks = dir.join("disks");
-    let ground = Ground::make(&options.needs()?, options.nodes, &disks)?;
-    let (mut cluster, clocks) = start(options, &ground, &dir).await?;
+    let below = dir.join("ground");
+    let mut ground = Ground::make(&options.needs()?, options.nodes as u64, &below)?;
+    let mut cluster = start(options, &mut ground, &dir).await?;
     let run = Run::new(options, &cluster).await?;
-    let (history, mut findings) = run.record(&mut cluster, &ground, &clocks).await?;
+    let (history, mut findings) = run.record(&mut cluster, &mut ground).await?;
     let refused = history.appends().filter(|it| it.outcome.is_fail()).count();
     if refused > 0 {
         findings.doubts.push(format!(
@@ -118,7 +117,7 @@ pub async fn run(options: &RunOptions) -> anyhow::Result<Summary> {
     }
     if summary.verdict == Verdict::Valid {
         // What proves nothing wrong need not be kept.
-        for part in [dir.join("cluster"), disks] {
+        for part in [dir.join("cluster"), below] {
             remove(&part);
         }
     }
@@ -197,28 +196,17 @@ fn summary(options: &RunOptions, report: Report, findings: Findings, dir: PathBu
     }
 }
 
-/// The cluster, all its nodes taken in; and their clocks, if they are to be turned.
-async fn start(
-    options: &RunOptions,
-    ground: &Ground,
-    dir: &Path,
-) -> anyhow::Result<(Cluster, Vec<WallClock>)> {
+/// The cluster, all its nodes taken in.
+async fn start(options: &RunOptions, ground: &mut Ground, dir: &Path) -> anyhow::Result<Cluster> {
     let dir = dir.join("cluster");
     std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
-    let mut hosts = ground.hosts(options.nodes);
-    let mut clocks = Vec::new();
-    if options.families()?.contains(&Family::Clock) {
-        for (host, node) in hosts.iter_mut().zip(1..) {
-            let clock = WallClock::new(&dir, node)?;
-            host.environment.extend(clock.environment());
-            clocks.push(clock);
-        }
-    }
+    let hosts = (1..=options.nodes as u64).map(|node| ground.host(node));
+    let hosts = hosts.collect::<anyhow::Result<Vec<_>>>()?;
     let mut cluster = Cluster::start(ClusterOptions {
         nodes: options.nodes.min(FIRST_NODES),
         shards: options.shards,
         gateway: true,
-        hosts: placed(hosts),
+        hosts,
         dir: Some(dir),
         binary: options.binary.clone(),
         extra_config: CONFIG.to_owned(),
@@ -228,15 +216,7 @@ async fn start(
     while cluster.nodes().len() < options.nodes {
         cluster.join(HEALED_WITHIN).await.context("join a node")?;
     }
-    Ok((cluster, clocks))
-}
-
-/// Nodes without anything of their own need not be placed.
-fn placed(hosts: Vec<Host>) -> Vec<Host> {
-    if hosts.iter().all(|host| *host == Host::default()) {
-        return Vec::new();
-    }
-    hosts
+    Ok(cluster)
 }
 
 /// A run under way.
@@ -249,6 +229,7 @@ struct Run<'a> {
     recorder: Arc<Recorder>,
     processes: Arc<Processes>,
     population: Arc<Population>,
+    gateways: Gateways,
     /// They go on from phase to phase.
     devices: Vec<Arc<Mutex<Device>>>,
 }
@@ -285,6 +266,7 @@ impl<'a> Run<'a> {
             recorder,
             processes: Arc::default(),
             population: Arc::new(population),
+            gateways: Gateways::default(),
             devices: Vec::new(),
         };
         run.devices = run.make_devices(cluster)?;
@@ -294,7 +276,7 @@ impl<'a> Run<'a> {
     fn make_devices(&self, cluster: &Cluster) -> anyhow::Result<Vec<Arc<Mutex<Device>>>> {
         let key = AuthKey::read(cluster.auth_key_file())?;
         let mut seeds = StdRng::seed_from_u64(self.options.seed.rotate_right(16));
-        let gateways = gateways(cluster);
+        self.gateways.set(cluster);
         let mut devices = Vec::new();
         for user in &self.population.users {
             let (token, _) = key.issue(&user.to_string(), TOKEN_TTL)?;
@@ -302,7 +284,7 @@ impl<'a> Run<'a> {
                 devices.push(Arc::new(Mutex::new(Device {
                     recorder: Arc::clone(&self.recorder),
                     process: self.processes.next(),
-                    gateways: gateways.clone(),
+                    gateways: self.gateways.clone(),
                     user: *user,
                     name,
                     token: token.clone(),
@@ -320,8 +302,7 @@ impl<'a> Run<'a> {
     async fn record(
         self,
         cluster: &mut Cluster,
-        ground: &Ground,
-        clocks: &[WallClock],
+        ground: &mut Ground,
     ) -> anyhow::Result<(History, Findings)> {
         let until = Instant::now() + Duration::from_secs(self.options.seconds);
         let (mut work, ends) = (JoinSet::new(), Ends::new());
@@ -330,12 +311,17 @@ impl<'a> Run<'a> {
         let stage = Stage {
             cluster,
             ground,
-            clocks,
             client: self.patient.clone(),
             owners: owners.map(Timeline::owner).collect(),
+            other_build: self.other_build()?,
+            gateways: self.gateways.clone(),
+            deaths: Vec::new(),
         };
         let families = self.options.families()?;
-        let nemesis = Nemesis::new(stage, &self.recorder, &families, self.options.seed);
+        let mut nemesis = Nemesis::new(stage, &self.recorder, &families, self.options.seed);
+        if self.options.pairs {
+            nemesis = nemesis.in_pairs();
+        }
         let deaths = tokio::select! {
             deaths = nemesis.run(until) => deaths,
             never = self.tell() => match never {},
@@ -357,10 +343,7 @@ impl<'a> Run<'a> {
             findings.broken.push(why);
             return Ok((self.recorder.take(), findings));
         }
-        for device in &self.devices {
-            // Nodes may have come and gone.
-            device.lock().await.gateways = gateways(cluster);
-        }
+        self.gateways.set(cluster);
         let (mut work, ends) = (JoinSet::new(), Ends::new());
         self.spawn_work(&mut work, &ends, 1);
         let (broken, ()) = tokio::join!(self.serves_all(), sleep(CALM));
@@ -392,6 +375,13 @@ impl<'a> Run<'a> {
         let deaths = nemesis::deaths(cluster, |_, _| false);
         findings.broken.extend(deaths);
         Ok((self.recorder.take(), findings))
+    }
+
+    /// What nodes are upgraded to, if that was asked for.
+    fn other_build(&self) -> anyhow::Result<Option<PathBuf>> {
+        let asked = self.options.other_binary.as_deref();
+        let found = asked.map(|path| find_mailboxd(Some(path)));
+        found.transpose().context("find the other build")
     }
 
     /// Every timeline must take a send now; gives those that do not.
@@ -490,14 +480,6 @@ fn ends_of(error: &anyhow::Error) -> String {
         Some(last) => format!("{first} … {}", last.trim()),
         None => first,
     }
-}
-
-fn gateways(cluster: &Cluster) -> Vec<Gateway> {
-    let gateways = cluster.nodes().iter().filter_map(|node| {
-        let (node, url) = (node.id(), node.gateway_url()?);
-        Some(Gateway { node, url })
-    });
-    gateways.collect()
 }
 
 /// Waits for all processes; one that panicked or hangs spoils the run.

@@ -106,6 +106,12 @@ fn results(summary: &Summary) -> Edn {
         .faults
         .iter()
         .map(|(kind, count)| Edn::Vector(vec![Edn::keyword(kind), number(*count)]));
+    let recovery = counts.recovery.iter().map(|(kind, it)| {
+        let ms = |ms: Option<u64>| ms.map_or(Edn::Nil, Edn::Int);
+        let kind = Edn::keyword(kind);
+        Edn::Vector(vec![kind, ms(it.begun_ms), ms(it.healed_ms)])
+    });
+    let recovery = Edn::Vector(recovery.collect());
     let counts = vec![
         ("acked", number(counts.acked)),
         ("failed", number(counts.failed)),
@@ -115,6 +121,7 @@ fn results(summary: &Summary) -> Edn {
         ("pages", number(counts.pages)),
         ("rows", number(counts.rows)),
         ("faults", Edn::Vector(faults.collect())),
+        ("acked-again-ms", recovery),
     ];
     let texts = |texts: &[String]| Edn::Vector(texts.iter().map(Edn::text).collect());
     Edn::Map(vec![
@@ -133,11 +140,16 @@ fn test(summary: &Summary) -> Edn {
         ("version", Edn::text(env!("CARGO_PKG_VERSION"))),
         ("workload", Edn::keyword(&options.workload)),
         ("nemesis", Edn::Vector(nemeses.collect())),
+        ("pairs", Edn::Bool(options.pairs)),
         ("nodes", number(options.nodes)),
         ("shards", Edn::Int(options.shards.into())),
         ("time-limit", Edn::Int(options.seconds)),
         ("rate", Edn::Int(options.rate.into())),
         ("seed", Edn::Int(options.seed)),
+        (
+            "revision",
+            options.revision.as_ref().map_or(Edn::Nil, Edn::text),
+        ),
         ("reproduce", Edn::text(&summary.reproduce)),
     ])
 }
@@ -162,7 +174,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::checker::Counts;
+    use crate::checker::{Counts, Recovery};
 
     fn summary(verdict: Verdict) -> Summary {
         Summary {
@@ -170,18 +182,28 @@ mod tests {
             options: RunOptions {
                 workload: "mixed".to_owned(),
                 nemeses: vec!["pause".to_owned()],
+                pairs: false,
                 nodes: 3,
                 shards: 4,
                 seconds: 20,
                 rate: 1000,
                 seed: 7,
+                revision: None,
                 binary: None,
+                other_binary: None,
                 dir: Default::default(),
                 tells: false,
             },
             counts: Counts {
                 acked: 5,
                 faults: BTreeMap::from([("pause".to_owned(), 2)]),
+                recovery: BTreeMap::from([(
+                    "pause".to_owned(),
+                    Recovery {
+                        begun_ms: Some(12),
+                        healed_ms: None,
+                    },
+                )]),
                 ..Counts::default()
             },
             violations: vec!["seq 3 is \"lost\"".to_owned()],
@@ -201,10 +223,10 @@ mod tests {
         assert_eq!(
             read("results.edn"),
             "{:valid? false, :counts {:acked 5, :failed 0, :unknown 0, :unknown-found 0, :reads 0, :pages 0, \
-             :rows 0, :faults [[:pause 2]]}, :violations [\"seq 3 is \\\"lost\\\"\"], :doubts []}"
+             :rows 0, :faults [[:pause 2]], :acked-again-ms [[:pause 12 nil]]}, :violations [\"seq 3 is \\\"lost\\\"\"], :doubts []}"
         );
         assert!(read("test.edn").contains(
-            ":nemesis [:pause], :nodes 3, :shards 4, :time-limit 20, :rate 1000, :seed 7"
+            ":nemesis [:pause], :pairs false, :nodes 3, :shards 4, :time-limit 20, :rate 1000, :seed 7"
         ));
         assert_eq!(read("history.edn"), "");
         assert!(read("timeline.html").contains("<h1>mixed-pause 7</h1>"));

@@ -44,8 +44,8 @@ impl Shown {
     fn of(events: impl Iterator<Item = Event>) -> Self {
         let (mut open, mut shown) = (BTreeMap::new(), Self::default());
         for event in events {
-            let Some(begun_ns) = open.remove(&event.process) else {
-                open.insert(event.process, event.time_ns);
+            let Some(begun_ns) = open.remove(&event.whose()) else {
+                open.insert(event.whose(), event.time_ns);
                 continue;
             };
             let span = Span {

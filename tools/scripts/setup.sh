@@ -40,6 +40,8 @@ missing_packages() {
         command -v ip >/dev/null 2>&1 || echo "iproute2"
         command -v nft >/dev/null 2>&1 || [ -x /usr/sbin/nft ] || echo "nftables"
         command -v xfs_io >/dev/null 2>&1 || [ -x /usr/sbin/xfs_io ] || echo "xfsprogs"
+        command -v strace >/dev/null 2>&1 || echo "strace"
+        command -v iptables >/dev/null 2>&1 || [ -x /usr/sbin/iptables ] || echo "iptables"
     fi
 }
 

@@ -123,11 +123,16 @@ fn only_the_engine_and_the_log_use_rocksdb() {
 }
 
 #[test]
-fn the_store_is_used_by_the_server_and_the_offline_tools_only() {
+fn the_store_is_used_by_the_server_the_offline_tools_and_the_simulation_only() {
     for (package, users) in [
         (
             "mailbox-engine",
-            &["mailbox-raft", "mailbox-server", "mailbox-tools"][..],
+            &[
+                "mailbox-raft",
+                "mailbox-server",
+                "mailbox-sim",
+                "mailbox-tools",
+            ][..],
         ),
         ("mailbox-raft", &["mailbox-server", "mailbox-tools"]),
     ] {

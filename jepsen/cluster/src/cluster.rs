@@ -244,6 +244,28 @@ impl Cluster {
         self.wait_ready(within).await
     }
 
+    /// The id of the next node that joins.
+    pub fn next_id(&self) -> u64 {
+        self.next_id
+    }
+
+    /// Says where the next node that joins lives; without it, on loopback.
+    pub fn set_host(&mut self, host: Host) {
+        let place = usize::try_from(self.next_id - 1).unwrap_or(usize::MAX);
+        self.mould.hosts.resize(place, Host::default());
+        self.mould.hosts.push(host);
+    }
+
+    /// Which `mailboxd` nodes are made of that join from now on; see [`Node::set_binary`] for those that are there.
+    pub fn set_binary(&mut self, binary: &Path) {
+        self.mould.binary = binary.to_owned();
+    }
+
+    /// Which `mailboxd` nodes are made of that join.
+    pub fn binary(&self) -> &Path {
+        &self.mould.binary
+    }
+
     /// Waits for the end of a node that the cluster was told to remove, and leaves it out from here on. Its
     /// files stay.
     ///

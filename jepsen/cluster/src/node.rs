@@ -156,6 +156,16 @@ impl Node {
         self.server.set_environment(variables);
     }
 
+    /// The `mailboxd` that the next starts of its server and its gateway run.
+    pub fn set_binary(&self, binary: &Path) {
+        for process in [Some(&self.server), self.gateway.as_ref()]
+            .into_iter()
+            .flatten()
+        {
+            process.set_binary(binary);
+        }
+    }
+
     /// Starts the gateway, if the node has one; does nothing if it runs.
     pub fn start_gateway(&self) -> anyhow::Result<()> {
         self.gateway.as_ref().map_or(Ok(()), Process::start)

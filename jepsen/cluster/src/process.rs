@@ -54,7 +54,7 @@ impl Spawner {
 
 #[derive(Debug)]
 pub(crate) struct Process {
-    binary: PathBuf,
+    binary: Mutex<PathBuf>,
     arguments: Vec<OsString>,
     /// The file of the network namespace that it lives in, if not in its starter's.
     network: Option<PathBuf>,
@@ -88,7 +88,7 @@ impl Process {
     ) -> Self {
         let state = Arc::default();
         Self {
-            binary: binary.to_owned(),
+            binary: Mutex::new(binary.to_owned()),
             arguments,
             network: None,
             log,
@@ -137,7 +137,9 @@ impl Process {
             .open(&self.log)
             .with_context(|| format!("open {}", self.log.display()))?;
         let stdout = log.try_clone().context("share the log file")?;
-        let mut command = guarded(&self.binary, self.network.as_deref());
+        let binary = self.binary.lock();
+        let binary = binary.unwrap_or_else(PoisonError::into_inner).clone();
+        let mut command = guarded(&binary, self.network.as_deref());
         let environment = self.environment.lock();
         let environment = environment.unwrap_or_else(PoisonError::into_inner).clone();
         command
@@ -151,11 +153,17 @@ impl Process {
         let child = self
             .spawner
             .spawn(command)
-            .with_context(|| format!("run {}", self.binary.display()))?;
+            .with_context(|| format!("run {}", binary.display()))?;
         state.child = Some(child);
         state.paused = false;
         state.status = None;
         Ok(())
+    }
+
+    /// What [`Process::start`] runs from now on.
+    pub(crate) fn set_binary(&self, binary: &Path) {
+        let set = self.binary.lock();
+        *set.unwrap_or_else(PoisonError::into_inner) = binary.to_owned();
     }
 
     /// Replaces what [`Process::start`] adds to the environment.

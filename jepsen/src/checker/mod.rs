@@ -13,8 +13,10 @@
 //! | `order.rs` | C4: per (sender, recipient) in the order of acceptance |
 //! | `sync.rs` | C5: a device's pages skip nothing, repeat nothing, and end at the head |
 //! | `agree.rs` | every replica shows the same |
+//! | `available.rs` | how soon sends are acked again after a fault; seen, not judged |
 
 mod agree;
+mod available;
 mod durable;
 mod index;
 mod once;
@@ -32,6 +34,7 @@ use serde::Serialize;
 use crate::history::{History, Installation, Outcome};
 use index::Index;
 
+pub use available::Recovery;
 pub use violation::Violation;
 
 /// Least amounts without which a run proves nothing.
@@ -95,6 +98,8 @@ pub struct Counts {
     pub rows: usize,
     /// Faults installed.
     pub faults: BTreeMap<String, usize>,
+    /// How soon sends were acked again after them.
+    pub recovery: BTreeMap<String, Recovery>,
 }
 
 impl Report {
@@ -138,6 +143,7 @@ pub fn check(history: &History, floors: &Floors) -> Report {
 fn count(history: &History, index: &Index<'_>) -> Counts {
     let mut counts = Counts {
         reads: index.reads.len(),
+        recovery: available::recoveries(history),
         ..Counts::default()
     };
     let last_healed = history.faults().map(|fault| fault.healed_ns).max();

@@ -16,16 +16,17 @@ use serde::{Deserialize, Serialize};
 use super::{Scale, TestAll};
 
 /// What a covering run puts together in one cell: what takes long or breaks most stands alone.
-const GROUPS: [&[Family]; 9] = [
+const GROUPS: [&[Family]; 10] = [
     &[Family::Kill],
     &[Family::Pause],
     &[Family::Partition],
     &[Family::Packet],
     &[Family::Power],
     &[Family::Disk, Family::Clock],
-    &[Family::Gateway, Family::Transfer],
+    &[Family::Corruption],
+    &[Family::Upgrade, Family::Gateway, Family::Transfer],
     &[Family::Slots],
-    &[Family::Membership],
+    &[Family::Membership, Family::Snapshot],
 ];
 /// What every change has to pass.
 const SMOKE: [&[Family]; 5] = [
@@ -65,7 +66,7 @@ pub(super) struct Came {
 
 pub(super) struct Cell {
     pub(super) workload: String,
-    pub(super) families: &'static [Family],
+    pub(super) families: Vec<Family>,
 }
 
 impl Cell {
@@ -80,8 +81,8 @@ impl Cell {
 
     /// Why it cannot be run here.
     pub(super) fn lacks(&self) -> Option<String> {
-        let needs = self.families.iter().filter_map(|family| family.need());
-        needs.into_iter().find_map(ground::lacks)
+        let needs = self.families.iter().flat_map(|family| family.needs());
+        needs.copied().find_map(ground::lacks)
     }
 }
 
@@ -98,6 +99,9 @@ pub(crate) fn run(arguments: &TestAll) -> anyhow::Result<Verdict> {
     }
     write(&path, &came)?;
     let cells = cells(arguments);
+    if !arguments.smoke && arguments.scale.other_mailboxd.is_none() {
+        eprintln!("without upgrades: --other-mailboxd says what to");
+    }
     eprintln!(
         "{} cells of {} s each:",
         cells.len(),
@@ -140,9 +144,9 @@ pub(crate) fn run(arguments: &TestAll) -> anyhow::Result<Verdict> {
 
 fn cells(arguments: &TestAll) -> Vec<Cell> {
     if arguments.smoke {
-        let cell = |families| Cell {
+        let cell = |families: &[Family]| Cell {
             workload: "mixed".to_owned(),
-            families,
+            families: families.to_vec(),
         };
         return SMOKE.into_iter().map(cell).collect();
     }
@@ -151,6 +155,10 @@ fn cells(arguments: &TestAll) -> Vec<Cell> {
     let mut cells = Vec::new();
     // By nemesis: what fails for one workload is likely to fail for the next.
     for families in GROUPS {
+        let mut families = families.to_vec();
+        if arguments.scale.other_mailboxd.is_none() {
+            families.retain(|it| *it != Family::Upgrade);
+        }
         let any = families.iter().any(|it| arguments.nemesis.contains(it));
         if !arguments.nemesis.is_empty() && !any {
             continue;
@@ -159,7 +167,7 @@ fn cells(arguments: &TestAll) -> Vec<Cell> {
             if wanted(&arguments.workload, workload.name) {
                 cells.push(Cell {
                     workload: workload.name.to_owned(),
-                    families,
+                    families: families.clone(),
                 });
             }
         }
@@ -189,6 +197,9 @@ pub(super) fn run_cell(scale: &Scale, cell: &Cell, plant: Option<&str>) -> anyho
     }
     if let Some(mailboxd) = &scale.mailboxd {
         command.arg("--mailboxd").arg(mailboxd);
+    }
+    if let Some(other) = &scale.other_mailboxd {
+        command.arg("--other-mailboxd").arg(other);
     }
     let store = &scale.store;
     std::fs::create_dir_all(store).with_context(|| format!("create {}", store.display()))?;
@@ -392,7 +403,7 @@ mod tests {
     fn cell() -> Cell {
         Cell {
             workload: "mixed".to_owned(),
-            families: &[Family::Kill],
+            families: vec![Family::Kill],
         }
     }
 

@@ -3,6 +3,7 @@
 pub(crate) mod cells;
 pub(crate) mod planted;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -46,8 +47,23 @@ pub(crate) enum Command {
         #[command(flatten)]
         print: Print,
     },
+    /// Shows what is kept of runs in a browser.
+    Serve {
+        /// Where runs are kept.
+        #[arg(long, default_value = "./target/jepsen")]
+        store: PathBuf,
+        /// Where to listen. Whoever reaches it may read the store: there is no password.
+        #[arg(long, default_value = "127.0.0.1:8087")]
+        listen: SocketAddr,
+    },
     /// Lists workloads and nemeses, and what this machine lacks for them.
     List,
+    /// Holds packets of the network that it runs in; for the harness itself.
+    #[command(name = ground::HOLD_COMMAND, hide = true)]
+    HoldPackets {
+        /// The longest time, in milliseconds.
+        longest_ms: u64,
+    },
 }
 
 /// How to print.
@@ -88,6 +104,9 @@ pub(crate) struct Scale {
     /// The mailboxd to run; the one beside this program if not given.
     #[arg(long, env = "MAILBOXD")]
     mailboxd: Option<PathBuf>,
+    /// The mailboxd that `upgrade` brings nodes to, and back from.
+    #[arg(long)]
+    other_mailboxd: Option<PathBuf>,
     /// Where histories and judgements go, and the nodes' files of runs that were not valid.
     #[arg(long, default_value = "./target/jepsen")]
     store: PathBuf,
@@ -101,9 +120,15 @@ impl Scale {
             shards,
             time_limit,
             rate,
+            other_mailboxd,
             ..
         } = self;
-        format!("{nodes} nodes, {shards} shards, {time_limit} s, {rate} sends/s")
+        let other = if other_mailboxd.is_some() {
+            ", two builds"
+        } else {
+            ""
+        };
+        format!("{nodes} nodes, {shards} shards, {time_limit} s, {rate} sends/s{other}")
     }
 }
 
@@ -124,6 +149,9 @@ pub(crate) struct Test {
     /// What is done to them, in any order; see `list`.
     #[arg(long, value_delimiter = ',', default_value = "kill,pause")]
     nemesis: Vec<Family>,
+    /// Each fault beside another one of another nemesis, where that can be.
+    #[arg(long)]
+    pairs: bool,
     #[command(flatten)]
     scale: Scale,
     #[command(flatten)]
@@ -138,12 +166,15 @@ impl Test {
         let mut options = RunOptions {
             workload: self.workload.clone(),
             nemeses: self.nemesis.iter().map(|it| it.name().into()).collect(),
+            pairs: self.pairs,
             nodes: scale.nodes,
             shards: scale.shards,
             seconds: scale.time_limit,
             rate: scale.rate,
             seed: seed.unwrap_or_else(|| u64::from(rand::random::<u32>())),
+            revision: revision(),
             binary: scale.mailboxd.clone(),
+            other_binary: scale.other_mailboxd.clone(),
             dir: PathBuf::new(),
             tells: true,
         };
@@ -160,6 +191,22 @@ impl Test {
         let of_run = dir.strip_prefix(store).unwrap_or(dir);
         lead_to(&store.join("latest"), of_run)
     }
+}
+
+/// What is checked out where this is run, as git says it; with a `+` if there is more to it.
+fn revision() -> Option<String> {
+    let git = |words: &[&str]| {
+        let output = std::process::Command::new("git")
+            .args(words)
+            .output()
+            .ok()?;
+        let said = String::from_utf8(output.stdout).ok()?;
+        output.status.success().then(|| said.trim().to_owned())
+    };
+    let revision = git(&["rev-parse", "HEAD"])?;
+    let changes = git(&["status", "--porcelain", "--untracked-files=no"])?;
+    let more = if changes.is_empty() { "" } else { "+" };
+    Some(revision + more)
 }
 
 /// Makes a link lead somewhere else.
@@ -216,8 +263,7 @@ pub(crate) fn list() {
     }
     println!("\nnemeses:");
     for family in Family::ALL {
-        let need = family.need();
-        let lacks = need.and_then(ground::lacks);
+        let lacks = family.needs().iter().copied().find_map(ground::lacks);
         let lacks = lacks.map_or_else(String::new, |why| format!(" (not here: {why})"));
         println!("  {:<14}{}{lacks}", family.name(), family.about());
         let kinds: Vec<_> = family.kinds().iter().map(|kind| kind.name()).collect();

@@ -133,7 +133,7 @@ pub(crate) fn run(arguments: &Planted) -> anyhow::Result<Verdict> {
         }
         let cell = Cell {
             workload: workload.to_owned(),
-            families,
+            families: families.to_vec(),
         };
         if let Some(why) = cell.lacks() {
             println!("{bug}: skipped: {why}");

@@ -23,16 +23,19 @@ pub struct Disk {
     mount: PathBuf,
     /// What a process finds there is the disk as it should be.
     is_well: AtomicBool,
+    /// Nobody will want it again.
+    is_abandoned: AtomicBool,
 }
 
 impl Disk {
-    pub(super) fn make(dir: &Path, number: usize) -> anyhow::Result<Self> {
+    pub(super) fn make(dir: &Path, number: u64) -> anyhow::Result<Self> {
         let mount = dir.join(number.to_string());
         std::fs::create_dir_all(&mount).with_context(|| format!("create {}", mount.display()))?;
         let disk = Self {
             image: dir.join(format!("{number}.img")),
             mount,
             is_well: AtomicBool::new(false),
+            is_abandoned: AtomicBool::new(false),
         };
         let file = File::create(&disk.image);
         let sized = file.and_then(|file| file.set_len(BYTES));
@@ -58,7 +61,15 @@ impl Disk {
         Ok(())
     }
 
-    pub(super) fn detach(&self) -> anyhow::Result<()> {
+    /// Takes it out of use; the image is left to whoever wants to read it. No process may have a file on it open.
+    pub(super) fn abandon(&self) -> anyhow::Result<()> {
+        if self.is_abandoned.swap(true, Relaxed) {
+            return Ok(());
+        }
+        self.detach()
+    }
+
+    fn detach(&self) -> anyhow::Result<()> {
         self.is_well.store(false, Relaxed);
         shell::run("umount", &[&text(&self.mount)]).map(drop)
     }
@@ -109,6 +120,9 @@ impl Disk {
     /// # Errors
     /// When the filler cannot be removed, or the disk does not come back.
     pub fn heal(&self) -> anyhow::Result<()> {
+        if self.is_abandoned.load(Relaxed) {
+            return Ok(());
+        }
         if !self.is_well.load(Relaxed) {
             // It may be there and dead, or not be there at all.
             let _ = self.detach();

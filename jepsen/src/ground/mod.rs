@@ -6,28 +6,34 @@
 //! ends, however that came about: nothing is left to be cleaned up after a crash but files below the store.
 //!
 //! ```text
-//!  harness ── br0 198.18.0.254 ─┬─ h1 ══ v1 198.18.0.1  node 1 ── /…/disks/1  (ext4 on a loop device)
-//!  (no way out)                 ├─ h2 ══ v2 198.18.0.2  node 2 ── /…/disks/2
-//!                               └─ …
+//!  harness ── br0 198.19.0.1 ─┬─ h1 ══ v1 198.18.0.1  node 1 ── /…/ground/1  (ext4 on a loop device)
+//!  (no way out)               ├─ h2 ══ v2 198.18.0.2  node 2 ── /…/ground/2
+//!                             └─ …
 //! ```
 //!
 //! Addresses are those that RFC 2544 sets aside for benchmarks.
 
 mod disk;
+mod hold;
 mod network;
+#[cfg(target_os = "linux")]
+mod queue;
 mod shell;
+mod syscalls;
 
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, bail};
 use mailbox_cluster::Host;
 
-use crate::nemesis::clock;
+use crate::nemesis::clock::{self, WallClock};
 
 pub use disk::Disk;
+pub use hold::{COMMAND as HOLD_COMMAND, Holding, hold};
 pub use network::{Cut, Network, Trouble};
+pub use syscalls::{Tamper, Tampering};
 
 /// Says to a process that it runs where [`enter`] has brought it.
 const ENTERED: &str = "MAILBOX_JEPSEN_ENTERED";
@@ -37,8 +43,12 @@ const ENTERED: &str = "MAILBOX_JEPSEN_ENTERED";
 pub enum Need {
     /// A network of each node's own.
     Network,
+    /// Packets that this program is given before they go on.
+    Queues,
     /// A file system of each node's own.
     Disks,
+    /// System calls of nodes that this program answers.
+    Calls,
     /// A wall clock of each node's own. As root in namespaces too, since libfaketime leaves files in `/dev/shm` of
     /// processes that are killed.
     Clocks,
@@ -62,6 +72,8 @@ pub fn lacks(need: Need) -> Option<String> {
             ("tc", "iproute2"),
             ("nft", "nftables"),
         ],
+        Need::Queues => &[("iptables", "iptables"), ("unshare", "util-linux")],
+        Need::Calls => &[("strace", "strace")],
         Need::Disks => &[
             ("unshare", "util-linux"),
             ("mount", "mount"),
@@ -89,6 +101,14 @@ fn probe(need: Need) -> anyhow::Result<()> {
              && tc qdisc add dev ve0 root tbf rate 1mbit burst 16kb latency 200ms \
              && nft add table bridge t && nft add chain bridge t c '{ type filter hook forward priority 0; }' \
              && nft add rule bridge t c numgen random mod 100 '<' 30 drop"
+        }
+        Need::Queues => {
+            "iptables -A OUTPUT -d 198.18.0.0/16 -j NFQUEUE --queue-num 7 --queue-bypass \
+             && nft add table ip t && nft add chain ip t c '{ type filter hook output priority 0; }' \
+             && nft add rule ip t c ip daddr 198.18.0.1 numgen random mod 100 '<' 30 dup to 198.18.0.1"
+        }
+        Need::Calls => {
+            "sleep 5 & p=$!; strace -qq -o /dev/null -p $p & t=$!; sleep 0.3; kill $p && wait $t"
         }
         Need::Clocks => return Ok(()),
         Need::Disks => {
@@ -141,22 +161,25 @@ pub fn enter() -> anyhow::Result<()> {
     bail!("start in namespaces of its own: {error}");
 }
 
-/// What the nodes of one run have of their own.
+/// What the nodes of one run have of their own. Places are those of ids: the first node's is 1, and none is used twice.
 #[derive(Debug, Default)]
 pub struct Ground {
+    /// Where images of disks and the times of clocks go.
+    dir: PathBuf,
     /// A network for each.
     pub network: Option<Network>,
     /// A disk for each.
     pub disks: Option<Vec<Disk>>,
+    /// A wall clock for each.
+    pub clocks: Option<Vec<WallClock>>,
 }
 
 impl Ground {
-    /// Makes what is needed for so many nodes; images of disks go below `dir`. To be called behind [`enter`] if anything
-    /// is.
+    /// Makes what is needed for so many nodes, below `dir`. To be called behind [`enter`] if anything is.
     ///
     /// # Errors
     /// When a command fails, with what it said.
-    pub fn make(needs: &[Need], nodes: usize, dir: &Path) -> anyhow::Result<Self> {
+    pub fn make(needs: &[Need], nodes: u64, dir: &Path) -> anyhow::Result<Self> {
         let entered = std::env::var_os(ENTERED).is_some();
         if !entered && needs.iter().any(|need| *need != Need::Clocks) {
             bail!("networks and disks are made in namespaces of their own only");
@@ -165,37 +188,69 @@ impl Ground {
             shell::run("mount", &["-t", "tmpfs", "none", "/dev/shm"])?;
             shell::run("ip", &["link", "set", "lo", "up"])?;
         }
-        let mut ground = Self::default();
+        let mut ground = Self {
+            dir: dir.to_owned(),
+            ..Self::default()
+        };
         if needs.contains(&Need::Network) {
-            ground.network = Some(Network::make(nodes).context("make networks")?);
+            ground.network = Some(Network::make().context("make a bridge")?);
         }
-        if needs.contains(&Need::Disks) {
-            let disks = (1..=nodes).map(|number| Disk::make(dir, number));
-            let disks = disks.collect::<anyhow::Result<_>>();
-            ground.disks = Some(disks.context("make disks")?);
+        ground.disks = needs.contains(&Need::Disks).then(Vec::new);
+        ground.clocks = needs.contains(&Need::Clocks).then(Vec::new);
+        for node in 1..=nodes {
+            ground.host(node)?;
         }
         Ok(ground)
     }
 
-    /// For the cluster: where each node lives.
-    pub fn hosts(&self, nodes: usize) -> Vec<Host> {
-        let host = |place: usize| {
-            let mut host = Host::default();
-            if let Some(network) = &self.network {
-                host.ip = network.ip(place + 1);
-                host.network = Some(network.file(place + 1));
-            }
-            let disk = self.disks.as_ref().and_then(|disks| disks.get(place));
-            host.data = disk.map(Disk::data_dir);
-            host
-        };
-        (0..nodes).map(host).collect()
+    /// Where a node lives; what it has of its own is made, if it is not there.
+    ///
+    /// # Errors
+    /// When a command fails, with what it said.
+    pub fn host(&mut self, node: u64) -> anyhow::Result<Host> {
+        let mut host = Host::default();
+        if let Some(network) = &mut self.network {
+            network.reach(node).context("make a network")?;
+            host.ip = network.ip(node);
+            host.network = Some(network.file(node));
+        }
+        let dir = &self.dir;
+        if let Some(disks) = &mut self.disks {
+            let disk = grown(disks, node, |number| Disk::make(dir, number));
+            host.data = Some(disk.context("make a disk")?.data_dir());
+        }
+        if let Some(clocks) = &mut self.clocks {
+            std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+            let clock = grown(clocks, node, |number| WallClock::new(dir, number));
+            host.environment.extend(clock?.environment());
+        }
+        Ok(host)
+    }
+
+    /// A node's disk, if it has one of its own.
+    pub fn disk(&self, node: u64) -> Option<&Disk> {
+        of_node(self.disks.as_ref()?, node)
+    }
+
+    /// A node's wall clock, if it has one of its own.
+    pub fn clock(&self, node: u64) -> Option<&WallClock> {
+        of_node(self.clocks.as_ref()?, node)
+    }
+
+    /// Gives back what a node had that is gone for good.
+    pub fn abandon(&mut self, node: u64) {
+        let disk = self.disk(node).map_or(Ok(()), Disk::abandon);
+        let network = self.network.as_mut();
+        let network = network.map_or(Ok(()), |network| network.abandon(node));
+        for error in [disk, network].into_iter().filter_map(Result::err) {
+            tracing::warn!("node {node} leaves something until this program ends: {error:#}");
+        }
     }
 
     /// Gives disks back; nothing may run on them any more. What cannot be given back goes with this process.
     pub fn end(self) {
         for disk in self.disks.into_iter().flatten() {
-            if let Err(error) = disk.detach() {
+            if let Err(error) = disk.abandon() {
                 tracing::warn!("a disk stays until this program ends: {error:#}");
             }
         }
@@ -212,8 +267,27 @@ impl Ground {
         for disk in self.disks.iter().flatten() {
             disk.heal()?;
         }
+        for clock in self.clocks.iter().flatten() {
+            clock.set("+0")?;
+        }
         Ok(())
     }
+}
+
+/// The one of a node, and those before it made if they are not there.
+fn grown<T>(
+    all: &mut Vec<T>,
+    node: u64,
+    make: impl Fn(u64) -> anyhow::Result<T>,
+) -> anyhow::Result<&T> {
+    while (all.len() as u64) < node {
+        all.push(make(all.len() as u64 + 1)?);
+    }
+    of_node(all, node).context("places begin at 1")
+}
+
+fn of_node<T>(all: &[T], node: u64) -> Option<&T> {
+    all.get(usize::try_from(node).ok()?.checked_sub(1)?)
 }
 
 #[cfg(test)]
@@ -224,8 +298,18 @@ mod tests {
     fn nothing_is_made_outside_of_namespaces_of_its_own() {
         let dir = tempfile::tempdir().unwrap();
         assert!(Ground::make(&[Need::Network], 3, dir.path()).is_err());
-        let ground = Ground::make(&[], 3, dir.path()).unwrap();
-        assert_eq!(ground.hosts(3), vec![Host::default(); 3]);
+        let mut ground = Ground::make(&[], 3, dir.path()).unwrap();
+        assert_eq!(ground.host(4).unwrap(), Host::default());
         ground.heal().unwrap();
+    }
+
+    #[test]
+    fn places_grow_with_the_nodes() {
+        let mut all = Vec::new();
+        assert_eq!(*grown(&mut all, 3, Ok).unwrap(), 3);
+        assert_eq!(*grown(&mut all, 2, Ok).unwrap(), 2, "it is there");
+        assert_eq!(all, [1, 2, 3]);
+        assert!(grown(&mut all, 0, Ok).is_err());
+        assert_eq!((of_node(&all, 0), of_node(&all, 4)), (None, None));
     }
 }

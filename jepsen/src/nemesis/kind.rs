@@ -4,7 +4,9 @@ use std::process::ExitStatus;
 
 use crate::ground::Need;
 
-/// What a node ends with that cannot write its files.
+/// What a node ends with that will not start on what it finds.
+const ERROR: i32 = 1;
+/// What a node ends with that cannot write or read its files.
 const STORAGE_FAULT: i32 = 3;
 
 /// Faults of one sort: what `--nemesis` names.
@@ -16,12 +18,14 @@ pub enum Family {
     Pause,
     /// Some nodes do not reach some others.
     Partition,
-    /// Networks lose, crawl and break off.
+    /// Networks lose, crawl, break off, are late, and send twice.
     Packet,
     /// Disks lose what was not synced.
     Power,
-    /// Disks are full.
+    /// Disks are full, slow or fail.
     Disk,
+    /// Files are not what they were.
+    Corruption,
     /// Wall clocks are wrong.
     Clock,
     /// Processes of gateways end.
@@ -32,6 +36,10 @@ pub enum Family {
     Slots,
     /// Nodes come and go.
     Membership,
+    /// Nodes lag so far that the log they need is gone.
+    Snapshot,
+    /// Nodes are restarted in turn, by another build.
+    Upgrade,
 }
 
 /// One fault.
@@ -67,12 +75,28 @@ pub enum Kind {
     Crawl,
     /// Connections of a node are reset, again and again.
     Reset,
+    /// What a node sends is late, and out of order.
+    Delay,
+    /// A third of all packets arrives twice.
+    Duplicate,
     /// One node loses its power.
     PowerOne,
     /// All nodes do at once.
     PowerAll,
     /// A node's disk is full.
     DiskFull,
+    /// Syncs of a node take long.
+    DiskSlow,
+    /// A sync of a node fails.
+    SyncFails,
+    /// Reads of a node fail.
+    ReadsFail,
+    /// A bit of a stopped node's file is another.
+    FlipBit,
+    /// A stopped node's file ends early.
+    CutFile,
+    /// A node finds its directory as it was before.
+    Rollback,
     /// A node's wall clock jumps, ahead or back.
     ClockJump,
     /// A node's wall clock jumps ahead and back, again and again.
@@ -89,22 +113,29 @@ pub enum Kind {
     SplitMerge,
     /// A node joins, and another is emptied and removed.
     ReplaceNode,
+    /// `kill -9` of a node, and a restart when the others' logs have gone on without it.
+    FallBehind,
+    /// Each node in turn is stopped in order and started by the other of two builds.
+    Upgrade,
 }
 
 impl Family {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::Kill,
         Self::Pause,
         Self::Partition,
         Self::Packet,
         Self::Power,
         Self::Disk,
+        Self::Corruption,
         Self::Clock,
         Self::Gateway,
         Self::Transfer,
         Self::Slots,
         Self::Membership,
+        Self::Snapshot,
+        Self::Upgrade,
     ];
 
     /// As `--nemesis` calls it.
@@ -116,11 +147,14 @@ impl Family {
             Self::Packet => "packet",
             Self::Power => "power",
             Self::Disk => "disk",
+            Self::Corruption => "corruption",
             Self::Clock => "clock",
             Self::Gateway => "gateway",
             Self::Transfer => "transfer",
             Self::Slots => "slots",
             Self::Membership => "membership",
+            Self::Snapshot => "snapshot",
+            Self::Upgrade => "upgrade",
         }
     }
 
@@ -134,29 +168,41 @@ impl Family {
             Self::Partition => {
                 "one node, the leader, halves, a ring of majorities, a bridge, one-way"
             }
-            Self::Packet => "a third of all frames lost, a node that sends at 1 Mbit/s, resets",
+            Self::Packet => {
+                "frames lost, late, out of order or doubled; a node that sends at 1 Mbit/s; resets"
+            }
             Self::Power => "what was not synced is lost, of one node and of all at once",
-            Self::Disk => "a node's disk is full",
+            Self::Disk => "a node's disk is full, its syncs are slow, a sync or reads fail",
+            Self::Corruption => {
+                "a bit flipped, a file cut, yesterday's directory; the node is then replaced"
+            }
             Self::Clock => "wall clocks jump, go back and forth, and run faster",
             Self::Gateway => "kill -9 of gateways; restarts",
             Self::Transfer => "leaderships are handed over",
             Self::Slots => "slots move, shards are split and merged",
             Self::Membership => "a node joins, another is emptied and removed",
+            Self::Snapshot => "a node lags until the log that it needs is purged",
+            Self::Upgrade => "nodes are restarted in turn, by the other of two builds",
         }
     }
 
     /// What it needs beside processes.
-    pub fn need(self) -> Option<Need> {
+    pub fn needs(self) -> &'static [Need] {
         match self {
-            Self::Partition | Self::Packet => Some(Need::Network),
-            Self::Power | Self::Disk => Some(Need::Disks),
-            Self::Clock => Some(Need::Clocks),
+            Self::Partition => &[Need::Network],
+            Self::Packet => &[Need::Network, Need::Queues],
+            Self::Power => &[Need::Disks],
+            Self::Disk => &[Need::Disks, Need::Calls],
+            Self::Clock => &[Need::Clocks],
             Self::Kill
             | Self::Pause
+            | Self::Corruption
             | Self::Gateway
             | Self::Transfer
             | Self::Slots
-            | Self::Membership => None,
+            | Self::Membership
+            | Self::Snapshot
+            | Self::Upgrade => &[],
         }
     }
 
@@ -173,14 +219,28 @@ impl Family {
                 Kind::CutBridge,
                 Kind::CutOneWay,
             ],
-            Self::Packet => &[Kind::Loss, Kind::Crawl, Kind::Reset],
+            Self::Packet => &[
+                Kind::Loss,
+                Kind::Crawl,
+                Kind::Reset,
+                Kind::Delay,
+                Kind::Duplicate,
+            ],
             Self::Power => &[Kind::PowerOne, Kind::PowerAll],
-            Self::Disk => &[Kind::DiskFull],
+            Self::Disk => &[
+                Kind::DiskFull,
+                Kind::DiskSlow,
+                Kind::SyncFails,
+                Kind::ReadsFail,
+            ],
+            Self::Corruption => &[Kind::FlipBit, Kind::CutFile, Kind::Rollback],
             Self::Clock => &[Kind::ClockJump, Kind::ClockStrobe, Kind::ClockDrift],
             Self::Gateway => &[Kind::KillGateway],
             Self::Transfer => &[Kind::TransferLeader],
             Self::Slots => &[Kind::MoveSlot, Kind::SplitMerge],
             Self::Membership => &[Kind::ReplaceNode],
+            Self::Snapshot => &[Kind::FallBehind],
+            Self::Upgrade => &[Kind::Upgrade],
         }
     }
 }
@@ -216,9 +276,17 @@ impl Kind {
             Self::Loss => "packet-loss",
             Self::Crawl => "packet-crawl",
             Self::Reset => "packet-reset",
+            Self::Delay => "packet-delay",
+            Self::Duplicate => "packet-duplicate",
             Self::PowerOne => "power-one",
             Self::PowerAll => "power-all",
             Self::DiskFull => "disk-full",
+            Self::DiskSlow => "disk-slow",
+            Self::SyncFails => "sync-fails",
+            Self::ReadsFail => "reads-fail",
+            Self::FlipBit => "flip-bit",
+            Self::CutFile => "cut-file",
+            Self::Rollback => "rollback",
             Self::ClockJump => "clock-jump",
             Self::ClockStrobe => "clock-strobe",
             Self::ClockDrift => "clock-drift",
@@ -227,6 +295,8 @@ impl Kind {
             Self::MoveSlot => "move-slot",
             Self::SplitMerge => "split-merge",
             Self::ReplaceNode => "replace-node",
+            Self::FallBehind => "fall-behind",
+            Self::Upgrade => "upgrade",
         }
     }
 
@@ -238,9 +308,52 @@ impl Kind {
         owner.unwrap_or(Family::Kill)
     }
 
+    /// Whether it is begun and then stands by itself, so that another can be done beside it.
+    pub fn stands(self) -> bool {
+        match self.family() {
+            Family::Kill
+            | Family::Pause
+            | Family::Partition
+            | Family::Power
+            | Family::Disk
+            | Family::Gateway
+            | Family::Snapshot => true,
+            Family::Packet => self != Self::Reset,
+            Family::Clock => self == Self::ClockJump,
+            Family::Corruption
+            | Family::Transfer
+            | Family::Slots
+            | Family::Membership
+            | Family::Upgrade => false,
+        }
+    }
+
+    /// Whether it can be done beside another fault: what an operator does who waits for the cluster in between cannot.
+    pub fn bears_another(self) -> bool {
+        !matches!(
+            self.family(),
+            Family::Corruption | Family::Membership | Family::Upgrade
+        )
+    }
+
+    /// Whether it can stand beside that one: not if one of them would take the other's place, or leaves nothing to do
+    /// that one to.
+    pub fn goes_with(self, other: Self) -> bool {
+        let is_of_bridge = |kind: Self| kind.family() == Family::Partition || kind == Self::Loss;
+        let is_of_all = matches!(self, Self::KillAll | Self::PowerAll);
+        let take_turns = is_of_bridge(self) && is_of_bridge(other);
+        !(is_of_all || take_turns)
+    }
+
     /// Whether a node that it was done to may have ended so because of it, by itself.
     pub(super) fn explains(self, status: ExitStatus) -> bool {
-        self.family() == Family::Disk && status.code() == Some(STORAGE_FAULT)
+        match self.family() {
+            // It may just be starting.
+            Family::Disk => matches!(status.code(), Some(ERROR | STORAGE_FAULT)),
+            // It may find out when it starts, or when it reads.
+            Family::Corruption => matches!(status.code(), Some(ERROR | STORAGE_FAULT)),
+            _ => false,
+        }
     }
 
     /// For how long the fault lasts, in milliseconds; of what ends by itself, how long it may take.
@@ -264,14 +377,21 @@ impl Kind {
             | Self::Loss
             | Self::Crawl
             | Self::Reset
+            | Self::Delay
+            | Self::Duplicate
             | Self::DiskFull
+            | Self::DiskSlow
+            | Self::SyncFails
+            | Self::ReadsFail
             | Self::ClockJump
             | Self::ClockStrobe
             | Self::ClockDrift => 3000..8000,
+            Self::FallBehind => 8000..12_000,
             Self::TransferLeader => 1000..5000,
             Self::MoveSlot => 15_000..15_001,
             Self::SplitMerge => 30_000..30_001,
-            Self::ReplaceNode => 60_000..60_001,
+            Self::ReplaceNode | Self::Upgrade => 60_000..60_001,
+            Self::FlipBit | Self::CutFile | Self::Rollback => 90_000..90_001,
         }
     }
 }

@@ -3,26 +3,31 @@
 //! `kind.rs` says what there is by name, `install.rs` how each is done; here is when.
 
 pub mod clock;
+mod corrupt;
 mod cuts;
 mod install;
 mod kind;
 pub(crate) mod operator;
+mod standing;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use mailbox_client::Client;
 use mailbox_cluster::Cluster;
 use rand::rngs::StdRng;
-use rand::seq::SliceRandom as _;
+use rand::seq::{IteratorRandom as _, SliceRandom as _};
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::time::{Instant, sleep, sleep_until};
 
+use crate::device::Gateways;
 use crate::ground::Ground;
 use crate::history::{Fault, Installation, Op, Recorder};
-use clock::WallClock;
 pub use kind::{Family, Kind};
+use standing::Standing;
 
 /// Quiet time between two faults, in milliseconds.
 const QUIET_MS: std::ops::Range<u64> = 500..1500;
@@ -38,13 +43,17 @@ pub struct Stage<'a> {
     /// Its processes.
     pub cluster: &'a mut Cluster,
     /// What its nodes have of their own.
-    pub ground: &'a Ground,
-    /// Their wall clocks by place, if they can be turned.
-    pub clocks: &'a [WallClock],
+    pub ground: &'a mut Ground,
     /// For what an operator asks for.
     pub client: Client,
     /// Users and groups that have timelines: what moves is to be somebody's.
     pub owners: Vec<u64>,
+    /// The build that nodes are brought to, and from which they are brought back. `None`: their own.
+    pub other_build: Option<PathBuf>,
+    /// What devices may use.
+    pub gateways: Gateways,
+    /// Processes that ended and were not ended from here.
+    pub deaths: Vec<String>,
 }
 
 /// Breaks and mends; what it does follows from its seed, when from the cluster.
@@ -53,9 +62,9 @@ pub struct Nemesis<'a> {
     stage: Stage<'a>,
     recorder: &'a Recorder,
     families: Vec<Family>,
+    /// Whether each fault is done beside another one, where that can be.
+    pairs: bool,
     rng: StdRng,
-    /// Processes that ended without the nemesis.
-    deaths: Vec<String>,
 }
 
 /// How often each kind comes at least in a run of so many seconds; 0 if the time is too short for one of each.
@@ -97,16 +106,22 @@ impl<'a> Nemesis<'a> {
                 .collect::<BTreeSet<_>>()
                 .into_iter()
                 .collect(),
+            pairs: false,
             rng: StdRng::seed_from_u64(seed),
-            deaths: Vec::new(),
         }
+    }
+
+    /// The same, with each fault beside another one of another sort, where that can be.
+    pub fn in_pairs(mut self) -> Self {
+        self.pairs = true;
+        self
     }
 
     /// Installs faults until the time has come and there was one of each family; each kind once before any comes again.
     /// Which processes ended by themselves meanwhile; and whether all is mended.
     pub async fn run(mut self, until: Instant) -> (Vec<String>, anyhow::Result<()>) {
         let mended = self.install_all(until).await;
-        (self.deaths, mended)
+        (self.stage.deaths, mended)
     }
 
     async fn install_all(&mut self, until: Instant) -> anyhow::Result<()> {
@@ -116,7 +131,7 @@ impl<'a> Nemesis<'a> {
             self.families.iter().map(|it| (*it, TRIES_MAX)).collect();
         loop {
             sleep(Duration::from_millis(self.rng.random_range(QUIET_MS))).await;
-            self.note_deaths(None, &[]);
+            self.stage.note_deaths(&[]);
             if Instant::now() >= until && owed.is_empty() {
                 return self.stage.heal();
             }
@@ -138,17 +153,9 @@ impl<'a> Nemesis<'a> {
         }
     }
 
-    /// Notes which processes have ended, unless this fault of these nodes is why.
-    fn note_deaths(&mut self, fault: Option<Kind>, targets: &[u64]) {
-        let explains = |node, status| {
-            let fault = fault.filter(|_| targets.contains(&node));
-            fault.is_some_and(|fault| fault.explains(status))
-        };
-        self.deaths.extend(deaths(self.stage.cluster, explains));
-    }
-
     /// Whether it was surely there.
     async fn install(&mut self, kind: Kind) -> anyhow::Result<bool> {
+        let beside = self.begin_beside(kind).await;
         let hold = Duration::from_millis(self.rng.random_range(kind.hold_ms()));
         let targets = self.stage.targets(kind, &mut self.rng).await;
         let begun_ns = self.recorder.now_ns();
@@ -160,11 +167,73 @@ impl<'a> Nemesis<'a> {
                 .install(kind, &targets, hold, &mut self.rng)
                 .await
         };
-        self.note_deaths(Some(kind), &targets);
+        let is_installed = installation == Installation::Installed;
+        let mut faults = vec![Begun {
+            kind,
+            targets,
+            begun_ns,
+            installation,
+        }];
+        if let Some((mut beside, mut standing, until)) = beside {
+            if standing.installation == Installation::Installed {
+                sleep_until(until).await;
+            }
+            if let Err(error) = standing.end() {
+                beside.installation = Installation::Indeterminate(format!("{error:#}"));
+            }
+            faults.push(beside);
+        }
+        self.stage.note_deaths(&faults);
         // Whatever became of it.
         self.stage.heal()?;
+        for fault in &faults {
+            self.record(fault);
+        }
+        if faults.iter().any(|it| it.kind.family() == Family::Disk) {
+            // To stop is what a node may do that cannot write.
+            sleep(DISK_AFTERMATH).await;
+            self.stage.note_deaths(&faults);
+            self.stage.heal()?;
+        }
+        Ok(is_installed)
+    }
+
+    /// A fault that stands while this one is done, and until when it is to stand.
+    async fn begin_beside(&mut self, kind: Kind) -> Option<(Begun, Standing, Instant)> {
+        if !self.pairs || !kind.bears_another() {
+            return None;
+        }
+        let others = self.families.iter().filter(|it| **it != kind.family());
+        let others = others.flat_map(|family| family.kinds());
+        let mut others = others.filter(|it| it.stands() && it.goes_with(kind));
+        let beside = *others.by_ref().choose(&mut self.rng)?;
+        let hold = Duration::from_millis(self.rng.random_range(beside.hold_ms()));
+        let targets = self.stage.targets(beside, &mut self.rng).await;
+        let begun_ns = self.recorder.now_ns();
+        tracing::info!(kind = beside.name(), nodes = ?targets, "fault beside the next");
+        let standing = if targets.is_empty() {
+            Standing::skipped("there is no leader".to_owned())
+        } else {
+            let standing = self.stage.begin(beside, &targets, &mut self.rng);
+            standing.unwrap_or_else(|error| Standing::doubtful(format!("{error:#}")))
+        };
+        let begun = Begun {
+            kind: beside,
+            targets,
+            begun_ns,
+            installation: standing.installation.clone(),
+        };
+        Some((begun, standing, Instant::now() + hold))
+    }
+
+    fn record(&self, fault: &Begun) {
+        let Begun {
+            kind,
+            targets,
+            begun_ns,
+            installation,
+        } = fault;
         tracing::info!(kind = kind.name(), ?installation, "healed");
-        let is_installed = installation == Installation::Installed;
         self.recorder.record(Op::Fault(Fault {
             kind: kind.name().into(),
             // Of a fault of all nodes, none is named.
@@ -172,18 +241,19 @@ impl<'a> Nemesis<'a> {
                 [only] => Some(only),
                 _ => None,
             },
-            begun_ns,
+            begun_ns: *begun_ns,
             healed_ns: self.recorder.now_ns(),
-            installation,
+            installation: installation.clone(),
         }));
-        if kind.family() == Family::Disk {
-            // To stop is what a node may do that cannot write.
-            sleep(DISK_AFTERMATH).await;
-            self.note_deaths(Some(kind), &targets);
-            self.stage.heal()?;
-        }
-        Ok(is_installed)
     }
+}
+
+/// A fault, and what became of it.
+struct Begun {
+    kind: Kind,
+    targets: Vec<u64>,
+    begun_ns: u64,
+    installation: Installation,
 }
 
 impl std::fmt::Debug for Stage<'_> {
@@ -214,15 +284,30 @@ pub(crate) fn deaths(cluster: &Cluster, explains: impl Fn(u64, ExitStatus) -> bo
 }
 
 impl Stage<'_> {
+    /// Notes which processes have ended, unless one of these faults is why.
+    fn note_deaths(&mut self, faults: &[Begun]) {
+        let found = deaths(self.cluster, |node, status| {
+            let mut faults = faults.iter().filter(|it| it.targets.contains(&node));
+            faults.any(|it| it.kind.explains(status))
+        });
+        self.deaths.extend(found);
+    }
+
+    /// Starts one more node, with all of its own that the others have.
+    async fn join(&mut self, within: Duration) -> anyhow::Result<()> {
+        let host = self.ground.host(self.cluster.next_id())?;
+        self.cluster.set_host(host);
+        let joined = self.cluster.join(within).await;
+        self.gateways.set(self.cluster);
+        joined.context("join a node")
+    }
+
     /// Lets all be well: clocks, disks, networks, nodes and gateways.
     ///
     /// # Errors
     /// When something cannot be mended.
     pub fn heal(&self) -> anyhow::Result<()> {
         self.ground.heal()?;
-        for clock in self.clocks {
-            clock.set("+0")?;
-        }
         for node in self.cluster.nodes() {
             node.resume()?;
             node.start()?;

@@ -10,16 +10,16 @@ use rand::seq::{IndexedRandom as _, IteratorRandom as _, SliceRandom as _};
 use tokio::time::{Instant, sleep};
 
 use super::Stage;
+use super::install::{Done, skipped};
 use crate::history::Installation;
 
 /// Pause between two looks at what is under way.
 const POLL: Duration = Duration::from_millis(200);
 
+/// An orderly stop may take so long.
+const STOP_WITHIN: Duration = Duration::from_secs(30);
 /// A node that was removed is to end so soon.
 const GONE_WITHIN: Duration = Duration::from_secs(30);
-
-/// Whether it could be done; if not, why.
-type Done = anyhow::Result<Installation>;
 
 /// Waits until something is so, for `within` at most; whether it is.
 async fn until<F: Future<Output = anyhow::Result<bool>>>(
@@ -28,18 +28,16 @@ async fn until<F: Future<Output = anyhow::Result<bool>>>(
 ) -> anyhow::Result<bool> {
     let end = Instant::now() + within;
     loop {
-        if is().await? {
+        let found = is().await;
+        if matches!(found, Ok(true)) {
             return Ok(true);
         }
         if Instant::now() >= end {
-            return Ok(false);
+            return found;
         }
+        // Nobody may say just now.
         sleep(POLL).await;
     }
-}
-
-fn skipped(why: &str) -> Done {
-    Ok(Installation::Skipped(why.to_owned()))
 }
 
 /// What has not ended in time goes on behind the next fault; whether it has done anything yet nobody knows.
@@ -170,12 +168,9 @@ pub(super) async fn split_and_merge(stage: &Stage<'_>, hold: Duration, rng: &mut
 
 /// One more node, and one less.
 pub(super) async fn replace_node(stage: &mut Stage<'_>, hold: Duration, rng: &mut StdRng) -> Done {
-    if stage.ground.network.is_some() || stage.ground.disks.is_some() {
-        return skipped("a new node would have no network or disk of its own");
-    }
     let end = Instant::now() + hold;
     let old: Vec<u64> = stage.cluster.nodes().iter().map(Node::id).collect();
-    stage.cluster.join(hold).await.context("join a node")?;
+    stage.join(hold).await?;
     let Some(gone) = old.choose(rng).copied() else {
         return skipped("there is no node");
     };
@@ -189,21 +184,52 @@ pub(super) async fn replace_node(stage: &mut Stage<'_>, hold: Duration, rng: &mu
             .with_context(|| format!("take node {gone} back"))?;
         return ended(emptied?, "the move of replicas");
     }
-    let removed = client.remove_node(gone).await;
-    if removed.is_err() && !is_removed(&client, gone).await? {
-        removed.with_context(|| format!("remove node {gone}"))?;
-    }
+    remove(&client, gone).await?;
     let ended = stage.cluster.forget(gone, GONE_WITHIN).await;
-    if let Err(error) = ended {
+    if ended.is_err() {
         // It must not be started again: it would be refused, and rightly.
         stage.cluster.discard(gone)?;
-        return Ok(Installation::Indeterminate(format!("{error:#}")));
+    }
+    stage.ground.abandon(gone);
+    stage.gateways.set(stage.cluster);
+    Ok(match ended {
+        Ok(()) => Installation::Installed,
+        Err(error) => Installation::Indeterminate(format!("{error:#}")),
+    })
+}
+
+/// Each node in turn, stopped in order and started by the other build; the next time all are brought back.
+pub(super) async fn upgrade(stage: &mut Stage<'_>, hold: Duration) -> Done {
+    let end = Instant::now() + hold;
+    let own = stage.cluster.binary().to_owned();
+    let Some(other) = stage.other_build.replace(own) else {
+        stage.other_build = None;
+        return skipped("there is no other build: --other-mailboxd says where");
+    };
+    stage.cluster.set_binary(&other);
+    for node in stage.cluster.nodes() {
+        node.stop(STOP_WITHIN).await?;
+        node.stop_gateway(STOP_WITHIN).await?;
+        node.set_binary(&other);
+        node.start()?;
+        node.start_gateway()?;
+        let left = end.saturating_duration_since(Instant::now());
+        stage.cluster.wait_ready(left).await?;
     }
     Ok(Installation::Installed)
 }
 
+/// Takes an empty node out of the cluster.
+pub(super) async fn remove(client: &Client, node: u64) -> anyhow::Result<()> {
+    let removed = client.remove_node(node).await;
+    if removed.is_err() && !is_removed(client, node).await? {
+        removed.with_context(|| format!("remove node {node}"))?;
+    }
+    Ok(())
+}
+
 /// Has a node emptied; whether it was in time.
-async fn empty(client: &Client, node: u64, end: Instant) -> anyhow::Result<bool> {
+pub(super) async fn empty(client: &Client, node: u64, end: Instant) -> anyhow::Result<bool> {
     client
         .set_standing(node, v1::NodeStanding::Draining)
         .await
