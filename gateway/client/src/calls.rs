@@ -12,6 +12,7 @@ use mailbox_api::v1::{
 
 use crate::client::Client;
 use crate::map::ShardMap;
+use crate::pending::Failure;
 
 /// Shards that one call asks at a time.
 const SHARDS_AT_ONCE: usize = 8;
@@ -308,7 +309,8 @@ impl Client {
         let deadline = self.options().timeouts.deadline;
         match tokio::time::timeout(deadline, admin.state_hash(request)).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(CallError::from_status(&status)),
+            // A connection of its last life is no refusal.
+            Ok(Err(status)) => Err(Failure::from_status(&status).error),
             Err(_) => Err(CallError::new(
                 ErrorCode::Unavailable,
                 format!("no state hash within {} ms", deadline.as_millis()),
