@@ -5,22 +5,22 @@ use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const SIZE: &str = "256M";
 const MIB: u64 = 1 << 20;
 
-/// A loop-mounted ext4 of 256 MiB, unmounted when dropped. Nothing may use it any more by then.
+/// A loop-mounted ext4, unmounted when dropped. Nothing may use it any more by then.
 pub(crate) struct SmallDisk {
     mounted: PathBuf,
     _image: tempfile::TempDir,
 }
 
 impl SmallDisk {
-    /// Mounts it at `dir`, or says why that cannot be done on this machine.
-    pub(crate) fn mount(dir: &Path) -> Result<Self, String> {
+    /// Mounts one of `mib` MiB at `dir`, or says why that cannot be done on this machine.
+    pub(crate) fn mount(dir: &Path, mib: u64) -> Result<Self, String> {
         std::fs::create_dir_all(dir).unwrap();
         let image = tempfile::tempdir().unwrap();
         let file = image.path().join("disk.img");
-        run(Command::new("truncate").args(["-s", SIZE]).arg(&file))?;
+        let size = format!("{mib}M");
+        run(Command::new("truncate").args(["-s", &size]).arg(&file))?;
         // No blocks kept back for root: full is full.
         run(Command::new("mkfs.ext4")
             .args(["-q", "-F", "-m", "0"])
