@@ -91,13 +91,35 @@ impl KnownKeys {
             let end = stored(hour, RangeId(range.0 + 1), &[]);
             early_in(files, &first, &end, ranges, time_ms, &mut found)?;
         }
-        // Every id of a later hour is early.
-        let after = hour.saturating_add(1);
-        let first = stored(after, RangeId::NODE, &[]);
-        early_in(files, &first, &KEYS_END, ranges, time_ms, &mut found)?;
+        // Every id of a later hour is early. Rows of other shards, which may have gone on for long, are passed over.
+        let mut later = hour.checked_add(1);
+        while let Some(hour) = hour_from(files, later)? {
+            for (range, _) in ranges.by_range() {
+                let first = stored(hour, range, &[]);
+                let end = stored(hour, RangeId(range.0 + 1), &[]);
+                early_in(files, &first, &end, ranges, time_ms, &mut found)?;
+            }
+            later = hour.checked_add(1);
+        }
         known.flushed(time_ms, found);
         Ok(known)
     }
+}
+
+/// The first hour from this one on that has rows, of whatever range.
+fn hour_from(files: &dyn ReadView, hour: Option<u32>) -> Result<Option<u32>, Error> {
+    let Some(hour) = hour else { return Ok(None) };
+    let first = stored(hour, RangeId::NODE, &[]);
+    let mut cursor = files.cursor(&first, &KEYS_END);
+    cursor.seek(&first)?;
+    let Some((key, _)) = cursor.row() else {
+        return Ok(None);
+    };
+    let split = StoredKey::split(key).map_err(|malformed| Error::corrupt_row(key, malformed))?;
+    Ok(match split {
+        StoredKey::Dedup { hour, .. } => Some(hour),
+        StoredKey::State { .. } => None,
+    })
 }
 
 fn stored(hour: u32, range: RangeId, suffix: &[u8]) -> Vec<u8> {

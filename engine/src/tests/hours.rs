@@ -8,7 +8,9 @@ use crate::cluster_options::ClusterOptions;
 use crate::dedup::raise_floors;
 use crate::id::{RangeId, SlotId, UserId};
 use crate::key::{DedupKey, Destination, HOUR_MS, StoredKey};
+use crate::known::KnownKeys;
 use crate::options::EngineOptions;
+use crate::range::Ranges;
 use crate::shard::Shard;
 use crate::snapshot::SnapshotMeta;
 use crate::store::Store;
@@ -16,6 +18,18 @@ use crate::store::Store;
 const FIRST_HOUR: u32 = 500_000;
 const HOURS: u32 = 6;
 const ROWS_PER_HOUR: u32 = 200;
+
+/// The key of a row, and the slot that it is in.
+fn row(number: u32) -> (SlotId, DedupKey) {
+    let hour = FIRST_HOUR + number % HOURS;
+    let id = u128::from(u64::from(hour) * HOUR_MS + 1) << 80 | u128::from(number);
+    let key = DedupKey {
+        id: Uuid::from_u128(id),
+        sender: UserId(number.into()),
+        destination: Destination::NEW_GROUP,
+    };
+    (SlotId(u16::try_from(number % 8).unwrap()), key)
+}
 
 /// A shard with rows in all hours, flushed.
 fn filled(store: &Store) -> std::sync::Arc<Shard> {
@@ -26,14 +40,7 @@ fn filled(store: &Store) -> std::sync::Arc<Shard> {
             ..ClusterOptions::default()
         });
         for number in 0..HOURS * ROWS_PER_HOUR {
-            let hour = FIRST_HOUR + number % HOURS;
-            let id = u128::from(u64::from(hour) * HOUR_MS + 1) << 80 | u128::from(number);
-            let key = DedupKey {
-                id: Uuid::from_u128(id),
-                sender: UserId(number.into()),
-                destination: Destination::NEW_GROUP,
-            };
-            let slot = SlotId(u16::try_from(number % 8).unwrap());
+            let (slot, key) = row(number);
             ctx.put_dedup(slot, key, b"a reply of some length");
         }
     });
@@ -72,6 +79,27 @@ fn in_small_files(disk: &Disk) -> Store {
         ..options()
     };
     disk.open_with(small).unwrap()
+}
+
+#[test]
+fn ids_of_all_later_hours_are_known_and_those_of_others_passed_over() {
+    for disk in Disk::all() {
+        let store = disk.open();
+        let shard = filled(&store);
+        let state = shard.state.read();
+        let mut own = Ranges::default();
+        for (slot, range) in state.ranges.by_slot().filter(|(slot, _)| slot.0 % 2 == 0) {
+            own.insert(slot, range);
+        }
+        let time_ms = u64::from(FIRST_HOUR) * HOUR_MS + 1;
+        let known = KnownKeys::read(state.files.as_ref(), &own, time_ms).unwrap();
+        for number in 0..HOURS * ROWS_PER_HOUR {
+            let (slot, key) = row(number);
+            let range = state.ranges.of_slot(slot).unwrap();
+            let wanted = key.time_ms() <= time_ms || slot.0 % 2 == 0;
+            assert_eq!(known.may_hold(range, &key), wanted, "{number}");
+        }
+    }
 }
 
 #[test]
