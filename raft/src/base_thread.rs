@@ -223,23 +223,24 @@ async fn answered<T>(answer: oneshot::Receiver<Result<T, Error>>) -> Result<T, E
 }
 
 impl Job {
-    /// Somebody waits while it is in the queue, so that what is before it is to hurry.
+    /// Somebody waits while it is in the queue who would notice, so that what is before it is to hurry. Nobody does
+    /// for replicas that come and go: a flush that hurried for each of them would hold a core while clients wait.
     fn is_waited_for(&self) -> bool {
         match self {
             Job::Look
-            | Job::FlushAll {
-                haste: Haste::None, ..
-            } => false,
-            Job::Add(_)
+            | Job::Add(_)
             | Job::Forget(_)
             | Job::Create { .. }
             | Job::Drop { .. }
+            | Job::Install { .. }
+            | Job::Checkpoint { .. }
             | Job::FlushAll {
+                haste: Haste::None, ..
+            } => false,
+            Job::FlushAll {
                 haste: Haste::Now, ..
             }
             | Job::Flush { .. }
-            | Job::Install { .. }
-            | Job::Checkpoint { .. }
             | Job::Stop => true,
         }
     }
