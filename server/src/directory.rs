@@ -173,7 +173,8 @@ impl Core {
     /// Id and handle of a user of a shard that this node leads.
     ///
     /// # Errors
-    /// `UnknownUser` behind a read barrier, or what became of the barrier.
+    /// `UnknownUser` behind a read barrier, or what became of the barrier; `WrongShard` if the slot is not served here,
+    /// which says nothing of the user.
     pub(crate) async fn find_as_leader(
         &self,
         shard: &Shard,
@@ -183,7 +184,9 @@ impl Core {
             return Ok(found);
         }
         self.barrier(shard).await?;
-        find_here(shard, user)?.ok_or_else(|| unknown_user(user))
+        let said = self.elsewhere(look_up(shard, user));
+        let found = said.map_err(|error| status::engine_fault(&error))??;
+        found.ok_or_else(|| unknown_user(user))
     }
 
     /// The shard that knows a user: the directory's for a handle, the mailbox's for an id.
@@ -356,18 +359,25 @@ impl fmt::Display for Made {
 }
 
 fn find_here(shard: &Shard, user: &user_ref::User) -> Result<Option<(UserId, String)>, CallError> {
+    Ok(held_here(look_up(shard, user))?.flatten())
+}
+
+/// What the rows here say.
+fn look_up(
+    shard: &Shard,
+    user: &user_ref::User,
+) -> Result<Option<(UserId, String)>, mailbox_engine::Error> {
     let engine = shard.engine();
-    let found = match user {
+    Ok(match user {
         user_ref::User::Id(id) => {
-            let handle = engine.handle_of(UserId(*id));
-            handle.map(|handle| handle.map(|handle| (UserId(*id), handle)))
+            let handle = engine.handle_of(UserId(*id))?;
+            handle.map(|handle| (UserId(*id), handle))
         }
         user_ref::User::Handle(handle) => {
-            let id = engine.resolve_handle(handle);
-            id.map(|id| id.map(|id| (id, handle.clone())))
+            let id = engine.resolve_handle(handle)?;
+            id.map(|id| (id, handle.clone()))
         }
-    };
-    Ok(held_here(found)?.flatten())
+    })
 }
 
 /// What a replica here says; nothing if it does not hold the slot. It may not have got it yet, or have given it away:

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use mailbox_client::v1::{self, SyncRange, SyncRequest};
-use mailbox_client::{Client, SubscribeEvent};
+use mailbox_client::v1::{self, ResolveUserRequest, SyncRange, SyncRequest};
+use mailbox_client::{Client, SubscribeEvent, user_handle};
 use mailbox_engine::slot_of_owner;
 use rustix::process::Signal;
 
@@ -137,6 +137,20 @@ async fn follow_by_sync(client: Client, user: u64, stop: Arc<AtomicBool>) -> u64
     }
 }
 
+/// Asks whose a handle is until it has been told to stop. It is always that user's.
+async fn ask_whose(client: Client, handle: String, user: u64, stop: Arc<AtomicBool>) {
+    while !stop.load(Ordering::Relaxed) {
+        let request = ResolveUserRequest {
+            user: Some(user_handle(&handle)),
+        };
+        match client.resolve_user(request).await {
+            Ok(answer) => assert_eq!(answer.user, user, "@{handle}"),
+            Err(error) => assert!(error.is_retryable(), "@{handle}: {error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 /// The same by a subscription, until it has got so far.
 async fn follow_by_subscription(
     client: Client,
@@ -181,6 +195,7 @@ pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     sending: Vec<tokio::task::JoinHandle<Vec<Acked>>>,
     syncing: Vec<tokio::task::JoinHandle<u64>>,
+    asking: Vec<tokio::task::JoinHandle<()>>,
     subscribed: tokio::task::JoinHandle<()>,
     goal: tokio::sync::watch::Sender<Option<BTreeMap<u64, u64>>>,
 }
@@ -203,6 +218,11 @@ impl Load {
             .iter()
             .map(|user| tokio::spawn(follow_by_sync(client.clone(), *user, Arc::clone(&stop))));
         let syncing = syncing.collect();
+        let asking = users.iter().enumerate().map(|(number, user)| {
+            let (client, stop) = (client.clone(), Arc::clone(&stop));
+            tokio::spawn(ask_whose(client, format!("user{number}"), *user, stop))
+        });
+        let asking = asking.collect();
         let (goal, watched) = tokio::sync::watch::channel(None);
         let following = follow_by_subscription(client.clone(), users.clone(), watched);
         let subscribed = tokio::spawn(following);
@@ -212,6 +232,7 @@ impl Load {
             stop,
             sending,
             syncing,
+            asking,
             subscribed,
             goal,
         }
@@ -231,6 +252,9 @@ impl Load {
         }
         for syncing in self.syncing {
             syncing.await.expect("syncs skip nothing");
+        }
+        for asking in self.asking {
+            asking.await.expect("handles stay whose they are");
         }
         let ended = Arc::new(AtomicBool::new(true));
         let mut heads = BTreeMap::new();
