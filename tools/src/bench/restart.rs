@@ -3,7 +3,10 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use futures_util::future::try_join_all;
 use mailbox_client::Client;
+use mailbox_client::v1::StateHashRequest;
+use mailbox_cluster::Node;
 use serde::Serialize;
 
 use super::cluster::Spawned;
@@ -18,6 +21,12 @@ const NODE_WITHIN: Duration = Duration::from_secs(60);
 const DOWN: Duration = Duration::from_secs(1);
 /// A replica that is so near to its leader has caught up, in entries.
 const LAG_MAX: u64 = 1_000;
+/// What a node with a full memtable has that is in no file: a spawned one begins its flush at 47 MB.
+const FULL: u64 = 43_000_000;
+/// How long memtables may take until they are full.
+const FULL_WITHIN: Duration = Duration::from_secs(60);
+/// Between two looks at them.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// One run. README.md says how each figure is measured.
 #[derive(Debug, Clone, Serialize)]
@@ -28,6 +37,8 @@ pub(super) struct Report {
     stored_bytes: u64,
     /// What their memtables held then, which had to be applied again.
     unflushed_bytes: u64,
+    /// What the emptiest node's held.
+    unflushed_min_bytes: u64,
     /// From the start of the processes until every shard served.
     serves_again_ms: u64,
 }
@@ -42,9 +53,10 @@ impl Report {
     pub(super) fn human(&self) -> String {
         let mut lines = self.course.human();
         lines.push(format!(
-            "all killed   with {} bytes stored and {} in memtables; every shard serves {} ms after the start",
+            "all killed   with {} bytes stored and {} in memtables, {} at least on each node; every shard serves {} ms after the start",
             grouped(self.stored_bytes),
             grouped(self.unflushed_bytes),
+            grouped(self.unflushed_min_bytes),
             grouped(self.serves_again_ms)
         ));
         lines.join("\n")
@@ -63,9 +75,11 @@ pub(super) async fn run(args: &CourseArgs) -> anyhow::Result<Report> {
     phases.enter("kill leader").await?;
     kill_leader(&spawned, &client).await?;
     phases.calm("after it").await?;
+    phases.enter("fill").await?;
+    wait_full(&spawned, &client).await?;
     phases.enter("kill all").await?;
     let stored_bytes = spawned.usage().await?.stored_bytes;
-    let unflushed_bytes = unflushed(&spawned).await?;
+    let unflushed = unflushed(&spawned).await?;
     let serves_again = kill_all(&spawned).await?;
     phases.calm("after it").await?;
     let course = phases.finish(&spawned).await?;
@@ -73,7 +87,8 @@ pub(super) async fn run(args: &CourseArgs) -> anyhow::Result<Report> {
     Ok(Report {
         course,
         stored_bytes,
-        unflushed_bytes,
+        unflushed_bytes: unflushed.iter().sum(),
+        unflushed_min_bytes: unflushed.iter().copied().min().unwrap_or(0),
         serves_again_ms: u64::try_from(serves_again.as_millis()).unwrap_or(u64::MAX),
     })
 }
@@ -122,15 +137,41 @@ async fn kill_all(spawned: &Spawned) -> anyhow::Result<Duration> {
     Ok(started.elapsed())
 }
 
-async fn unflushed(spawned: &Spawned) -> anyhow::Result<u64> {
-    let mut bytes = 0;
-    for node in spawned.cluster.nodes() {
-        for name in [
-            "mailbox_engine_memtable_bytes",
-            "mailbox_engine_frozen_bytes",
-        ] {
-            bytes += node.metric(name).await?.unwrap_or(0);
+/// Ends all memtables at once, so that those of all nodes grow together, and waits until each node's are full or it is
+/// clear that they will not be: how full they are is in the report.
+async fn wait_full(spawned: &Spawned, client: &Client) -> anyhow::Result<()> {
+    let shards = client.cluster_map().await?.shards;
+    let cuts = shards.iter().map(|shard| {
+        let cut = StateHashRequest {
+            shard: shard.shard,
+            cut_index: 0,
+        };
+        client.state_hash(None, cut)
+    });
+    try_join_all(cuts).await.context("end the memtables")?;
+    let begun = Instant::now();
+    while unflushed(spawned).await?.iter().any(|bytes| *bytes < FULL) {
+        if begun.elapsed() > FULL_WITHIN {
+            eprintln!("not every node's memtables are full at the same moment");
+            break;
         }
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(())
+}
+
+/// What each node's memtables hold.
+async fn unflushed(spawned: &Spawned) -> anyhow::Result<Vec<u64>> {
+    try_join_all(spawned.cluster.nodes().iter().map(unflushed_of)).await
+}
+
+async fn unflushed_of(node: &Node) -> anyhow::Result<u64> {
+    let mut bytes = 0;
+    for name in [
+        "mailbox_engine_memtable_bytes",
+        "mailbox_engine_frozen_bytes",
+    ] {
+        bytes += node.metric(name).await?.unwrap_or(0);
     }
     Ok(bytes)
 }
