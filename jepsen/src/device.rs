@@ -30,6 +30,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 pub(crate) struct Gateway {
     pub(crate) node: u64,
     pub(crate) url: String,
+    /// Of the node's own service.
+    pub(crate) address: String,
 }
 
 /// Those of the nodes that are there.
@@ -40,10 +42,19 @@ impl Gateways {
     /// Nodes have come or gone.
     pub(crate) fn set(&self, cluster: &Cluster) {
         let gateways = cluster.nodes().iter().filter_map(|node| {
-            let (node, url) = (node.id(), node.gateway_url()?);
-            Some(Gateway { node, url })
+            Some(Gateway {
+                node: node.id(),
+                url: node.gateway_url()?,
+                address: node.address().to_owned(),
+            })
         });
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = gateways.collect();
+    }
+
+    /// Where the nodes themselves are.
+    pub(crate) fn addresses(&self) -> Vec<String> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().map(|it| it.address.clone()).collect()
     }
 
     fn choose(&self, rng: &mut StdRng) -> Option<Gateway> {

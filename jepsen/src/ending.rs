@@ -9,12 +9,14 @@ use mailbox_client::{Client, v1};
 use mailbox_cluster::{Cluster, Node};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::device::Device;
 use crate::history::{Op, Outcome, Read, Recorder, StateHash, Timeline};
 use crate::population::Population;
 use crate::reader::{At, catch_up, read_whole};
+use crate::register::Call;
+use crate::registrar::{Turns, touch};
 use crate::sender::Processes;
 
 pub(crate) struct Ending<'a> {
@@ -24,6 +26,7 @@ pub(crate) struct Ending<'a> {
     pub(crate) recorder: &'a Recorder,
     pub(crate) processes: &'a Processes,
     pub(crate) population: &'a Population,
+    pub(crate) turns: &'a Turns,
     pub(crate) devices: &'a [Arc<Mutex<Device>>],
     /// For each thing that is waited for.
     pub(crate) within: Duration,
@@ -37,7 +40,8 @@ impl Ending<'_> {
             Err(error) => return vec![format!("there is no shard map: {error}")],
         };
         self.sync_all().await;
-        let mut doubts = self.read_all(&map).await;
+        let mut doubts = self.resolve_all().await;
+        doubts.extend(self.read_all(&map).await);
         for shard in &map.shards {
             doubts.extend(self.hash_shard(shard).await);
         }
@@ -54,6 +58,28 @@ impl Ending<'_> {
         }
         // One that panicked has not got to its head.
         while all.join_next().await.is_some() {}
+    }
+
+    /// Whose each handle is.
+    async fn resolve_all(&self) -> Vec<String> {
+        let process = self.processes.next();
+        let all = async {
+            let mut unanswered = 0;
+            for handle in self.turns.handles() {
+                let look = touch(self.client, self.recorder, process, handle, Call::Look).await;
+                unanswered += usize::from(!matches!(look.outcome, Outcome::Ok(_)));
+                self.recorder.record(Op::Touch(look));
+            }
+            unanswered
+        };
+        match timeout(self.within, all).await {
+            Ok(0) => Vec::new(),
+            Ok(count) => vec![format!("whose {count} handles are was not answered")],
+            Err(_) => vec![format!(
+                "whose handles are took longer than {:?}",
+                self.within
+            )],
+        }
     }
 
     /// Every timeline through the leader and at each replica.

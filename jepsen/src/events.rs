@@ -15,6 +15,7 @@ use anyhow::Context as _;
 use crate::edn::Edn;
 use crate::history::{Append, Fault, History, Installation, Op, Outcome, Read, Row, Source};
 use crate::page::{Page, Synced};
+use crate::register::{Call, Touch};
 
 /// Who did it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,7 +48,7 @@ pub struct Event {
     pub process: Process,
     /// Begin or end.
     pub kind: Kind,
-    /// What was done: `send`, `read`, `sync`, or the name of a fault.
+    /// What was done: `send`, `read`, `sync`, `claim`, `look`, `raise`, or the name of a fault.
     pub f: String,
     /// What was asked, and once it is known what was answered.
     pub value: Edn,
@@ -98,7 +99,7 @@ impl Event {
 
 /// The events of a history, each made when it is asked for: together they take several times what the history does.
 ///
-/// Left out is what took no time, who may read a group and the hashes of the end; and answers to repeats of a send that
+/// Left out is what took no time, who may read a group, when shards had no leader and the hashes of the end; and answers to repeats of a send that
 /// was acked, of which no times are kept.
 #[derive(Debug)]
 pub struct Events<'a> {
@@ -116,8 +117,9 @@ impl<'a> Events<'a> {
                 Op::Append(append) => (append.invoked_ns, append.completed_ns),
                 Op::Read(read) => (read.invoked_ns, read.completed_ns),
                 Op::Page(page) => (page.invoked_ns, page.completed_ns),
+                Op::Touch(touch) => (touch.invoked_ns, touch.completed_ns),
                 Op::Fault(fault) => (fault.begun_ns, fault.healed_ns),
-                Op::Join(_) | Op::StateHash(_) => continue,
+                Op::Join(_) | Op::Leave(_) | Op::Leaderless(_) | Op::StateHash(_) => continue,
             };
             order.extend([(begun_ns, number, false), (ended_ns, number, true)]);
         }
@@ -142,8 +144,9 @@ fn both_of(op: &Op) -> Option<[Event; 2]> {
         Op::Append(append) => Some(sent(append)),
         Op::Read(read) => Some(was_read(read)),
         Op::Page(page) => Some(synced(page)),
+        Op::Touch(touch) => Some(touched(touch)),
         Op::Fault(fault) => Some(installed(fault)),
-        Op::Join(_) | Op::StateHash(_) => None,
+        Op::Join(_) | Op::Leave(_) | Op::Leaderless(_) | Op::StateHash(_) => None,
     }
 }
 
@@ -222,6 +225,7 @@ fn was_read(read: &Read) -> [Event; 2] {
     let source = match read.source {
         Source::Leader => Edn::keyword("leader"),
         Source::Node(node) => Edn::Int(node),
+        Source::Stale(max_ms) => Edn::Map(vec![("max-staleness-ms", Edn::Int(max_ms.into()))]),
     };
     let asked = vec![
         ("timeline", Edn::text(read.timeline)),
@@ -255,6 +259,22 @@ fn synced(page: &Page) -> [Event; 2] {
             ("rows", Edn::Vector(rows.collect())),
             ("more", Edn::Bool(*more)),
         ]
+    })
+}
+
+fn touched(touch: &Touch) -> [Event; 2] {
+    let mut asked = vec![("register", Edn::text(&touch.register))];
+    let f = match touch.call {
+        Call::Claim => "claim",
+        Call::Look => "look",
+        Call::Raise(to) => {
+            asked.push(("to", Edn::Int(to)));
+            "raise"
+        }
+    };
+    let times = (touch.invoked_ns, touch.completed_ns);
+    both(f, touch.process, times, asked, &touch.outcome, |holds| {
+        vec![("holds", Edn::Int(*holds))]
     })
 }
 
@@ -318,6 +338,7 @@ mod tests {
             outcome,
             repeats: Vec::new(),
             repeat_refused: None,
+            reuse: None,
         })
     }
 
@@ -347,6 +368,7 @@ mod tests {
             timeline: Timeline::Mailbox(17),
             source: Source::Node(3),
             last: false,
+            staleness_ms: None,
             outcome: Outcome::Ok(View {
                 after: 0,
                 head: 1,

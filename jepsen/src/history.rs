@@ -13,7 +13,8 @@ use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::page::{Join, Page};
+use crate::page::{Join, Leave, Page};
+use crate::register::Touch;
 
 /// A timeline: `mailbox:17` or `group:65`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -77,7 +78,13 @@ pub struct Append {
     /// The code with which a repeat was refused, after the send was acked or may have been.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repeat_refused: Option<String>,
+    /// What was answered when something else was sent under the same identity after the ack: a code, or [`REUSED`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reuse: Option<String>,
 }
+
+/// What [`Append::reuse`] holds if something else was acked under the same identity.
+pub const REUSED: &str = "ok";
 
 /// Where a read was answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -87,6 +94,8 @@ pub enum Source {
     Leader,
     /// From this node's own state; may be stale.
     Node(u64),
+    /// By any node that can show that it lacks nothing acked longer before than so many milliseconds.
+    Stale(u32),
 }
 
 /// A part of a timeline as a read showed it.
@@ -134,6 +143,9 @@ pub struct Read {
     pub source: Source,
     /// Whether it is one of those at the end, of the whole timeline, after all faults had been healed.
     pub last: bool,
+    /// By how much it may be stale, as its answer says, in milliseconds; 0: the leader answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub staleness_ms: Option<u32>,
     /// What came.
     pub outcome: Outcome<View>,
 }
@@ -165,6 +177,17 @@ pub struct Fault {
     pub installation: Installation,
 }
 
+/// A time in which no node that answered said that it leads a shard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leaderless {
+    /// Which.
+    pub shard: u32,
+    /// Since when.
+    pub from_ns: u64,
+    /// When one said so again; or when nobody looked any more.
+    pub until_ns: u64,
+}
+
 /// The state of one replica at the cut that all replicas share.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateHash {
@@ -189,15 +212,21 @@ pub enum Op {
     Read(Read),
     /// A user may read a group.
     Join(Join),
+    /// A user may read no more of a group.
+    Leave(Leave),
     /// A device's sync.
     Page(Page),
+    /// A call to a register.
+    Touch(Touch),
     /// A fault.
     Fault(Fault),
+    /// A shard had no leader.
+    Leaderless(Leaderless),
     /// A replica's hash.
     StateHash(StateHash),
 }
 
-/// All of a run, in the order in which the operations ended.
+/// All of a run, in the order in which the operations ended; a send that was sent again later stands where that ended.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct History {
     /// Its lines.
@@ -250,6 +279,14 @@ impl History {
         })
     }
 
+    /// Who may read no more of which group.
+    pub fn leaves(&self) -> impl Iterator<Item = &Leave> {
+        self.ops.iter().filter_map(|op| match op {
+            Op::Leave(leave) => Some(leave),
+            _ => None,
+        })
+    }
+
     /// The syncs of all devices, those of one device in their order.
     pub fn pages(&self) -> impl Iterator<Item = &Page> {
         self.ops.iter().filter_map(|op| match op {
@@ -258,10 +295,26 @@ impl History {
         })
     }
 
+    /// The calls to registers.
+    pub fn touches(&self) -> impl Iterator<Item = &Touch> {
+        self.ops.iter().filter_map(|op| match op {
+            Op::Touch(touch) => Some(touch),
+            _ => None,
+        })
+    }
+
     /// The faults.
     pub fn faults(&self) -> impl Iterator<Item = &Fault> {
         self.ops.iter().filter_map(|op| match op {
             Op::Fault(fault) => Some(fault),
+            _ => None,
+        })
+    }
+
+    /// When shards had no leader.
+    pub fn leaderless(&self) -> impl Iterator<Item = &Leaderless> {
+        self.ops.iter().filter_map(|op| match op {
+            Op::Leaderless(it) => Some(it),
             _ => None,
         })
     }
@@ -309,7 +362,13 @@ impl Recorder {
                 Outcome::Fail(_) => None,
             },
             Op::Fault(_) => Some(2),
-            Op::Read(_) | Op::Join(_) | Op::Page(_) | Op::StateHash(_) => None,
+            Op::Read(_)
+            | Op::Join(_)
+            | Op::Leave(_)
+            | Op::Page(_)
+            | Op::Touch(_)
+            | Op::Leaderless(_)
+            | Op::StateHash(_) => None,
         };
         if let Some(counter) = counter {
             self.progress[counter].fetch_add(1, Relaxed);
@@ -416,6 +475,7 @@ impl TryFrom<String> for SendId {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::register::{Call, Register};
 
     #[test]
     fn a_history_survives_its_file() {
@@ -435,6 +495,7 @@ mod tests {
             outcome: Outcome::Ok(acked),
             repeats: vec![acked],
             repeat_refused: None,
+            reuse: Some("IdReused".into()),
         };
         let unknown = Append {
             outcome: Outcome::Unknown("Unavailable".into()),
@@ -456,6 +517,7 @@ mod tests {
             timeline: Timeline::Mailbox(17),
             source: Source::Node(3),
             last: true,
+            staleness_ms: None,
             outcome: Outcome::Ok(View {
                 after: 0,
                 head: 1,
@@ -469,6 +531,46 @@ mod tests {
             healed_ns: 2,
             installation: Installation::Skipped("no leader".into()),
         };
+
+        let history = History {
+            ops: vec![
+                Op::Append(append),
+                Op::Append(unknown),
+                Op::Read(read),
+                Op::Fault(fault),
+            ],
+        };
+        let mut bytes = Vec::new();
+        history.write(&mut bytes).unwrap();
+        assert_eq!(History::read(&bytes[..]).unwrap(), history);
+        assert!(History::read(&b"{\"op\":\"append\"}\n"[..]).is_err());
+    }
+
+    #[test]
+    fn what_is_not_of_timelines_survives_its_file_too() {
+        let (process, invoked_ns, completed_ns) = (1, 2, 3);
+        let touch = |register, call, outcome| {
+            Op::Touch(Touch {
+                process,
+                invoked_ns,
+                completed_ns,
+                register,
+                call,
+                outcome,
+            })
+        };
+        let handle = Register::Handle("tom".into());
+        let mark = Register::ReadMark { user: 1, peer: 2 };
+        let stale = Read {
+            process,
+            invoked_ns,
+            completed_ns,
+            timeline: Timeline::Group(4),
+            source: Source::Stale(200),
+            last: false,
+            staleness_ms: Some(7),
+            outcome: Outcome::Fail("Unavailable".into()),
+        };
         let hash = StateHash {
             node: 1,
             shard: 1,
@@ -477,17 +579,25 @@ mod tests {
         };
         let history = History {
             ops: vec![
-                Op::Append(append),
-                Op::Append(unknown),
-                Op::Read(read),
-                Op::Fault(fault),
+                touch(handle, Call::Claim, Outcome::Ok(16)),
+                touch(mark, Call::Raise(5), Outcome::Unknown("Unavailable".into())),
+                Op::Read(stale),
+                Op::Leave(Leave {
+                    user: 1,
+                    group: 4,
+                    last: 9,
+                }),
                 Op::StateHash(hash),
+                Op::Leaderless(Leaderless {
+                    shard: 3,
+                    from_ns: 1,
+                    until_ns: 2,
+                }),
             ],
         };
         let mut bytes = Vec::new();
         history.write(&mut bytes).unwrap();
         assert_eq!(History::read(&bytes[..]).unwrap(), history);
-        assert!(History::read(&b"{\"op\":\"append\"}\n"[..]).is_err());
     }
 
     #[test]

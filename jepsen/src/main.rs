@@ -59,6 +59,7 @@ fn command(command: Command) -> anyhow::Result<Verdict> {
         Command::HoldPackets { longest_ms } => {
             match ground::hold(Duration::from_millis(longest_ms))? {}
         }
+        Command::ServeBlocks { image, dir } => match ground::serve_blocks(&image, &dir)? {},
         Command::Serve { store, listen } => {
             let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
             runtime.block_on(serve::serve(&store, listen))?;
@@ -96,6 +97,10 @@ fn print(how: Print, summary: &Summary) -> anyhow::Result<Verdict> {
         });
         println!("  {count} × {kind}: {slowest}");
     }
+    println!(
+        "  no shard was seen without a leader for more than {} ms",
+        counts.leaderless_ms
+    );
     for violation in &summary.violations {
         println!("  broken: {violation}");
     }

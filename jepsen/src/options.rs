@@ -12,6 +12,9 @@ use crate::workload::{self, Workload};
 /// Of the sends asked for, the part that must be acked or the run proves nothing: faults take time, and machines are
 /// slow.
 const ACKED_PART_MIN: f64 = 0.05;
+/// Reads that any replica may answer are a part of all reads, and leaders answer some of these: there must be one in so
+/// many seconds that none did.
+const STALE_READ_S: usize = 5;
 /// A cluster is bootstrapped with so many nodes; more of them join.
 pub(crate) const FIRST_NODES: usize = 3;
 
@@ -124,6 +127,8 @@ impl RunOptions {
             acked: (asked * ACKED_PART_MIN) as usize + 1,
             reads: seconds,
             pages: seconds,
+            stale_reads: seconds / STALE_READ_S,
+            touches: seconds,
             faults: kinds.map(|kind| (kind.name().to_owned(), rounds)).collect(),
             // However short the run, each sort of fault has been there.
             sorts: families

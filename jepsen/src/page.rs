@@ -11,8 +11,23 @@ pub struct Join {
     pub user: u64,
     /// Which group.
     pub group: u64,
-    /// The first seq of the group's timeline that the user may read.
+    /// The first seq of the group's timeline that the user may read; 0: it was asked for, and how that ended comes later,
+    /// if it is known.
     pub first: u64,
+    /// When that was said.
+    #[serde(default)]
+    pub completed_ns: u64,
+}
+
+/// A user may read no more of a group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leave {
+    /// Who.
+    pub user: u64,
+    /// Which group.
+    pub group: u64,
+    /// The last seq of the group's timeline that the user may read; 0: it was asked for.
+    pub last: u64,
 }
 
 /// One sync of a device through a gateway. The pages of a device follow each other: each goes on
@@ -77,6 +92,7 @@ mod tests {
             user: 17,
             group: 65,
             first: 2,
+            completed_ns: 9,
         };
         let synced = Synced {
             rows: vec![(Timeline::Mailbox(17), row)],

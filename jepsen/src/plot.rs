@@ -278,6 +278,7 @@ mod tests {
             timeline: Timeline::Mailbox(17),
             source: Source::Leader,
             last: false,
+            staleness_ms: None,
             outcome: if ok {
                 Outcome::Ok(view)
             } else {

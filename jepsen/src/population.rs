@@ -12,6 +12,8 @@ use crate::workload::Workload;
 #[derive(Debug, Default)]
 pub(crate) struct Population {
     pub(crate) users: Vec<u64>,
+    /// They join groups and leave them.
+    pub(crate) wanderers: Vec<u64>,
     pub(crate) groups: Vec<u64>,
 }
 
@@ -20,7 +22,7 @@ pub(crate) const NOBODY: u64 = 1 << 40;
 
 impl Population {
     pub(crate) fn timelines(&self) -> Vec<Timeline> {
-        let mailboxes = self.users.iter().chain([&NOBODY]);
+        let mailboxes = self.users.iter().chain(&self.wanderers).chain([&NOBODY]);
         let mailboxes = mailboxes.map(|user| Timeline::Mailbox(*user));
         mailboxes
             .chain(self.groups.iter().map(|group| Timeline::Group(*group)))
@@ -36,17 +38,12 @@ pub(crate) async fn populate(
 ) -> anyhow::Result<Population> {
     let mut population = Population::default();
     for number in 0..workload.users {
-        let handle = format!("user{number}");
-        let request = v1::RegisterUserRequest {
-            request_id: Bytes::new(),
-            handle,
-        };
-        let user = client
-            .register_user(request)
-            .await
-            .context("register a user")?
-            .user;
+        let user = register(client, format!("user{number}")).await?;
         population.users.push(user);
+    }
+    for number in 0..workload.wanderers {
+        let user = register(client, format!("wanderer{number}")).await?;
+        population.wanderers.push(user);
     }
     for number in 0..workload.groups {
         let creator = Some(user_id(population.users[0]));
@@ -61,7 +58,14 @@ pub(crate) async fn populate(
             .await
             .context("create a group")?;
         let group = created.group;
-        let may_read = |user, first| recorder.record(Op::Join(Join { user, group, first }));
+        let may_read = |user, first| {
+            recorder.record(Op::Join(Join {
+                user,
+                group,
+                first,
+                completed_ns: recorder.now_ns(),
+            }));
+        };
         may_read(population.users[0], created.seq);
         for &user in &population.users[1..] {
             let request = v1::JoinGroupRequest {
@@ -75,4 +79,13 @@ pub(crate) async fn populate(
         population.groups.push(group);
     }
     Ok(population)
+}
+
+async fn register(client: &Client, handle: String) -> anyhow::Result<u64> {
+    let request = v1::RegisterUserRequest {
+        request_id: Bytes::new(),
+        handle,
+    };
+    let registered = client.register_user(request).await;
+    Ok(registered.context("register a user")?.user)
 }

@@ -17,6 +17,9 @@ use crate::sender::{Ends, Processes};
 
 /// Rows of one page.
 const PAGE_ROWS: u32 = 1000;
+/// What a read that any replica may answer may lack, in milliseconds: about what a follower that hears of its leader can
+/// show, and much more.
+const STALENESS_MS: [u32; 3] = [200, 1000, 5000];
 /// Pause between two reads of a run, in milliseconds.
 const PAUSE_MS: std::ops::Range<u64> = 5..60;
 
@@ -25,11 +28,13 @@ pub(crate) struct Reader {
     pub(crate) recorder: Arc<Recorder>,
     pub(crate) processes: Arc<Processes>,
     pub(crate) population: Arc<Population>,
+    /// Of all reads, those that any replica may answer.
+    pub(crate) stale: f64,
     pub(crate) rng: StdRng,
 }
 
 impl Reader {
-    /// Reads single pages through the leader, each from a little below the last head seen anywhere.
+    /// Reads single pages, most of them through the leader, each from a little below the last head seen anywhere.
     pub(crate) async fn run(mut self, ends: Ends) {
         let timelines = self.population.timelines();
         let mut heads = vec![0_u64; timelines.len()];
@@ -40,7 +45,12 @@ impl Reader {
         {
             let back = self.rng.random_range(0..50);
             let after = heads[place].saturating_sub(back);
-            let read = self.read(process, timelines[place], after).await;
+            let is_stale = self.rng.random_bool(self.stale);
+            let staleness = is_stale
+                .then(|| STALENESS_MS.choose(&mut self.rng))
+                .flatten();
+            let source = staleness.map_or(Source::Leader, |ms| Source::Stale(*ms));
+            let read = self.read(process, timelines[place], after, source).await;
             if let Outcome::Ok(view) = &read.outcome {
                 heads[place] = view.head;
             }
@@ -49,19 +59,27 @@ impl Reader {
         }
     }
 
-    async fn read(&self, process: u64, timeline: Timeline, after: u64) -> Read {
+    async fn read(&self, process: u64, timeline: Timeline, after: u64, source: Source) -> Read {
+        let max_staleness_ms = match source {
+            Source::Stale(ms) => Some(ms),
+            Source::Leader | Source::Node(_) => None,
+        };
+        let request = SyncRequest {
+            max_staleness_ms,
+            ..request(timeline, after, false)
+        };
         let invoked_ns = self.recorder.now_ns();
-        let page = page(
-            self.client.sync(request(timeline, after, false)).await,
-            after,
-        );
+        let answer = self.client.sync(request).await;
+        let staleness_ms = answer.as_ref().ok().and_then(|it| it.staleness_ms);
+        let page = page(answer, after);
         Read {
             process,
             invoked_ns,
             completed_ns: self.recorder.now_ns(),
             timeline,
-            source: Source::Leader,
+            source,
             last: false,
+            staleness_ms,
             outcome: match page {
                 Ok((view, _)) => Outcome::Ok(view),
                 Err(error) => Outcome::Fail(error.code().name().into()),
@@ -125,6 +143,7 @@ pub(crate) async fn read_whole(
         timeline,
         source,
         last: true,
+        staleness_ms: None,
         outcome,
     }
 }

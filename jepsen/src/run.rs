@@ -24,8 +24,11 @@ use crate::nemesis::{self, Nemesis, Stage, operator};
 use crate::options::{FIRST_NODES, RunOptions};
 use crate::population::{Population, populate};
 use crate::reader::Reader;
+use crate::registrar::{Registrar, Turns};
 use crate::sender::{Ends, Processes, Sender};
 use crate::store;
+use crate::wanderer::Wanderer;
+use crate::watch::Watch;
 use crate::workload::Workload;
 
 /// Names of a user's devices.
@@ -229,9 +232,11 @@ struct Run<'a> {
     recorder: Arc<Recorder>,
     processes: Arc<Processes>,
     population: Arc<Population>,
+    turns: Arc<Turns>,
     gateways: Gateways,
     /// They go on from phase to phase.
     devices: Vec<Arc<Mutex<Device>>>,
+    wanderers: Vec<Arc<Mutex<Wanderer>>>,
 }
 
 impl<'a> Run<'a> {
@@ -266,10 +271,13 @@ impl<'a> Run<'a> {
             recorder,
             processes: Arc::default(),
             population: Arc::new(population),
+            turns: Arc::default(),
             gateways: Gateways::default(),
             devices: Vec::new(),
+            wanderers: Vec::new(),
         };
         run.devices = run.make_devices(cluster)?;
+        run.wanderers = run.make_wanderers();
         Ok(run)
     }
 
@@ -278,7 +286,12 @@ impl<'a> Run<'a> {
         let mut seeds = StdRng::seed_from_u64(self.options.seed.rotate_right(16));
         self.gateways.set(cluster);
         let mut devices = Vec::new();
-        for user in &self.population.users {
+        for user in self
+            .population
+            .users
+            .iter()
+            .chain(&self.population.wanderers)
+        {
             let (token, _) = key.issue(&user.to_string(), TOKEN_TTL)?;
             for name in DEVICES.into_iter().take(self.workload.devices) {
                 devices.push(Arc::new(Mutex::new(Device {
@@ -296,6 +309,18 @@ impl<'a> Run<'a> {
             }
         }
         Ok(devices)
+    }
+
+    fn make_wanderers(&self) -> Vec<Arc<Mutex<Wanderer>>> {
+        let mut seeds = StdRng::seed_from_u64(self.options.seed.rotate_right(32));
+        let clients = self.clients.iter().cycle();
+        let wanderers = self.population.wanderers.iter().zip(clients);
+        let wanderers = wanderers.map(|(user, client)| Wanderer {
+            sender: self.sender(client.clone(), *user, StdRng::from_rng(&mut seeds)),
+            process: self.processes.next(),
+            group: None,
+        });
+        wanderers.map(|it| Arc::new(Mutex::new(it))).collect()
     }
 
     /// Faults, then calm, then the reads of the end; and what is wrong with them.
@@ -368,6 +393,7 @@ impl<'a> Run<'a> {
             recorder: &self.recorder,
             processes: &self.processes,
             population: &self.population,
+            turns: &self.turns,
             devices: &self.devices,
             within: HEALED_WITHIN,
         };
@@ -454,15 +480,37 @@ impl<'a> Run<'a> {
             let sender = self.sender(client, *user, StdRng::from_rng(&mut seeds));
             work.spawn(sender.run(ends.clone()));
         }
-        for client in clients.take(self.workload.readers) {
+        for client in clients.by_ref().take(self.workload.readers) {
             let reader = Reader {
                 client,
                 recorder: Arc::clone(&self.recorder),
                 processes: Arc::clone(&self.processes),
                 population: Arc::clone(&self.population),
+                stale: self.workload.stale_reads,
                 rng: StdRng::from_rng(&mut seeds),
             };
             work.spawn(reader.run(ends.clone()));
+        }
+        for client in clients.take(self.workload.registrars) {
+            let registrar = Registrar {
+                client,
+                recorder: Arc::clone(&self.recorder),
+                processes: Arc::clone(&self.processes),
+                population: Arc::clone(&self.population),
+                turns: Arc::clone(&self.turns),
+                rng: StdRng::from_rng(&mut seeds),
+            };
+            work.spawn(registrar.run(ends.clone()));
+        }
+        let watch = Watch {
+            client: self.patient.clone(),
+            recorder: Arc::clone(&self.recorder),
+            gateways: self.gateways.clone(),
+        };
+        work.spawn(watch.run(ends.clone()));
+        for wanderer in &self.wanderers {
+            let (wanderer, ends) = (Arc::clone(wanderer), ends.clone());
+            work.spawn(async move { wanderer.lock().await.run(ends).await });
         }
         for device in &self.devices {
             let (device, ends) = (Arc::clone(device), ends.clone());

@@ -1,5 +1,6 @@
 //! One process of the workload that sends: one message after another.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -12,11 +13,21 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use tokio::time::{Instant, sleep_until};
 
-use crate::history::{Acked, Append, Op, Outcome, Recorder, SendId, Timeline};
+use crate::history::{Acked, Append, Op, Outcome, REUSED, Recorder, SendId, Timeline};
 use crate::population::{NOBODY, Population};
 use crate::workload::Workload;
 
 const BODY_BYTES_MAX: usize = 300;
+/// Of the sends that are sent again, those that wait for it,
+const LATE: f64 = 0.5;
+/// for so many milliseconds: others have been sent by then, leaders have changed, logs are purged and slots moved.
+const LATE_MS: std::ops::Range<u64> = 1000..20_000;
+/// So many of a process wait at a time.
+const LATE_MAX: usize = 64;
+/// Of the sends that are sent again, those whose id is sent again with something else.
+const REUSE: f64 = 0.2;
+/// Those that wait when it is over are sent again within this time, or not at all.
+const LATE_WITHIN: Duration = Duration::from_secs(10);
 
 /// Whether the processes of a phase are to end.
 #[derive(Debug, Clone)]
@@ -60,25 +71,95 @@ pub(crate) struct Sender {
     pub(crate) rng: StdRng,
 }
 
+/// A send that was answered or given up, and what asks for it again.
+struct Sent {
+    append: Append,
+    request: SendRequest,
+}
+
 impl Sender {
     pub(crate) async fn run(mut self, ends: Ends) {
         let mut process = self.processes.next();
         let mut due = Instant::now();
+        let mut late = BTreeMap::new();
         while !ends.is_over() {
             let to = self.destination();
-            let append = self.send(process, to).await;
-            if matches!(append.outcome, Outcome::Unknown(_)) {
+            let sent = self.ask(process, to).await;
+            if matches!(sent.append.outcome, Outcome::Unknown(_)) {
                 process = self.processes.next();
             }
-            self.recorder.record(Op::Append(append));
+            self.repeat_or_record(sent, &mut late).await;
+            if let Some(waiting) = late.first_entry()
+                && waiting.key().0 <= Instant::now()
+            {
+                let sent = waiting.remove();
+                self.repeat(sent).await;
+            }
             // What was missed while nobody answered is not made up for.
             due = Instant::now().max(due + self.interval.mul_f64(self.rng.random_range(0.0..2.0)));
             sleep_until(due).await;
         }
+        let until = Instant::now() + LATE_WITHIN;
+        for sent in late.into_values() {
+            if Instant::now() < until {
+                self.repeat(sent).await;
+            } else {
+                self.recorder.record(Op::Append(sent.append));
+            }
+        }
+    }
+
+    /// Some are sent again at once, some wait: by when, and which.
+    async fn repeat_or_record(&mut self, sent: Sent, late: &mut BTreeMap<(Instant, SendId), Sent>) {
+        if !self.is_sent_again(&sent) {
+            self.recorder.record(Op::Append(sent.append));
+        } else if late.len() < LATE_MAX && self.rng.random_bool(LATE) {
+            let wait = Duration::from_millis(self.rng.random_range(LATE_MS));
+            late.insert((Instant::now() + wait, sent.append.id), sent);
+        } else {
+            self.repeat(sent).await;
+        }
+    }
+
+    async fn repeat(&mut self, mut sent: Sent) {
+        self.send_again(&mut sent).await;
+        self.recorder.record(Op::Append(sent.append));
+    }
+
+    fn is_sent_again(&mut self, sent: &Sent) -> bool {
+        let is_acked = matches!(sent.append.outcome, Outcome::Ok(_));
+        is_acked && self.rng.random_bool(self.workload.repeat)
+    }
+
+    /// One send, and one more now and then.
+    pub(crate) async fn send(&mut self, process: u64, to: Timeline) -> Append {
+        let mut sent = self.ask(process, to).await;
+        if self.is_sent_again(&sent) {
+            self.send_again(&mut sent).await;
+        }
+        sent.append
+    }
+
+    /// The same once more, or now and then something else under the same identity.
+    async fn send_again(&mut self, sent: &mut Sent) {
+        let append = &mut sent.append;
+        if self.rng.random_bool(REUSE) {
+            append.reuse = self.reuse(sent.request.clone()).await;
+            return;
+        }
+        let answer = self.client.send(sent.request.clone()).await;
+        match answer.map(|sent| acked(&sent)) {
+            Ok(Outcome::Ok(repeat)) => append.repeats.push(repeat),
+            Err(error) if is_refusal(error.code()) => {
+                append.repeat_refused = Some(error.code().name().to_owned());
+            }
+            // What was not answered leaves nothing to compare.
+            Ok(_) | Err(_) => {}
+        }
     }
 
     /// One send, repeated under the same id while its outcome is unknown, or until it is given up.
-    pub(crate) async fn send(&mut self, process: u64, to: Timeline) -> Append {
+    async fn ask(&mut self, process: u64, to: Timeline) -> Sent {
         let (id, request) = self.request(to);
         let content = request.content_crc;
         let mut attempts = self.rng.random_range(1..=self.attempts_max);
@@ -110,34 +191,40 @@ impl Sender {
             }
         };
         let completed_ns = self.recorder.now_ns();
-        let mut repeats = Vec::new();
-        if matches!(outcome, Outcome::Ok(_)) && self.rng.random_bool(self.workload.repeat) {
-            match self.client.send(request).await.map(|sent| acked(&sent)) {
-                Ok(Outcome::Ok(repeat)) => repeats.push(repeat),
-                Err(error) if is_refusal(error.code()) => {
-                    repeat_refused = Some(error.code().name().to_owned());
-                }
-                // What was not answered leaves nothing to compare.
-                Ok(_) | Err(_) => {}
-            }
-        }
-        let sender = self.user;
-        Append {
+        let append = Append {
             process,
             invoked_ns,
             completed_ns,
-            sender,
+            sender: self.user,
             to,
             id,
             content,
             outcome,
-            repeats,
+            repeats: Vec::new(),
             repeat_refused,
+            reuse: None,
+        };
+        Sent { append, request }
+    }
+
+    /// Sends something else under an id that was acked; what is said to it, if anything is.
+    async fn reuse(&self, request: SendRequest) -> Option<String> {
+        let body = Bytes::from([&request.body[..], b" and more"].concat());
+        let content_crc = content_crc(&request.client_msg_id, MessageType::Text, &body);
+        let other = SendRequest {
+            body,
+            content_crc,
+            ..request
+        };
+        match self.client.send(other).await {
+            Ok(_) => Some(REUSED.to_owned()),
+            Err(error) if is_refusal(error.code()) => Some(error.code().name().to_owned()),
+            Err(_) => None,
         }
     }
 
     fn destination(&mut self) -> Timeline {
-        let Population { users, groups } = &*self.population;
+        let Population { users, groups, .. } = &*self.population;
         let Workload {
             to_group,
             to_self,

@@ -119,9 +119,12 @@ fn results(summary: &Summary) -> Edn {
         ("unknown-found", number(counts.unknown_found)),
         ("reads", number(counts.reads)),
         ("pages", number(counts.pages)),
+        ("stale-reads", number(counts.stale_reads)),
+        ("touches", number(counts.touches)),
         ("rows", number(counts.rows)),
         ("faults", Edn::Vector(faults.collect())),
         ("acked-again-ms", recovery),
+        ("leaderless-ms", Edn::Int(counts.leaderless_ms)),
     ];
     let texts = |texts: &[String]| Edn::Vector(texts.iter().map(Edn::text).collect());
     Edn::Map(vec![
@@ -223,7 +226,7 @@ mod tests {
         assert_eq!(
             read("results.edn"),
             "{:valid? false, :counts {:acked 5, :failed 0, :unknown 0, :unknown-found 0, :reads 0, :pages 0, \
-             :rows 0, :faults [[:pause 2]], :acked-again-ms [[:pause 12 nil]]}, :violations [\"seq 3 is \\\"lost\\\"\"], :doubts []}"
+             :stale-reads 0, :touches 0, :rows 0, :faults [[:pause 2]], :acked-again-ms [[:pause 12 nil]], :leaderless-ms 0}, :violations [\"seq 3 is \\\"lost\\\"\"], :doubts []}"
         );
         assert!(read("test.edn").contains(
             ":nemesis [:pause], :pairs false, :nodes 3, :shards 4, :time-limit 20, :rate 1000, :seed 7"

@@ -11,12 +11,18 @@ pub struct Workload {
     pub about: &'static str,
     pub(crate) users: usize,
     pub(crate) groups: usize,
+    /// Users who join groups and leave them, beside the others.
+    pub(crate) wanderers: usize,
     /// Processes that send for each user.
     pub(crate) senders_per_user: usize,
     /// Processes that read through leaders.
     pub(crate) readers: usize,
+    /// Processes that claim handles and raise marks.
+    pub(crate) registrars: usize,
     /// Devices of each user, which sync through gateways.
     pub(crate) devices: usize,
+    /// Of the reads, those that any replica may answer.
+    pub(crate) stale_reads: f64,
     /// Of all sends, those to a group.
     pub(crate) to_group: f64,
     /// Of the others, those to the sender's own mailbox.
@@ -25,7 +31,7 @@ pub struct Workload {
     pub(crate) to_nobody: f64,
     /// Of the others, those to the first user.
     pub(crate) to_hot: f64,
-    /// How often an acked send is sent again.
+    /// How often an acked send is sent again, the same or something else under its id.
     pub(crate) repeat: f64,
     /// Attempts after which a send whose outcome is unknown is left alone, at most.
     pub(crate) attempts_max: u32,
@@ -35,12 +41,15 @@ pub struct Workload {
 
 const MIXED: Workload = Workload {
     name: "mixed",
-    about: "sends to users and groups, reads, syncs of devices: a little of all",
+    about: "sends to users and groups, reads, syncs of devices, handles, marks: a little of all",
     users: 12,
     groups: 2,
+    wanderers: 2,
     senders_per_user: 2,
     readers: 3,
+    registrars: 3,
     devices: 1,
+    stale_reads: 0.2,
     to_group: 0.3,
     to_self: 0.1,
     to_nobody: 0.02,
@@ -63,7 +72,7 @@ pub const ALL: [Workload; 6] = [
     },
     Workload {
         name: "exactly-once",
-        about: "half of all sends are sent again, doubtful ones up to eight times (C2)",
+        about: "half of all sends are sent again, doubtful ones up to eight times, ids used again (C2)",
         repeat: 0.5,
         attempts_max: 8,
         ..MIXED
@@ -81,7 +90,8 @@ pub const ALL: [Workload; 6] = [
     },
     Workload {
         name: "group",
-        about: "all write to two groups and read them (C3, C4)",
+        about: "all write to two groups and read them, some join and leave (C3, C4, C5)",
+        wanderers: 4,
         to_group: 1.0,
         ..MIXED
     },
@@ -114,8 +124,9 @@ mod tests {
     fn each_is_found_by_its_name_and_has_somebody_to_work() {
         for workload in &ALL {
             assert_eq!(named(workload.name), Ok(workload));
-            assert!(workload.users > 1 && workload.groups > 0);
+            assert!(workload.users > 1 && workload.groups > 0 && workload.wanderers > 0);
             assert!(workload.senders_per_user > 0 && workload.readers > 0 && workload.devices > 0);
+            assert!(workload.registrars > 0 && workload.stale_reads > 0.0);
             assert!(workload.attempts_max > 0 && workload.page_rows_max > 0);
         }
         assert!(named("quake").unwrap_err().contains("mixed, append"));

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use fail::fail_point;
 use futures_util::{Stream, TryStreamExt};
 use mailbox_engine::{Applied, ApplyEntry, ApplyPayload, ImportWait, SlotId, StagedInstall};
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
@@ -128,7 +129,9 @@ impl Applier {
     async fn apply_batch(&self, batch: &mut Batch) -> Result<(), io::Error> {
         while !batch.entries.is_empty() {
             self.wait_for_room().await?;
+            fail_point!("apply", |_| std::process::abort());
             let mut applied = self.apply_entries(&batch.entries)?;
+            fail_point!("applied", |_| std::process::abort());
             let wait = applied.waits.take();
             self.publish(batch, applied);
             if let Some(wait) = wait {

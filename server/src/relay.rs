@@ -227,6 +227,7 @@ impl Relay {
                     *last += 1;
                     Link::start(&self.core, *last, &place, self.events.clone())
                 });
+                fail::fail_point!("relay_send", |_| std::process::abort());
                 if !link.send(frame) {
                     tracing::debug!(node, "the stream takes no more frames");
                     self.give_up(node);

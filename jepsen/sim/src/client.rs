@@ -105,7 +105,12 @@ pub(crate) fn populate(world: &mut World) -> anyhow::Result<()> {
     };
     let joins = |user: UserId, first| {
         let (user, group) = (user.0, group.0);
-        Op::Join(Join { user, group, first })
+        Op::Join(Join {
+            user,
+            group,
+            first,
+            completed_ns: 0,
+        })
     };
     world.ops.push(joins(creator, seq.0));
     for number in 1..USERS {
@@ -380,6 +385,7 @@ impl World {
             outcome,
             repeats: sending.repeats,
             repeat_refused: sending.repeat_refused,
+            reuse: None,
         }));
         self.again(Event::Client(number), 1..60);
     }

@@ -397,6 +397,7 @@ impl World {
             timeline,
             source,
             last,
+            staleness_ms: None,
             outcome: Outcome::Ok(view),
         })
     }

@@ -1,4 +1,4 @@
-//! How soon sends are acked again after a fault: seen, not judged. What a cluster must serve at all is judged at the end
+//! How soon sends are acked again after a fault, and how long shards had no leader: seen, not judged. What a cluster must serve at all is judged at the end
 //! of a run, when all is mended.
 
 use std::collections::BTreeMap;
@@ -49,6 +49,12 @@ pub(super) fn recoveries(history: &History) -> BTreeMap<String, Recovery> {
         it.healed_ms = slower(it.healed_ms, healed_ms);
     }
     slowest
+}
+
+/// The longest time in which a shard had no leader, in milliseconds.
+pub(super) fn leaderless_ms(history: &History) -> u64 {
+    let times = history.leaderless().map(|it| it.until_ns - it.from_ns);
+    times.max().unwrap_or(0) / 1_000_000
 }
 
 /// Never is the slowest.

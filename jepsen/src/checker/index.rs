@@ -9,6 +9,8 @@ pub(super) struct Index<'a> {
     pub(super) appends: HashMap<SendId, &'a Append>,
     /// Reads through the leader that were answered while the run went on.
     pub(super) reads: Vec<(&'a Read, &'a View)>,
+    /// Reads of the run that any replica may have answered, and what these may lack, in milliseconds.
+    pub(super) stale: Vec<(&'a Read, &'a View, u32)>,
     /// Every answered read, final ones included.
     pub(super) views: Vec<(Timeline, &'a View)>,
     /// Final reads by timeline: the leader's first.
@@ -29,6 +31,7 @@ impl<'a> Index<'a> {
                 .map(|append| (append.id, append))
                 .collect(),
             reads: Vec::new(),
+            stale: Vec::new(),
             views: Vec::new(),
             finals: BTreeMap::new(),
             last: BTreeMap::new(),
@@ -70,8 +73,10 @@ impl<'a> Index<'a> {
         };
         self.views.push((read.timeline, view));
         if !read.last {
-            if read.source == Source::Leader {
-                self.reads.push((read, view));
+            match read.source {
+                Source::Leader => self.reads.push((read, view)),
+                Source::Stale(ms) => self.stale.push((read, view, ms)),
+                Source::Node(_) => {}
             }
             return;
         }

@@ -9,11 +9,12 @@
 //! |---|---|
 //! | `durable.rs` | C1: acked is there, where the ack said |
 //! | `once.rs` | C2: once in each place it belongs to; nothing that nobody sent |
-//! | `sequence.rs` | C3: dense, never reused, in real-time order; C6: reads too |
+//! | `sequence.rs` | C3: dense, never reused, in real-time order; C6: reads too, and how stale others may be |
+//! | `registers.rs` | C6 for what no seq orders (handles, marks, cursors): `search.rs` looks for an order |
 //! | `order.rs` | C4: per (sender, recipient) in the order of acceptance |
 //! | `sync.rs` | C5: a device's pages skip nothing, repeat nothing, and end at the head |
 //! | `agree.rs` | every replica shows the same |
-//! | `available.rs` | how soon sends are acked again after a fault; seen, not judged |
+//! | `available.rs` | how soon sends are acked again after a fault, how long shards had no leader; seen, not judged |
 
 mod agree;
 mod available;
@@ -21,8 +22,10 @@ mod durable;
 mod index;
 mod once;
 mod order;
+mod registers;
 #[cfg(test)]
 mod sample;
+mod search;
 mod sequence;
 mod sync;
 mod violation;
@@ -46,6 +49,10 @@ pub struct Floors {
     pub reads: usize,
     /// Answered pages of devices while faults were there.
     pub pages: usize,
+    /// Reads that a replica answered which did not lead.
+    pub stale_reads: usize,
+    /// Answered calls to registers.
+    pub touches: usize,
     /// Installed faults, by kind.
     pub faults: BTreeMap<String, usize>,
     /// At least one installed fault of each sort: its name, and the kinds that count.
@@ -94,12 +101,18 @@ pub struct Counts {
     pub reads: usize,
     /// Pages answered to devices during the run.
     pub pages: usize,
+    /// Reads answered during the run by replicas that did not lead.
+    pub stale_reads: usize,
+    /// Calls to registers that were answered.
+    pub touches: usize,
     /// Rows in the final reads, each timeline once.
     pub rows: usize,
     /// Faults installed.
     pub faults: BTreeMap<String, usize>,
     /// How soon sends were acked again after them.
     pub recovery: BTreeMap<String, Recovery>,
+    /// The longest time in which a shard had no leader, in milliseconds.
+    pub leaderless_ms: u64,
 }
 
 impl Report {
@@ -125,8 +138,10 @@ pub fn check(history: &History, floors: &Floors) -> Report {
     order::check(&index, &mut violations);
     sync::check(&index, history, &mut violations);
     agree::check(&index, history, &mut violations);
+    let undecided = registers::check(history, &mut violations);
     let counts = count(history, &index);
     let mut doubts = doubts(&index, &counts, floors);
+    doubts.extend(undecided);
     let (devices, arrived) = sync::arrived(history);
     if arrived < devices {
         doubts.push(format!(
@@ -143,7 +158,17 @@ pub fn check(history: &History, floors: &Floors) -> Report {
 fn count(history: &History, index: &Index<'_>) -> Counts {
     let mut counts = Counts {
         reads: index.reads.len(),
+        stale_reads: index
+            .stale
+            .iter()
+            .filter(|(read, ..)| read.staleness_ms > Some(0))
+            .count(),
+        touches: history
+            .touches()
+            .filter(|touch| matches!(touch.outcome, Outcome::Ok(_)))
+            .count(),
         recovery: available::recoveries(history),
+        leaderless_ms: available::leaderless_ms(history),
         ..Counts::default()
     };
     let last_healed = history.faults().map(|fault| fault.healed_ns).max();
@@ -188,6 +213,12 @@ fn doubts(index: &Index<'_>, counts: &Counts, floors: &Floors) -> Vec<String> {
     );
     floor("reads through the leader", counts.reads, floors.reads);
     floor("pages of devices", counts.pages, floors.pages);
+    floor(
+        "reads through others than leaders",
+        counts.stale_reads,
+        floors.stale_reads,
+    );
+    floor("calls to registers", counts.touches, floors.touches);
     for (kind, least) in &floors.faults {
         let found = counts.faults.get(kind).copied().unwrap_or(0);
         floor(&format!("faults of kind {kind}"), found, *least);
@@ -235,6 +266,14 @@ mod tests {
             },
             Floors {
                 pages: 1,
+                ..Floors::default()
+            },
+            Floors {
+                stale_reads: 1,
+                ..Floors::default()
+            },
+            Floors {
+                touches: 1,
                 ..Floors::default()
             },
             Floors {

@@ -6,6 +6,9 @@ use super::index::{Index, home_of};
 use super::violation::Violation;
 use crate::history::{Append, Outcome, Row, Timeline};
 
+/// What has to be said to something else under the identity of an acked send.
+const REUSE_REFUSED: &str = "IdReused";
+
 pub(super) fn check(index: &Index<'_>, violations: &mut Vec<Violation>) {
     for (timeline, view) in &index.views {
         for row in &view.rows {
@@ -77,6 +80,12 @@ fn check_repeats(append: &Append, violations: &mut Vec<Violation>) {
             code: code.clone(),
         });
     }
+    if let Some(answer) = append.reuse.as_deref().filter(|it| *it != REUSE_REFUSED) {
+        violations.push(Violation::Reuse {
+            id: append.id,
+            answer: answer.to_owned(),
+        });
+    }
     let Outcome::Ok(first) = append.outcome else {
         return;
     };
@@ -128,6 +137,18 @@ fn check_delivery(
 mod tests {
     use super::super::sample::Sample;
     use super::*;
+    use crate::history::REUSED;
+
+    #[test]
+    fn something_else_acked_under_the_same_identity_is_found_out() {
+        let mut sample = Sample::good();
+        sample.append_mut(0).reuse = Some("IdReused".into());
+        assert_eq!(sample.violations(), []);
+        for answer in [REUSED, "IdExpired"] {
+            sample.append_mut(0).reuse = Some(answer.into());
+            assert!(sample.breaks(|it| matches!(it, Violation::Reuse { .. })));
+        }
+    }
 
     #[test]
     fn a_message_twice_in_one_timeline_is_found_out() {

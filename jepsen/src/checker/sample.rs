@@ -10,7 +10,7 @@ use crate::history::{
     Acked, Append, Fault, History, Installation, Op, Outcome, Read, Row, SendId, Source, Timeline,
     View,
 };
-use crate::page::{Join, Page, Synced};
+use crate::page::{Join, Leave, Page, Synced};
 
 /// Alice sends Bob two messages and a third of which nobody knows (it happened); Bob sends Alice
 /// one; both send to a group. Each operation begins after the one before it was acked.
@@ -69,6 +69,7 @@ impl Sample {
                 outcome,
                 repeats: Vec::new(),
                 repeat_refused: None,
+                reuse: None,
             }));
         }
         let mailbox = [0, 1, 2, 3];
@@ -131,6 +132,7 @@ impl Sample {
                 timeline,
                 source,
                 last: true,
+                staleness_ms: None,
                 outcome: Outcome::Ok(view.clone()),
             }));
         }
@@ -139,6 +141,25 @@ impl Sample {
     /// A read through the leader while the run went on, of the first `head` rows.
     pub(super) fn read(
         &mut self,
+        timeline: Timeline,
+        (invoked_ns, completed_ns): (u64, u64),
+        head: u64,
+    ) {
+        self.read_by(Source::Leader, timeline, (invoked_ns, completed_ns), head);
+    }
+
+    /// The last read's answer says how stale it may be.
+    pub(super) fn is_stale_by(&mut self, ms: u32) {
+        let Some(Op::Read(read)) = self.history.ops.last_mut() else {
+            panic!("a read was pushed last");
+        };
+        read.staleness_ms = Some(ms);
+    }
+
+    /// The same by whomever.
+    pub(super) fn read_by(
+        &mut self,
+        source: Source,
         timeline: Timeline,
         (invoked_ns, completed_ns): (u64, u64),
         head: u64,
@@ -152,8 +173,9 @@ impl Sample {
             invoked_ns,
             completed_ns,
             timeline,
-            source: Source::Leader,
+            source,
             last: false,
+            staleness_ms: None,
             outcome: Outcome::Ok(view),
         }));
     }
@@ -162,7 +184,29 @@ impl Sample {
         let Timeline::Group(group) = Self::GROUP else {
             panic!("the group's timeline is one");
         };
-        self.history.ops.push(Op::Join(Join { user, group, first }));
+        self.history.ops.push(Op::Join(Join {
+            user,
+            group,
+            first,
+            completed_ns: 0,
+        }));
+    }
+
+    /// When the user was let in is known since then.
+    pub(super) fn joined_at(&mut self, completed_ns: u64) {
+        let Some(Op::Join(join)) = self.history.ops.last_mut() else {
+            panic!("a join was pushed last");
+        };
+        join.completed_ns = completed_ns;
+    }
+
+    pub(super) fn leave(&mut self, user: u64, last: u64) {
+        let Timeline::Group(group) = Self::GROUP else {
+            panic!("the group's timeline is one");
+        };
+        self.history
+            .ops
+            .push(Op::Leave(Leave { user, group, last }));
     }
 
     /// A page of a user's phone with rows of the final reads.

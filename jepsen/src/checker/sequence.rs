@@ -16,6 +16,7 @@ pub(super) fn check(index: &Index<'_>, violations: &mut Vec<Violation>) {
         sweep(timeline, moments, violations);
     }
     check_future(index, violations);
+    check_staleness(index, violations);
 }
 
 /// Rows go up by one from where the read began; a final read also reaches its head.
@@ -159,10 +160,50 @@ fn check_future(index: &Index<'_>, violations: &mut Vec<Violation>) {
     }
 }
 
+/// What was acked so long before a read that the read may not lack it is there.
+fn check_staleness(index: &Index<'_>, violations: &mut Vec<Violation>) {
+    let mut acks: HashMap<Timeline, Vec<(u64, u64)>> = HashMap::new();
+    for append in index.appends.values() {
+        if let Outcome::Ok(acked) = &append.outcome {
+            let of = acks.entry(acked.timeline).or_default();
+            of.push((append.completed_ns, acked.seq));
+        }
+    }
+    for acks in acks.values_mut() {
+        acks.sort_unstable();
+        let mut greatest = 0;
+        for (_, seq) in acks {
+            greatest = greatest.max(*seq);
+            *seq = greatest;
+        }
+    }
+    for (read, view, max_staleness_ms) in &index.stale {
+        let Some(acks) = acks.get(&read.timeline) else {
+            continue;
+        };
+        // What it says itself counts, if that is less than it may be.
+        let said = read.staleness_ms.unwrap_or(*max_staleness_ms);
+        let lacks_ms = u64::from(said.min(*max_staleness_ms));
+        // It is as old as that at its answer: at its begin it is what is asked for least.
+        let since = read.invoked_ns.saturating_sub(lacks_ms * 1_000_000);
+        let before = acks.partition_point(|(acked_ns, _)| *acked_ns < since);
+        let acked = before.checked_sub(1).map_or(0, |last| acks[last].1);
+        if view.head < acked {
+            violations.push(Violation::TooStale {
+                timeline: read.timeline,
+                max_staleness_ms: *max_staleness_ms,
+                head: view.head,
+                acked,
+            });
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::sample::Sample;
     use super::*;
+    use crate::history::Source;
 
     #[test]
     fn a_gap_is_found_out() {
@@ -193,6 +234,26 @@ mod tests {
         let other = Sample::id(3);
         sample.change_last_read(|view| view.rows[0].id = Some(other));
         assert!(sample.breaks(|it| matches!(it, Violation::Reused { seq: 1, .. })));
+    }
+
+    #[test]
+    fn a_read_may_be_as_stale_as_it_may_and_no_more() {
+        const MS: u64 = 1_000_000;
+        let with = |source, at_ms: u64| {
+            let mut sample = Sample::good();
+            sample.read_by(source, Sample::GROUP, (at_ms * MS, at_ms * MS + 1), 1);
+            sample
+        };
+        let is_too_stale = |it: &Violation| matches!(it, Violation::TooStale { head: 1, .. });
+        assert!(with(Source::Stale(200), 300).breaks(is_too_stale));
+        assert_eq!(with(Source::Stale(1000), 300).violations(), []);
+        assert!(
+            !with(Source::Leader, 300).breaks(is_too_stale),
+            "it is judged otherwise"
+        );
+        let mut says_less = with(Source::Stale(1000), 300);
+        says_less.is_stale_by(100);
+        assert!(says_less.breaks(is_too_stale), "and is wrong");
     }
 
     #[test]

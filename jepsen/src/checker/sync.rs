@@ -43,19 +43,90 @@ pub(super) fn arrived(history: &History) -> (usize, usize) {
     (devices.len(), arrived)
 }
 
+/// A time in which a user may read a timeline.
+struct Span {
+    /// From this seq on,
+    first: u64,
+    /// to this one.
+    last: u64,
+    /// Since when the user has been told so.
+    known_ns: u64,
+}
+
+/// Where a device is in a timeline.
+#[derive(Default)]
+struct Place {
+    /// Greatest seq given.
+    at: u64,
+    spans: Vec<Span>,
+    /// Joins and leaves that were asked for and did not end, less those that did: nobody knows what may be read.
+    in_doubt: i64,
+}
+
+impl Place {
+    fn is_in_doubt(&self) -> bool {
+        self.in_doubt > 0
+    }
+
+    /// The next seq to be given; `None`: there is none that its user may read.
+    fn next(&self) -> Option<u64> {
+        let behind = self.spans.iter().find(|span| span.last > self.at);
+        behind.map(|span| (self.at + 1).max(span.first))
+    }
+
+    /// The greatest seq up to a head that its user may read, as it knew by then.
+    fn end(&self, head: u64, then_ns: u64) -> u64 {
+        let mut spans = self.spans.iter();
+        let begun = spans.rfind(|span| span.first <= head && span.known_ns <= then_ns);
+        begun.map_or(0, |span| head.min(span.last))
+    }
+}
+
 /// Where a device is.
 struct Walk {
-    /// Greatest seq given, of each timeline that its user may read.
-    at: BTreeMap<Timeline, u64>,
+    /// In each timeline that its user may read.
+    places: BTreeMap<Timeline, Place>,
 }
 
 impl Walk {
     fn new(history: &History, user: u64) -> Self {
-        let mut at = BTreeMap::from([(Timeline::Mailbox(user), 0)]);
+        let mut own = Place::default();
+        own.spans.push(Span {
+            first: 1,
+            last: u64::MAX,
+            known_ns: 0,
+        });
+        let mut places = BTreeMap::from([(Timeline::Mailbox(user), own)]);
         for join in history.joins().filter(|join| join.user == user) {
-            at.insert(Timeline::Group(join.group), join.first - join.first.min(1));
+            let place = places.entry(Timeline::Group(join.group));
+            let place = place.or_insert_with(Place::default);
+            if join.first == 0 {
+                place.in_doubt += 1;
+                continue;
+            }
+            place.in_doubt -= 1;
+            place.spans.push(Span {
+                first: join.first,
+                last: u64::MAX,
+                known_ns: join.completed_ns,
+            });
         }
-        Self { at }
+        for leave in history.leaves().filter(|leave| leave.user == user) {
+            let Some(place) = places.get_mut(&Timeline::Group(leave.group)) else {
+                continue;
+            };
+            if leave.last == 0 {
+                place.in_doubt += 1;
+                continue;
+            }
+            place.in_doubt -= 1;
+            // It ends what began last before it.
+            let mut spans = place.spans.iter_mut();
+            if let Some(span) = spans.rfind(|span| span.first <= leave.last) {
+                span.last = leave.last;
+            }
+        }
+        Self { places }
     }
 
     fn take(
@@ -67,7 +138,7 @@ impl Walk {
     ) {
         for (timeline, row) in &synced.rows {
             let (user, device, timeline) = (page.user, page.device.clone(), *timeline);
-            let Some(at) = self.at.get_mut(&timeline) else {
+            let Some(place) = self.places.get_mut(&timeline) else {
                 violations.push(Violation::SyncedForeign {
                     user,
                     device,
@@ -75,8 +146,11 @@ impl Walk {
                 });
                 continue;
             };
-            let expected = *at + 1;
-            *at = row.seq;
+            if place.is_in_doubt() {
+                continue;
+            }
+            let expected = place.next().unwrap_or(0);
+            place.at = row.seq;
             if row.seq != expected {
                 violations.push(Violation::SyncSkips {
                     user,
@@ -104,13 +178,17 @@ impl Walk {
         page: &Page,
         violations: &mut Vec<Violation>,
     ) {
-        for (&timeline, &at) in &self.at {
+        for (&timeline, place) in &self.places {
+            if place.is_in_doubt() {
+                continue;
+            }
             let mut head = shown.before(timeline, page.invoked_ns);
             if page.last
                 && let Some(view) = index.last.get(&timeline)
             {
                 head = head.max(view.head);
             }
+            let (at, head) = (place.at, place.end(head, page.invoked_ns));
             if at < head {
                 violations.push(Violation::SyncEndsEarly {
                     user: page.user,
@@ -173,6 +251,8 @@ impl Shown {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::RangeInclusive;
+
     use super::super::sample::Sample;
     use super::*;
 
@@ -291,6 +371,48 @@ mod tests {
         let mut sample = good();
         sample.change_rows(1, |rows| rows[0].0 = Sample::BOB);
         assert!(sample.breaks(|it| matches!(it, Violation::SyncedForeign { .. })));
+    }
+
+    #[test]
+    fn who_comes_and_goes_is_given_what_is_said_meanwhile() {
+        let walk = |spans: &[(u64, u64)], parts: &[RangeInclusive<u64>]| {
+            let mut sample = Sample::good();
+            for (first, last) in spans {
+                sample.join(9, *first);
+                sample.leave(9, *last);
+            }
+            let parts = parts.iter().map(|seqs| (Sample::GROUP, seqs.clone()));
+            sample.page(9, LATE, &parts.collect::<Vec<_>>(), false);
+            sample
+        };
+        let twice = [(1, 1), (3, 3)];
+        assert_eq!(walk(&twice, &[1..=1, 3..=3]).violations(), []);
+        let skips = |it: &Violation| matches!(it, Violation::SyncSkips { .. });
+        assert!(walk(&twice, &[1..=3]).breaks(skips), "gone at 2");
+        assert!(walk(&twice, &[3..=3]).breaks(skips));
+        assert!(walk(&[(1, 2)], &[1..=3]).breaks(skips), "gone at 3");
+        let early = |it: &Violation| matches!(it, Violation::SyncEndsEarly { head: 3, .. });
+        assert!(walk(&twice, &[1..=1]).breaks(early));
+        // What the user was told only after the page had been asked for, it need not show.
+        let mut late = walk(&[(1, 1)], &[1..=1]);
+        late.join(9, 3);
+        late.joined_at(LATE.0 + 1);
+        assert_eq!(late.violations(), []);
+        late.joined_at(LATE.0);
+        assert!(late.breaks(early));
+    }
+
+    #[test]
+    fn what_nobody_knows_of_is_not_judged() {
+        let mut sample = Sample::good();
+        sample.join(9, 0);
+        sample.page(9, LATE, &[(Sample::GROUP, 2..=2)], false);
+        assert_eq!(sample.violations(), []);
+        sample.join(9, 1);
+        let skips = |it: &Violation| matches!(it, Violation::SyncSkips { .. });
+        assert!(sample.breaks(skips), "it was let in at 1");
+        sample.leave(9, 0);
+        assert!(!sample.breaks(skips), "and may have left");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The ways in which a promise can be broken.
 
 use crate::history::{Acked, SendId, Source, Timeline};
+use crate::register::Register;
 
 /// One broken promise, with what shows it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -116,6 +117,16 @@ pub enum Violation {
         id: SendId,
         /// The refusal.
         code: String,
+    },
+    /// C2: something else under the identity of an acked send was not refused as that.
+    #[error(
+        "C2: something else was sent under {id}, which was acked, and answered by {answer}, not IdReused"
+    )]
+    Reuse {
+        /// The send.
+        id: SendId,
+        /// The answer: a code, or an ack.
+        answer: String,
     },
     /// C3: rows do not follow each other.
     #[error("C3: a read of {timeline} shows {found} where {expected} was due")]
@@ -268,5 +279,38 @@ pub enum Violation {
         node: u64,
         /// The other.
         other: u64,
+    },
+    /// C6: calls to a register fit no order.
+    #[error("C6: the {calls} calls to {register} and their answers fit no order")]
+    NoOrder {
+        /// Which.
+        register: Register,
+        /// How many.
+        calls: usize,
+    },
+    /// C2: two handles are one user's.
+    #[error("C2: user {user} has {first} and {second}")]
+    TwoHandles {
+        /// Whose.
+        user: u64,
+        /// One.
+        first: Register,
+        /// The other.
+        second: Register,
+    },
+    /// C6: a read lacked what was acked longer before it than it may.
+    #[error(
+        "C6: a read of {timeline} that may lack what was acked in the last {max_staleness_ms} ms showed head {head}, \
+         though {acked} had been acked before"
+    )]
+    TooStale {
+        /// The timeline.
+        timeline: Timeline,
+        /// What was asked for.
+        max_staleness_ms: u32,
+        /// What it showed.
+        head: u64,
+        /// What it had to show.
+        acked: u64,
     },
 }

@@ -21,13 +21,15 @@ const GROUPS: [&[Family]; 10] = [
     &[Family::Pause],
     &[Family::Partition],
     &[Family::Packet],
-    &[Family::Power],
+    &[Family::Power, Family::Blocks],
     &[Family::Disk, Family::Clock],
     &[Family::Corruption],
     &[Family::Upgrade, Family::Gateway, Family::Transfer],
     &[Family::Slots],
     &[Family::Membership, Family::Snapshot],
 ];
+/// What is done only if it is asked for: it takes another build.
+const APART: [&[Family]; 1] = [&[Family::Failpoint]];
 /// What every change has to pass.
 const SMOKE: [&[Family]; 5] = [
     &[Family::Kill, Family::Pause],
@@ -154,7 +156,8 @@ fn cells(arguments: &TestAll) -> Vec<Cell> {
         |names: &[String], name: &str| names.is_empty() || names.iter().any(|it| it == name);
     let mut cells = Vec::new();
     // By nemesis: what fails for one workload is likely to fail for the next.
-    for families in GROUPS {
+    let asked = |families: &&[Family]| families.iter().any(|it| arguments.nemesis.contains(it));
+    for families in GROUPS.into_iter().chain(APART.into_iter().filter(asked)) {
         let mut families = families.to_vec();
         if arguments.scale.other_mailboxd.is_none() {
             families.retain(|it| *it != Family::Upgrade);
@@ -388,7 +391,11 @@ mod tests {
             met.collect::<BTreeSet<_>>()
         };
         let all = met(&["--other-mailboxd", "elsewhere/mailboxd"]);
-        assert_eq!(all.len(), workload::ALL.len() * Family::ALL.len());
+        // All but one.
+        assert_eq!(all.len(), workload::ALL.len() * (Family::ALL.len() - 1));
+        assert!(all.iter().all(|(_, family)| *family != Family::Failpoint));
+        let asked = test_all(&["--nemesis", "failpoint"]);
+        assert_eq!(cells(&asked).len(), workload::ALL.len());
         let families = |met: BTreeSet<(String, Family)>| -> BTreeSet<_> {
             met.into_iter().map(|(_, family)| family).collect()
         };

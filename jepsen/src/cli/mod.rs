@@ -64,6 +64,14 @@ pub(crate) enum Command {
         /// The longest time, in milliseconds.
         longest_ms: u64,
     },
+    /// Serves a device that loses what is not flushed; for the harness itself.
+    #[command(name = ground::BLOCKS_COMMAND, hide = true)]
+    ServeBlocks {
+        /// What it holds.
+        image: PathBuf,
+        /// Where its file appears.
+        dir: PathBuf,
+    },
 }
 
 /// How to print.

@@ -4,11 +4,13 @@ use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context as _;
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
+use super::blocks::{Blocks, Sectors};
 use super::shell;
 
 /// Size of an image, which takes room only where it was written.
@@ -21,6 +23,8 @@ const PIECE_BYTES: usize = 4096;
 pub struct Disk {
     image: PathBuf,
     mount: PathBuf,
+    /// What stands between the file system and the image, if anything does.
+    blocks: Option<Mutex<Blocks>>,
     /// What a process finds there is the disk as it should be.
     is_well: AtomicBool,
     /// Nobody will want it again.
@@ -28,12 +32,14 @@ pub struct Disk {
 }
 
 impl Disk {
-    pub(super) fn make(dir: &Path, number: u64) -> anyhow::Result<Self> {
+    /// With a cache of its own or without.
+    pub(super) fn make(dir: &Path, number: u64, is_cached: bool) -> anyhow::Result<Self> {
         let mount = dir.join(number.to_string());
         std::fs::create_dir_all(&mount).with_context(|| format!("create {}", mount.display()))?;
-        let disk = Self {
+        let mut disk = Self {
             image: dir.join(format!("{number}.img")),
             mount,
+            blocks: None,
             is_well: AtomicBool::new(false),
             is_abandoned: AtomicBool::new(false),
         };
@@ -45,6 +51,10 @@ impl Disk {
             .with_context(|| format!("write {}", disk.data_dir().display()))?;
         // Without reserved blocks, which root may use when all others are gone.
         shell::run("mkfs.ext4", &["-qF", "-m", "0", &text(&disk.image)])?;
+        if is_cached {
+            let blocks = Blocks::serve(&disk.image, &dir.join(format!("{number}.blocks")))?;
+            disk.blocks = Some(Mutex::new(blocks));
+        }
         disk.attach()?;
         Ok(disk)
     }
@@ -55,7 +65,12 @@ impl Disk {
     }
 
     fn attach(&self) -> anyhow::Result<()> {
-        let words = ["-o", "loop", &text(&self.image), &text(&self.mount)];
+        let mut device = self.image.clone();
+        if let Some(mut blocks) = self.blocks() {
+            blocks.restore()?;
+            device = blocks.file();
+        }
+        let words = ["-o", "loop", &text(&device), &text(&self.mount)];
         shell::run("mount", &words)?;
         self.is_well.store(true, Relaxed);
         Ok(())
@@ -85,6 +100,22 @@ impl Disk {
         shell::run("xfs_io", &["-x", "-c", "shutdown", &text(&self.mount)])?;
         self.detach()?;
         self.attach()
+    }
+
+    /// The power goes while the device has work: nothing is read or written any more, and of what was not flushed only a
+    /// part is there, by the seed's choice. Its process can but end; then [`Disk::lose_power`] brings the power back.
+    ///
+    /// # Errors
+    /// When the device has no cache of its own, or does not answer.
+    pub fn cut(&self, seed: u64) -> anyhow::Result<Sectors> {
+        self.is_well.store(false, Relaxed);
+        let mut blocks = self.blocks().context("the disk has no cache of its own")?;
+        blocks.cut(seed)
+    }
+
+    fn blocks(&self) -> Option<MutexGuard<'_, Blocks>> {
+        let blocks = self.blocks.as_ref()?;
+        Some(blocks.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Takes all free room, mostly without writing: blocks are reserved.

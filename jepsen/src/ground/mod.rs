@@ -2,7 +2,7 @@
 //!
 //! On loopback a run can do to processes what their owner may. What cuts networks and powers disks off needs root: there the
 //! harness starts itself anew in a network namespace and a mount namespace of its own ([`enter`]), and every node gets a
-//! network namespace and a file system on a loop device. The kernel takes all of it back when the last process in them
+//! network namespace and a file system on a loop device, which may have a cache of its own ([`blocks`]). The kernel takes all of it back when the last process in them
 //! ends, however that came about: nothing is left to be cleaned up after a crash but files below the store.
 //!
 //! ```text
@@ -13,6 +13,9 @@
 //!
 //! Addresses are those that RFC 2544 sets aside for benchmarks.
 
+#[cfg(target_os = "linux")]
+mod block_file;
+mod blocks;
 mod disk;
 mod hold;
 mod network;
@@ -30,6 +33,7 @@ use mailbox_cluster::Host;
 
 use crate::nemesis::clock::{self, WallClock};
 
+pub use blocks::{COMMAND as BLOCKS_COMMAND, Sectors, serve as serve_blocks};
 pub use disk::Disk;
 pub use hold::{COMMAND as HOLD_COMMAND, Holding, hold};
 pub use network::{Cut, Network, Trouble};
@@ -47,6 +51,8 @@ pub enum Need {
     Queues,
     /// A file system of each node's own.
     Disks,
+    /// Devices under these that lose what was written and not flushed.
+    Blocks,
     /// System calls of nodes that this program answers.
     Calls,
     /// A wall clock of each node's own. As root in namespaces too, since libfaketime leaves files in `/dev/shm` of
@@ -81,6 +87,7 @@ pub fn lacks(need: Need) -> Option<String> {
             ("mkfs.ext4", "e2fsprogs"),
             ("xfs_io", "xfsprogs"),
         ],
+        Need::Blocks => &[("mount", "mount"), ("unshare", "util-linux")],
         Need::Clocks => &[],
     };
     for (program, package) in programs {
@@ -109,6 +116,11 @@ fn probe(need: Need) -> anyhow::Result<()> {
         }
         Need::Calls => {
             "sleep 5 & p=$!; strace -qq -o /dev/null -p $p & t=$!; sleep 0.3; kill $p && wait $t"
+        }
+        Need::Blocks => {
+            "[ -r /dev/fuse ] && [ -w /dev/fuse ] || { echo 'there is no /dev/fuse' >&2; exit 1; }; \
+             d=$(mktemp -d) && timeout 5 mount -i -t fuse -o fd=3,rootmode=40000,user_id=0,group_id=0 none $d \
+             3<>/dev/fuse; s=$?; timeout 5 umount -l $d 2>/dev/null; rmdir $d; exit $s"
         }
         Need::Clocks => return Ok(()),
         Need::Disks => {
@@ -170,6 +182,8 @@ pub struct Ground {
     pub network: Option<Network>,
     /// A disk for each.
     pub disks: Option<Vec<Disk>>,
+    /// Whether these have a cache of their own each.
+    are_cached: bool,
     /// A wall clock for each.
     pub clocks: Option<Vec<WallClock>>,
 }
@@ -196,6 +210,7 @@ impl Ground {
             ground.network = Some(Network::make().context("make a bridge")?);
         }
         ground.disks = needs.contains(&Need::Disks).then(Vec::new);
+        ground.are_cached = needs.contains(&Need::Blocks);
         ground.clocks = needs.contains(&Need::Clocks).then(Vec::new);
         for node in 1..=nodes {
             ground.host(node)?;
@@ -214,9 +229,9 @@ impl Ground {
             host.ip = network.ip(node);
             host.network = Some(network.file(node));
         }
-        let dir = &self.dir;
+        let (dir, are_cached) = (&self.dir, self.are_cached);
         if let Some(disks) = &mut self.disks {
-            let disk = grown(disks, node, |number| Disk::make(dir, number));
+            let disk = grown(disks, node, |number| Disk::make(dir, number, are_cached));
             host.data = Some(disk.context("make a disk")?.data_dir());
         }
         if let Some(clocks) = &mut self.clocks {

@@ -37,6 +37,7 @@ impl Stage<'_> {
         let of_leader = match kind {
             Kind::KillAll
             | Kind::PowerAll
+            | Kind::BlocksAll
             | Kind::CutHalves
             | Kind::CutRing
             | Kind::CutBridge
@@ -52,6 +53,11 @@ impl Stage<'_> {
             | Kind::CutOne
             | Kind::KillGateway
             | Kind::FallBehind
+            | Kind::DieInLog
+            | Kind::DieInApply
+            | Kind::DieInFlush
+            | Kind::DieInLane
+            | Kind::DieInMove
             | Kind::FlipBit
             | Kind::CutFile
             | Kind::Rollback => false,
@@ -63,6 +69,7 @@ impl Stage<'_> {
             | Kind::Reset
             | Kind::Delay
             | Kind::PowerOne
+            | Kind::BlocksOne
             | Kind::DiskFull
             | Kind::DiskSlow
             | Kind::SyncFails
@@ -110,6 +117,14 @@ impl Stage<'_> {
             Kind::SplitMerge => operator::split_and_merge(self, hold, rng).await,
             Kind::ReplaceNode => operator::replace_node(self, hold, rng).await,
             Kind::Upgrade => operator::upgrade(self, hold).await,
+            Kind::DieInLog
+            | Kind::DieInApply
+            | Kind::DieInFlush
+            | Kind::DieInLane
+            | Kind::DieInMove => {
+                let target = targets.first().copied().unwrap_or_default();
+                self.die(kind, target, hold, rng).await
+            }
             _ => {
                 let mut standing = self.begin(kind, targets, rng)?;
                 if standing.installation == Installation::Installed {

@@ -1,5 +1,6 @@
 //! What can be done to a cluster, by name.
 
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
 
 use crate::ground::Need;
@@ -8,6 +9,8 @@ use crate::ground::Need;
 const ERROR: i32 = 1;
 /// What a node ends with that cannot write or read its files.
 const STORAGE_FAULT: i32 = 3;
+/// The signal by which a node ends itself where it was told to: SIGABRT.
+const ABORTED: i32 = 6;
 
 /// Faults of one sort: what `--nemesis` names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,6 +25,8 @@ pub enum Family {
     Packet,
     /// Disks lose what was not synced.
     Power,
+    /// Disks lose a part of what was not flushed, and have torn blocks.
+    Blocks,
     /// Disks are full, slow or fail.
     Disk,
     /// Files are not what they were.
@@ -40,6 +45,8 @@ pub enum Family {
     Snapshot,
     /// Nodes are restarted in turn, by another build.
     Upgrade,
+    /// Nodes die between two steps that belong together.
+    Failpoint,
 }
 
 /// One fault.
@@ -83,6 +90,10 @@ pub enum Kind {
     PowerOne,
     /// All nodes do at once.
     PowerAll,
+    /// One node loses its power in the middle of writing.
+    BlocksOne,
+    /// All nodes do at once.
+    BlocksAll,
     /// A node's disk is full.
     DiskFull,
     /// Syncs of a node take long.
@@ -117,16 +128,27 @@ pub enum Kind {
     FallBehind,
     /// Each node in turn is stopped in order and started by the other of two builds.
     Upgrade,
+    /// A node dies before or after its log is synced or purged.
+    DieInLog,
+    /// A node dies before or after entries are applied.
+    DieInApply,
+    /// A node dies while a memtable becomes a file.
+    DieInFlush,
+    /// A node dies while items go from shard to shard.
+    DieInLane,
+    /// A node dies while a slot moves.
+    DieInMove,
 }
 
 impl Family {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::Kill,
         Self::Pause,
         Self::Partition,
         Self::Packet,
         Self::Power,
+        Self::Blocks,
         Self::Disk,
         Self::Corruption,
         Self::Clock,
@@ -136,6 +158,7 @@ impl Family {
         Self::Membership,
         Self::Snapshot,
         Self::Upgrade,
+        Self::Failpoint,
     ];
 
     /// As `--nemesis` calls it.
@@ -146,6 +169,7 @@ impl Family {
             Self::Partition => "partition",
             Self::Packet => "packet",
             Self::Power => "power",
+            Self::Blocks => "blocks",
             Self::Disk => "disk",
             Self::Corruption => "corruption",
             Self::Clock => "clock",
@@ -155,6 +179,7 @@ impl Family {
             Self::Membership => "membership",
             Self::Snapshot => "snapshot",
             Self::Upgrade => "upgrade",
+            Self::Failpoint => "failpoint",
         }
     }
 
@@ -172,6 +197,9 @@ impl Family {
                 "frames lost, late, out of order or doubled; a node that sends at 1 Mbit/s; resets"
             }
             Self::Power => "what was not synced is lost, of one node and of all at once",
+            Self::Blocks => {
+                "the power goes while disks write: blocks torn and out of order, of one node and of all"
+            }
             Self::Disk => "a node's disk is full, its syncs are slow, a sync or reads fail",
             Self::Corruption => {
                 "a bit flipped, a file cut, yesterday's directory; the node is then replaced"
@@ -183,6 +211,9 @@ impl Family {
             Self::Membership => "a node joins, another is emptied and removed",
             Self::Snapshot => "a node lags until the log that it needs is purged",
             Self::Upgrade => "nodes are restarted in turn, by the other of two builds",
+            Self::Failpoint => {
+                "nodes die in the middle of a write, an apply, a flush, a delivery, a move"
+            }
         }
     }
 
@@ -192,6 +223,7 @@ impl Family {
             Self::Partition => &[Need::Network],
             Self::Packet => &[Need::Network, Need::Queues],
             Self::Power => &[Need::Disks],
+            Self::Blocks => &[Need::Disks, Need::Blocks],
             Self::Disk => &[Need::Disks, Need::Calls],
             Self::Clock => &[Need::Clocks],
             Self::Kill
@@ -202,7 +234,8 @@ impl Family {
             | Self::Slots
             | Self::Membership
             | Self::Snapshot
-            | Self::Upgrade => &[],
+            | Self::Upgrade
+            | Self::Failpoint => &[],
         }
     }
 
@@ -227,6 +260,7 @@ impl Family {
                 Kind::Duplicate,
             ],
             Self::Power => &[Kind::PowerOne, Kind::PowerAll],
+            Self::Blocks => &[Kind::BlocksOne, Kind::BlocksAll],
             Self::Disk => &[
                 Kind::DiskFull,
                 Kind::DiskSlow,
@@ -241,6 +275,13 @@ impl Family {
             Self::Membership => &[Kind::ReplaceNode],
             Self::Snapshot => &[Kind::FallBehind],
             Self::Upgrade => &[Kind::Upgrade],
+            Self::Failpoint => &[
+                Kind::DieInLog,
+                Kind::DieInApply,
+                Kind::DieInFlush,
+                Kind::DieInLane,
+                Kind::DieInMove,
+            ],
         }
     }
 }
@@ -280,6 +321,8 @@ impl Kind {
             Self::Duplicate => "packet-duplicate",
             Self::PowerOne => "power-one",
             Self::PowerAll => "power-all",
+            Self::BlocksOne => "blocks-one",
+            Self::BlocksAll => "blocks-all",
             Self::DiskFull => "disk-full",
             Self::DiskSlow => "disk-slow",
             Self::SyncFails => "sync-fails",
@@ -297,6 +340,11 @@ impl Kind {
             Self::ReplaceNode => "replace-node",
             Self::FallBehind => "fall-behind",
             Self::Upgrade => "upgrade",
+            Self::DieInLog => "die-in-log",
+            Self::DieInApply => "die-in-apply",
+            Self::DieInFlush => "die-in-flush",
+            Self::DieInLane => "die-in-lane",
+            Self::DieInMove => "die-in-move",
         }
     }
 
@@ -315,6 +363,7 @@ impl Kind {
             | Family::Pause
             | Family::Partition
             | Family::Power
+            | Family::Blocks
             | Family::Disk
             | Family::Gateway
             | Family::Snapshot => true,
@@ -324,7 +373,8 @@ impl Kind {
             | Family::Transfer
             | Family::Slots
             | Family::Membership
-            | Family::Upgrade => false,
+            | Family::Upgrade
+            | Family::Failpoint => false,
         }
     }
 
@@ -340,7 +390,7 @@ impl Kind {
     /// that one to.
     pub fn goes_with(self, other: Self) -> bool {
         let is_of_bridge = |kind: Self| kind.family() == Family::Partition || kind == Self::Loss;
-        let is_of_all = matches!(self, Self::KillAll | Self::PowerAll);
+        let is_of_all = matches!(self, Self::KillAll | Self::PowerAll | Self::BlocksAll);
         let take_turns = is_of_bridge(self) && is_of_bridge(other);
         !(is_of_all || take_turns)
     }
@@ -348,10 +398,11 @@ impl Kind {
     /// Whether a node that it was done to may have ended so because of it, by itself.
     pub(super) fn explains(self, status: ExitStatus) -> bool {
         match self.family() {
-            // It may just be starting.
-            Family::Disk => matches!(status.code(), Some(ERROR | STORAGE_FAULT)),
+            // It may just be starting; or notice that nothing is written any more before it is killed.
+            Family::Disk | Family::Blocks => matches!(status.code(), Some(ERROR | STORAGE_FAULT)),
             // It may find out when it starts, or when it reads.
             Family::Corruption => matches!(status.code(), Some(ERROR | STORAGE_FAULT)),
+            Family::Failpoint => status.signal() == Some(ABORTED),
             _ => false,
         }
     }
@@ -365,7 +416,9 @@ impl Kind {
             | Self::KillAll
             | Self::KillGateway
             | Self::PowerOne
-            | Self::PowerAll => 100..1500,
+            | Self::PowerAll
+            | Self::BlocksOne
+            | Self::BlocksAll => 100..1500,
             Self::Pause => 1000..4000,
             Self::PauseLong => 15_000..20_000,
             Self::CutOne
@@ -390,6 +443,10 @@ impl Kind {
             Self::TransferLeader => 1000..5000,
             Self::MoveSlot => 15_000..15_001,
             Self::SplitMerge => 30_000..30_001,
+            Self::DieInLog | Self::DieInApply | Self::DieInFlush | Self::DieInLane => {
+                15_000..15_001
+            }
+            Self::DieInMove => 25_000..25_001,
             Self::ReplaceNode | Self::Upgrade => 60_000..60_001,
             Self::FlipBit | Self::CutFile | Self::Rollback => 90_000..90_001,
         }

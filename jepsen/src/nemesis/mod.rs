@@ -8,6 +8,7 @@ mod cuts;
 mod install;
 mod kind;
 pub(crate) mod operator;
+mod points;
 mod standing;
 
 use std::collections::{BTreeMap, BTreeSet};

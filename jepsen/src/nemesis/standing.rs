@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use mailbox_cluster::Node;
+use rand::RngExt as _;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 
 use super::install::Done;
 use super::{Kind, Stage, cuts};
-use crate::ground::{Disk, Holding, Network, Tamper, Tampering, Trouble};
+use crate::ground::{Disk, Holding, Network, Sectors, Tamper, Tampering, Trouble};
 use crate::history::Installation;
 
 /// Of so many frames in a hundred.
@@ -120,6 +121,7 @@ impl Stage<'_> {
                 Ok(Standing::installed(held.collect::<anyhow::Result<_>>()?))
             }
             Kind::PowerOne | Kind::PowerAll => self.lose_power(targets),
+            Kind::BlocksOne | Kind::BlocksAll => self.cut_blocks(targets, rng),
             Kind::DiskFull => {
                 for node in targets {
                     self.disk(*node)?.fill()?;
@@ -194,6 +196,47 @@ impl Stage<'_> {
             self.disk(*node)?
                 .lose_power()
                 .with_context(|| format!("cut the power of node {node}"))?;
+        }
+        Ok(Standing::installed(Vec::new()))
+    }
+
+    /// All disks first, while their processes write; these can but end.
+    fn cut_blocks(&self, targets: &[u64], rng: &mut StdRng) -> anyhow::Result<Standing> {
+        let cut = |node: u64, seed: u64| {
+            let cut = self.disk(node)?.cut(seed);
+            cut.with_context(|| format!("cut the power of node {node}"))
+        };
+        // At once: each waits for a flush of its own.
+        let cuts: Vec<anyhow::Result<Sectors>> = std::thread::scope(|scope| {
+            let cuts: Vec<_> = targets
+                .iter()
+                .map(|node| {
+                    let (node, seed) = (*node, rng.random());
+                    scope.spawn(move || cut(node, seed))
+                })
+                .collect();
+            let cuts = cuts.into_iter().map(std::thread::ScopedJoinHandle::join);
+            let ended = cuts.map(|cut| cut.unwrap_or_else(|_| anyhow::bail!("a thread panicked")));
+            ended.collect()
+        });
+        // Whatever came of it, none may run on on a dead disk. One that has noticed has ended by itself.
+        for node in self.nodes(targets) {
+            node.kill()?;
+        }
+        let (mut kept, mut lost) = (0, 0);
+        for sectors in cuts {
+            let sectors = sectors?;
+            kept += sectors.kept;
+            lost += sectors.lost;
+        }
+        for node in targets {
+            let restored = self.disk(*node)?.lose_power();
+            restored.with_context(|| format!("restore the power of node {node}"))?;
+        }
+        tracing::info!(kept, lost, "sectors that were not flushed");
+        if kept + lost == 0 {
+            let why = "nothing was on its way to a disk".to_owned();
+            return Ok(Standing::doubtful(why));
         }
         Ok(Standing::installed(Vec::new()))
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use fail::fail_point;
 use parking_lot::{Condvar, Mutex};
 use rocksdb::{DB, WriteBatch, WriteOptions};
 
@@ -63,6 +64,7 @@ impl Writer {
                 drained.ops.into_iter().for_each(|op| op.fail(&error));
                 break;
             }
+            fail_point!("log_synced", |_| std::process::abort());
             self.complete(drained);
         }
         drop(stop);
@@ -83,6 +85,7 @@ impl Writer {
         }
         let bytes = batch.size_in_bytes();
         let begin = Instant::now();
+        fail_point!("log_write", |_| std::process::abort());
         self.db
             .write_opt(batch, &self.synced)
             .map_err(|error| self.core.storage_error("write", error))?;
@@ -109,6 +112,7 @@ impl Writer {
                 batch.delete_range(entry_key(*shard, *from), entry_key(*shard, *end));
             }
             Op::Purge { shard, from, upto } => {
+                fail_point!("log_purge", |_| std::process::abort());
                 let end = entry_key(*shard, upto.index + 1);
                 #[cfg(feature = "planted")]
                 let end = if mailbox_planted::is("purge-before-snapshot") {

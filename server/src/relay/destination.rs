@@ -142,7 +142,9 @@ async fn deliver(core: &Core, shipment: Shipment) -> ShipmentReply {
     if let Some(early) = planted_answer(core, &shipment).await {
         return early;
     }
+    fail::fail_point!("delivery_propose", |_| std::process::abort());
     let replies = propose(core, shipment).await;
+    fail::fail_point!("delivery_answer", |_| std::process::abort());
     match replies {
         Ok(replies) => answer_of(id, replies),
         Err(CallError(error)) => ShipmentReply {
