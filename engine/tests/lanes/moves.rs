@@ -335,6 +335,8 @@ impl Cluster {
         }
         let changes = self.moves[which].export.as_ref();
         let changes = changes.map(|since| write(&export, Some(since)));
+        // Both shards may be in one store, and what is kept of it would keep a new process from opening it.
+        drop(export);
         let staged = changes.is_some_and(|changes| {
             assert_eq!(changes.meta.digest, whole.meta.digest);
             self.stage(which, &changes, crash).is_some()
