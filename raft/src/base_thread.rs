@@ -224,7 +224,8 @@ async fn answered<T>(answer: oneshot::Receiver<Result<T, Error>>) -> Result<T, E
 
 impl Job {
     /// Somebody waits while it is in the queue who would notice, so that what is before it is to hurry. Nobody does
-    /// for replicas that come and go: a flush that hurried for each of them would hold a core while clients wait.
+    /// for replicas that come and go: a flush that hurried for each of them would hold a core while clients wait. Who
+    /// knows better asks for [`BaseThread::hurry`].
     fn is_waited_for(&self) -> bool {
         match self {
             Job::Look

@@ -136,6 +136,8 @@ impl Node {
 
     /// Starts the replicas that splits have made and nobody has started.
     pub(crate) async fn host_children(&self) -> Result<(), Error> {
+        // Nobody serves their slots until then, and who has the lock may wait for a flush.
+        let _hurry = self.shared.base.hurry();
         let hosting = self.hosting.lock().await;
         if hosting.stopping {
             return Err(Error::Stopping);

@@ -363,7 +363,11 @@ impl Node {
     /// # Errors
     /// What could not be flushed or closed; all is stopped nevertheless.
     pub async fn shutdown(&self) -> Result<(), Error> {
-        let mut hosting = self.hosting.lock().await;
+        let mut hosting = {
+            // Who has the lock may wait for a flush.
+            let _hurry = self.shared.base.hurry();
+            self.hosting.lock().await
+        };
         hosting.stopping = true;
         self.leave().await;
         let shards = self.shards.take_all();

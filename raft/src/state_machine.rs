@@ -390,8 +390,12 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             .drained()
             .await
             .map_err(|error| self.0.failed(&error))?;
+        // A replica that is new nobody waits for. One that has fallen behind may be what the shard lacks to commit.
+        let has_fallen_behind = self.0.engine.applied().log_id.is_some();
+        let hurry = has_fallen_behind.then(|| self.0.base.hurry());
         let installed = self.0.base.install(shard, staged);
         installed.await.map_err(|error| self.0.failed(&error))?;
+        drop(hurry);
         self.0
             .applied
             .send_replace(id.map(|id| log_id(id.term, id.index)));
