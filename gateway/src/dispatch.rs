@@ -10,7 +10,7 @@
 //!
 //! A member is pushed rows from their join's seq on only: the stream of a group may be behind it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,6 +54,8 @@ struct State {
 struct Online {
     connections: Vec<Arc<Connection>>,
     groups: BTreeSet<u64>,
+    /// Groups that the user has left since, and at which seq: a list that was read before may not say so yet.
+    left: BTreeMap<u64, u64>,
     /// Set once the user's timelines are subscribed to.
     subscribed: Arc<OnceCell<()>>,
 }
@@ -146,6 +148,11 @@ impl Dispatch {
         self.enter_group(&mut self.state.lock(), user, group, join_seq, join_seq);
     }
 
+    /// A user left a group by a request made here. The message that tells of it is yet to be pushed.
+    pub(crate) fn leaves(&self, user: u64, group: u64, left_seq: u64) {
+        note_left(&mut self.state.lock(), user, group, left_seq);
+    }
+
     fn enter_groups(&self, state: &mut State, user: u64, memberships: &[v1::GroupMembership]) {
         for membership in memberships {
             // Without a head nobody knows from where on: whoever looks next will.
@@ -164,6 +171,14 @@ impl Dispatch {
         let Some(online) = users.get_mut(&user) else {
             return;
         };
+        if online
+            .left
+            .get(&group)
+            .is_some_and(|left_seq| join_seq < *left_seq)
+        {
+            return;
+        }
+        online.left.remove(&group);
         if !groups.contains_key(&group) {
             if let Err(error) = self
                 .upstream
@@ -299,6 +314,7 @@ impl Dispatch {
     /// A user left a group at this seq; a later join, known by another way, stands.
     fn left(&self, user: u64, group: u64, left_seq: u64) {
         let mut state = self.state.lock();
+        note_left(&mut state, user, group, left_seq);
         let joined = state
             .groups
             .get(&group)
@@ -395,6 +411,14 @@ fn too_many_connections(max: usize) -> CallError {
         "the user has {max} connections to this gateway, the limit (user_connections_max) is {max}"
     );
     CallError::new(ErrorCode::Busy, message)
+}
+
+/// Whatever says that the user is in the group since before is out of date.
+fn note_left(state: &mut State, user: u64, group: u64, left_seq: u64) {
+    if let Some(online) = state.users.get_mut(&user) {
+        let left = online.left.entry(group).or_default();
+        *left = left_seq.max(*left);
+    }
 }
 
 impl Drop for Attachment {

@@ -339,6 +339,7 @@ impl Answerer {
             .leave_group(request)
             .await
             .map_err(fault_from_call)?;
+        self.dispatch.leaves(user, group, left.left_seq);
         Ok(Reply::LeftGroup {
             left_seq: left.left_seq,
         })

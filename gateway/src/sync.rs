@@ -86,7 +86,7 @@ pub(crate) async fn compose(
             .await
             .map_err(fault_from_call)?;
     }
-    let mut composer = Composer::new(key, bounds, &memberships);
+    let mut composer = Composer::new(key, bounds, &memberships, !more);
     for page in response.pages {
         if timeline_from_api(page.timeline.as_ref()) == Some(mailbox) {
             composer.take_mailbox(user, page)?;
@@ -143,13 +143,19 @@ impl Group {
 }
 
 impl Composer {
-    fn new(mut key: SyncKey, left: Bounds, memberships: &[v1::GroupMembership]) -> Self {
+    /// With `has_heads` a group without one is not there yet: its founder's list says so first.
+    fn new(
+        mut key: SyncKey,
+        left: Bounds,
+        memberships: &[v1::GroupMembership],
+        has_heads: bool,
+    ) -> Self {
         let mut groups: Vec<Group> = memberships
             .iter()
             .map(|membership| Group {
                 id: membership.group,
                 spans: membership.spans.clone(),
-                head: (membership.head != 0).then_some(membership.head),
+                head: (has_heads || membership.head != 0).then_some(membership.head),
             })
             .collect();
         groups.sort_unstable_by_key(|group| group.id);

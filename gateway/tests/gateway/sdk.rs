@@ -126,6 +126,34 @@ async fn members_are_pushed_a_group_from_their_join_to_their_leave() {
 }
 
 #[tokio::test]
+async fn who_has_left_is_not_let_in_again_by_an_old_list() {
+    let rig = Rig::start().await;
+    let (alice, bob) = (rig.sdk("alice").await, rig.sdk("bob").await);
+    let group = alice.create_group("friends").await.unwrap();
+    bob.join_group(group).await.unwrap();
+    assert_eq!(next_message(&bob).await.kind, MessageType::MEMBER_JOINED);
+    rig.store.freeze_list(18);
+    bob.leave_group(group).await.unwrap();
+    assert_eq!(next_message(&bob).await.kind, MessageType::MEMBER_LEFT);
+    bob.sync(mailbox_sdk::Sync::default()).await.unwrap();
+    let there = Destination::Group(group);
+    alice.send(&there, "bob is gone").await.unwrap();
+    alice.send(&to("@bob"), "are you?").await.unwrap();
+    assert_eq!(next_message(&bob).await.text(), Some("are you?"));
+}
+
+#[tokio::test]
+async fn a_group_that_is_on_its_way_keeps_nothing_from_its_founder() {
+    let rig = Rig::start().await;
+    let (alice, bob) = (rig.sdk("alice").await, rig.sdk("bob").await);
+    rig.store.list_early(18, 99);
+    alice.send(&to("@bob"), "hello").await.unwrap();
+    let page = bob.sync(mailbox_sdk::Sync::default()).await.unwrap();
+    let texts: Vec<_> = page.messages.iter().map(|it| it.text()).collect();
+    assert_eq!(texts, [Some("hello")]);
+}
+
+#[tokio::test]
 async fn a_restarted_app_goes_on_where_it_was() {
     let rig = Rig::start().await;
     let dir = tempfile::tempdir().unwrap();

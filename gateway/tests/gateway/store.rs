@@ -25,6 +25,8 @@ struct State {
     timelines: HashMap<Key, Vec<v1::Message>>,
     trimmed: HashMap<Key, u64>,
     groups_of: HashMap<u64, BTreeMap<u64, Vec<v1::MembershipSpan>>>,
+    /// Lists of groups that are shown in their place.
+    shown: HashMap<u64, BTreeMap<u64, Vec<v1::MembershipSpan>>>,
     sent: HashMap<(u64, String, Vec<u8>), (u32, v1::SendResponse)>,
     registered: HashMap<Vec<u8>, (String, u64)>,
     groups: u64,
@@ -93,6 +95,24 @@ impl FakeStore {
             .lock()
             .trimmed
             .insert((MAILBOX, mailbox), trim_point);
+    }
+
+    /// From now on a user's list of groups is shown as it is now: changes are on their way.
+    pub(crate) fn freeze_list(&self, user: u64) {
+        let mut state = self.state.lock();
+        let list = state.groups_of.get(&user).cloned().unwrap_or_default();
+        state.shown.insert(user, list);
+    }
+
+    /// A user's list of groups names one that is not there yet.
+    pub(crate) fn list_early(&self, user: u64, group: u64) {
+        let span = v1::MembershipSpan {
+            join_seq: 1,
+            left_seq: 0,
+        };
+        let mut state = self.state.lock();
+        let list = state.groups_of.entry(user).or_default();
+        list.insert(group, vec![span]);
     }
 
     /// Whether a timeline is subscribed to by anyone.
@@ -267,7 +287,8 @@ impl State {
     }
 
     fn memberships(&self, user: u64) -> Vec<v1::GroupMembership> {
-        let groups = self.groups_of.get(&user).into_iter().flatten();
+        let shown = self.shown.get(&user).or(self.groups_of.get(&user));
+        let groups = shown.into_iter().flatten();
         groups
             .map(|(group, spans)| v1::GroupMembership {
                 group: *group,
@@ -337,6 +358,15 @@ impl Mailbox for FakeStore {
         let (mut limit, mut bytes) = (request.limit, request.limit_bytes);
         let mut pages = Vec::new();
         for range in &request.ranges {
+            if let Some(timeline) = range.timeline.filter(|it| it.kind == GROUP)
+                && !self
+                    .state
+                    .lock()
+                    .timelines
+                    .contains_key(&(GROUP, timeline.owner))
+            {
+                return Err(CallError::new(ErrorCode::NotAMember, "no such group").into());
+            }
             let page = self.read(range, limit, bytes);
             limit -= page.messages.len() as u32;
             let read: usize = page.messages.iter().map(|row| row.body.len()).sum();
