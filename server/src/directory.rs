@@ -6,6 +6,9 @@
 //!
 //! A handle that is there is never given to anyone else and a user never goes, so a *yes* is right whoever
 //! says it, however far behind. Only a *no* is asked of the shard's leader.
+//!
+//! A handle is there before its user is, who comes to another shard by lane. It is answered only when both are: what is
+//! sent to a user who is not there yet would be refused.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -80,7 +83,7 @@ impl Core {
     /// The id of a user: an id stands for itself, a handle is looked up.
     ///
     /// # Errors
-    /// `UnknownUser` for a handle that nobody has; `Retry` while its shard cannot be asked.
+    /// `UnknownUser` for a handle that nobody has; `Retry` while its shard cannot be asked, or the user is on the way.
     pub(crate) async fn resolve(&self, user: &user_ref::User) -> Result<UserId, CallError> {
         match user {
             user_ref::User::Id(id) => Ok(UserId(*id)),
@@ -92,6 +95,7 @@ impl Core {
                     .find(user)
                     .await
                     .map_err(|error| elsewhere(user, error))?;
+                self.arrived(Made::User(id)).await?;
                 self.handles.put(handle, id);
                 Ok(id)
             }
@@ -106,11 +110,18 @@ impl Core {
         let Some(shard) = self.node.shard(self.shard_of_handle(handle)) else {
             return Ok(None);
         };
-        let user = held_here(shard.engine().resolve_handle(handle))?.flatten();
-        if let Some(user) = user {
-            self.handles.put(handle, user);
+        let Some(user) = held_here(shard.engine().resolve_handle(handle))?.flatten() else {
+            return Ok(None);
+        };
+        let Some(replica) = self.node.shard(self.shard_of_user(user)) else {
+            return Ok(None);
+        };
+        let made = Made::User(user);
+        if held_here(made.is_in(replica.engine()))? != Some(true) {
+            return Ok(None);
         }
-        Ok(user)
+        self.handles.put(handle, user);
+        Ok(Some(user))
     }
 
     /// Many handles at once, each with its user or why there is none.

@@ -64,6 +64,9 @@ impl UnaryCall for ResolveUserRequest {
         user: user_ref::User,
     ) -> Result<ResolveUserResponse, CallError> {
         let (id, handle) = core.find_as_leader(shard, &user).await?;
+        if let user_ref::User::Handle(_) = user {
+            core.arrived(Made::User(id)).await?;
+        }
         Ok(ResolveUserResponse { user: id.0, handle })
     }
 }
