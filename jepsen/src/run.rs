@@ -1,6 +1,6 @@
 //! One run: a cluster is started, worked over, mended, read to its end and judged.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -319,6 +319,8 @@ impl<'a> Run<'a> {
             sender: self.sender(client.clone(), *user, StdRng::from_rng(&mut seeds)),
             process: self.processes.next(),
             group: None,
+            joins: BTreeMap::new(),
+            refused: Vec::new(),
         });
         wanderers.map(|it| Arc::new(Mutex::new(it))).collect()
     }
@@ -398,9 +400,20 @@ impl<'a> Run<'a> {
             within: HEALED_WITHIN,
         };
         findings.doubts.extend(ending.run().await);
-        let deaths = nemesis::deaths(cluster, |_, _| false);
-        findings.broken.extend(deaths);
+        findings.broken.extend(self.refused_wanderers().await);
+        findings
+            .broken
+            .extend(nemesis::deaths(cluster, |_, _| false));
         Ok((self.recorder.take(), findings))
+    }
+
+    /// Who was not let into a group, or out of one, though all such calls are good.
+    async fn refused_wanderers(&self) -> Vec<String> {
+        let mut all = Vec::new();
+        for wanderer in &self.wanderers {
+            all.append(&mut wanderer.lock().await.refused);
+        }
+        all
     }
 
     /// What nodes are upgraded to, if that was asked for.
@@ -417,7 +430,10 @@ impl<'a> Run<'a> {
         for timeline in self.population.timelines() {
             // To each mailbox its own user writes; to nobody's, and to a group, the first does.
             let user = timeline.owner();
-            let is_users = self.population.users.contains(&user);
+            let Population {
+                users, wanderers, ..
+            } = &*self.population;
+            let is_users = users.contains(&user) || wanderers.contains(&user);
             let user = if is_users {
                 user
             } else {

@@ -1,11 +1,13 @@
 //! One process of the workload that joins groups, says something there, and leaves them.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use mailbox_client::{user_id, v1};
 use rand::RngExt as _;
-use rand::seq::IndexedRandom as _;
+use rand::seq::IteratorRandom as _;
 use tokio::time::sleep;
 
 use crate::history::{Op, Outcome, Timeline};
@@ -14,6 +16,9 @@ use crate::sender::{Ends, Sender};
 
 /// Between two things that it does, in milliseconds.
 const PAUSE_MS: std::ops::Range<u64> = 50..500;
+/// Into one group, at most: of more times that a user was in it a store forgets the oldest, which a device that lags may
+/// not have got.
+const JOINS_MAX: usize = 60;
 /// Pause after a call that failed.
 const PAUSE_FAILED: Duration = Duration::from_millis(100);
 /// What it says in a group, at most.
@@ -27,6 +32,10 @@ pub(crate) struct Wanderer {
     pub(crate) process: u64,
     /// Where it is.
     pub(crate) group: Option<u64>,
+    /// How often it has joined which.
+    pub(crate) joins: BTreeMap<u64, usize>,
+    /// What should not have been refused.
+    pub(crate) refused: Vec<String>,
 }
 
 impl Wanderer {
@@ -54,7 +63,10 @@ impl Wanderer {
 
     /// Into any group; `None`: nobody knows.
     async fn join(&mut self) -> Option<u64> {
-        let group = *self.sender.population.groups.choose(&mut self.sender.rng)?;
+        let groups = self.sender.population.groups.iter();
+        let open = groups.filter(|group| self.joins.get(group).is_none_or(|it| *it < JOINS_MAX));
+        let group = *open.choose(&mut self.sender.rng)?;
+        *self.joins.entry(group).or_default() += 1;
         let user = self.sender.user;
         let request = v1::JoinGroupRequest {
             request_id: self.request_id(),
@@ -70,7 +82,8 @@ impl Wanderer {
                 }
                 Err(error) if error.is_retryable() => sleep(PAUSE_FAILED).await,
                 Err(error) => {
-                    tracing::warn!("user {user} does not get into group {group}: {error}");
+                    let refused = format!("user {user} does not get into group {group}: {error}");
+                    self.refused.push(refused);
                     return None;
                 }
             }
@@ -100,24 +113,23 @@ impl Wanderer {
         }
     }
 
-    async fn leave(&self, group: u64) {
+    async fn leave(&mut self, group: u64) {
         let user = self.sender.user;
         let request = v1::LeaveGroupRequest {
             request_id: self.request_id(),
             group,
             user: Some(user_id(user)),
         };
-        let note = |last| {
-            let recorder = &self.sender.recorder;
-            recorder.record(Op::Leave(Leave { user, group, last }));
-        };
+        let recorder = Arc::clone(&self.sender.recorder);
+        let note = |last| recorder.record(Op::Leave(Leave { user, group, last }));
         note(0);
         loop {
             match self.sender.client.leave_group(request.clone()).await {
                 Ok(left) => return note(left.left_seq),
                 Err(error) if error.is_retryable() => sleep(PAUSE_FAILED).await,
                 Err(error) => {
-                    tracing::warn!("user {user} does not get out of group {group}: {error}");
+                    let refused = format!("user {user} does not get out of group {group}: {error}");
+                    self.refused.push(refused);
                     return;
                 }
             }

@@ -109,6 +109,8 @@ impl Blocks {
     }
 
     fn order(&mut self, words: &str) -> anyhow::Result<()> {
+        // What was answered too late is not the answer to this.
+        while self.answers.try_recv().is_ok() {}
         let orders = self.orders.as_mut().context("its stdin is a pipe")?;
         writeln!(orders, "{words}").context("tell what serves blocks")
     }

@@ -148,6 +148,10 @@ fn other_end(log: &str) -> Option<&str> {
         "terminate called",
         "overflowed its stack",
         "memory allocation of",
+        "double free",
+        "corrupted size",
+        "malloc():",
+        "Assertion",
     ];
     log.lines()
         .find(|line| words.iter().any(|words| line.contains(words)))
