@@ -389,6 +389,12 @@ impl<'a> Run<'a> {
         if let Err(error) = cluster.wait_lanes_drained(HEALED_WITHIN).await {
             findings.broken.push(format!("{error:#}"));
         }
+        self.end(cluster, &mut findings).await;
+        Ok((self.recorder.take(), findings))
+    }
+
+    /// Reads all, and looks who has ended meanwhile.
+    async fn end(&self, cluster: &Cluster, findings: &mut Findings) {
         let ending = Ending {
             cluster,
             client: &self.patient,
@@ -404,7 +410,6 @@ impl<'a> Run<'a> {
         findings
             .broken
             .extend(nemesis::deaths(cluster, |_, _| false));
-        Ok((self.recorder.take(), findings))
     }
 
     /// Who was not let into a group, or out of one, though all such calls are good.
