@@ -42,6 +42,8 @@ fn a_follower_shows_how_stale_it_is_and_says_no_when_it_cannot() {
     for other in (0..3).filter(|other| *other != follower) {
         cluster.nodes[other].node().set_nodes(others.clone());
     }
+    // What was under way when it was cut off may still come through.
+    eventually("it is cut off", || fresh(&cluster, follower, SHORT).err());
     cluster.propose(&[send(alice, bob, "second")]);
     let stale = fresh(&cluster, follower, LONG).unwrap();
     assert!(stale.age() > SHORT);
