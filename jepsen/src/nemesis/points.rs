@@ -11,6 +11,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::clock::WallClock;
 use super::install::{Done, skipped};
 use super::{Kind, Stage, operator};
 use crate::history::Installation;
@@ -122,9 +123,7 @@ impl Stage<'_> {
     /// Only this start is armed.
     async fn restart_armed(&self, node: &Node, point: &str, passes: u32) -> anyhow::Result<()> {
         let clock = self.ground.clock(node.id());
-        let own = clock.map_or(Vec::new(), |clock| {
-            clock.environment().into_iter().collect()
-        });
+        let own = clock.map_or(Vec::new(), WallClock::environment);
         let mut armed = own.clone();
         armed.push((VARIABLE.into(), dies(point, passes).into()));
         node.stop(WITHIN).await?;
