@@ -29,8 +29,19 @@ async fn position(raft: &Raft) -> Result<(Vote, Option<LogId>), Fatal<TypeConfig
         .await
 }
 
+/// What has become of a try.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tried {
+    /// An election has begun.
+    Election,
+    /// A majority answered, and some of it would not vote for this node; or this node has promised its own vote.
+    Refused,
+    /// Too few answered.
+    Unheard,
+}
+
 /// Asks the voters, and begins an election if a majority of each set would vote for this node, and this node has
-/// promised nothing else. False if too few answered at all.
+/// promised nothing else.
 pub(crate) async fn stand(
     raft: &Raft,
     ballot: &Ballot,
@@ -38,9 +49,9 @@ pub(crate) async fn stand(
     shard: u32,
     voters: &[BTreeSet<u64>],
     timeout: Duration,
-) -> bool {
+) -> Tried {
     let Ok((vote, last)) = position(raft).await else {
-        return false;
+        return Tried::Unheard;
     };
     let own = peers.node();
     let request = VoteRequest::new(Vote::new(vote.leader_id.term + 1, own), last);
@@ -54,7 +65,10 @@ pub(crate) async fn stand(
     let (mut heard, mut granted) = (BTreeSet::from([own]), BTreeSet::from([own]));
     while !is_quorum(voters, |node| granted.contains(&node)) {
         let Some((node, answer)) = answers.next().await else {
-            return is_quorum(voters, |node| heard.contains(&node));
+            return match is_quorum(voters, |node| heard.contains(&node)) {
+                true => Tried::Refused,
+                false => Tried::Unheard,
+            };
         };
         if let Some(grants) = answer {
             heard.insert(node);
@@ -65,13 +79,13 @@ pub(crate) async fn stand(
     }
     let turn = ballot.turn().await;
     if turn.bars(own, vote.leader_id.term + 1, false) {
-        return true;
+        return Tried::Refused;
     }
     tracing::debug!(shard, term = vote.leader_id.term + 1, "stands for election");
     // A replica that stops leads nothing. It stands, by its own vote, before it can promise anything again.
     let _ = raft.trigger().elect(false).await;
     let _ = position(raft).await;
-    true
+    Tried::Election
 }
 
 async fn would_vote(
@@ -90,18 +104,29 @@ async fn would_vote(
     }
 }
 
+/// An answer to a pre-vote.
+pub(crate) struct PreVote {
+    pub(crate) reply: peer::VoteReply,
+    /// All that speaks against the candidate is that this replica's log has more: this one could win.
+    pub(crate) could_win: bool,
+}
+
 /// Answers a pre-vote: changes nothing. `refuse` because the shard has a leader.
 pub(crate) async fn answer_pre_vote(
     raft: &Raft,
     request: &VoteRequest<TypeConfig>,
     refuse: bool,
-) -> Result<peer::VoteReply, Fatal<TypeConfig>> {
+) -> Result<PreVote, Fatal<TypeConfig>> {
     let (vote, last) = position(raft).await?;
     // The term is not looked at: one that is too small is found out by the vote itself, which brings it up.
-    let granted = !refuse && request.last_log_id >= last;
-    Ok(peer::VoteReply {
+    let has_more = last > request.last_log_id;
+    let reply = peer::VoteReply {
         vote: Some(wire::vote_out(&vote)),
-        granted,
+        granted: !refuse && !has_more,
         last: last.map(wire::log_id_out),
+    };
+    Ok(PreVote {
+        reply,
+        could_win: !refuse && has_more,
     })
 }

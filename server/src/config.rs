@@ -369,7 +369,7 @@ impl Default for PlacementConfig {
             settle_ms: 10_000,
             lag_max: 1000,
             moves_max: 32,
-            node_moves_max: 2,
+            node_moves_max: 1,
             node_replicas_max: 512,
             transfers_max: 16,
             pause_ms: 1000,

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use super::{Pulse, QUIET};
-use crate::election;
+use crate::election::{self, Tried};
 use crate::peers::Peers;
 
 /// Unanswered pulses to one peer: a peer that is slower is as good as silent.
@@ -144,14 +144,14 @@ impl Beat {
             self.elections.spawn(async move {
                 pulse.outwait_promise(shard, peers.node()).await;
                 let _room = room.acquire().await;
-                let heard = match pulse.elector(shard) {
+                let tried = match pulse.elector(shard) {
                     Some((raft, ballot)) => {
                         let patience = pulse.pace.lease;
                         election::stand(&raft, &ballot, &peers, shard, &voters, patience).await
                     }
-                    None => false,
+                    None => Tried::Unheard,
                 };
-                pulse.with(|state| state.stood(shard, heard, Instant::now()));
+                pulse.with(|state| state.stood(shard, tried, Instant::now()));
             });
         }
         while self.elections.try_join_next().is_some() {}

@@ -7,6 +7,11 @@ use mailbox_api::peer;
 
 use super::known_peer::Peer;
 use super::{Pace, is_quorum};
+use crate::election::Tried;
+
+/// So many refusals are taken for those of a voter that has not yet noticed what this one has, or that is about to
+/// stand itself: this node asks again soon. Who goes on asking for what it is refused does so seldom.
+const SOON_REFUSALS_MAX: usize = 2;
 
 /// What openraft says of one replica here.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,6 +52,8 @@ struct Vacancy {
     since: Instant,
     /// When this node stands for election, unless it learns of a leader before.
     stand_at: Instant,
+    /// How often others would not vote for it.
+    refusals: usize,
 }
 
 struct Local {
@@ -60,6 +67,8 @@ struct Local {
     has_quorum: bool,
     /// A leader was known to live since this process started.
     was_led: bool,
+    /// The term whose leader's process has ended: it was started again.
+    lost: Option<u64>,
     vacancy: Option<Vacancy>,
     /// A round of questions is under way.
     stands: bool,
@@ -140,6 +149,7 @@ impl State {
             version,
             has_quorum: false,
             was_led: false,
+            lost: None,
             vacancy: None,
             stands: false,
         });
@@ -204,8 +214,8 @@ impl State {
         if peer.vouches.get(&shard) == Some(&view.term) {
             return Lead::Alive;
         }
-        // What is remembered from before a restart is worth nothing by itself.
-        if local.was_led {
+        // What is remembered from before a restart, the leader's or this node's, is worth nothing by itself.
+        if local.was_led && local.lost != Some(view.term) {
             Lead::Doubtful
         } else {
             Lead::Gone
@@ -318,6 +328,7 @@ impl State {
                 gone,
                 since: now,
                 stand_at: now + wait,
+                refusals: 0,
             });
         }
     }
@@ -352,8 +363,9 @@ impl State {
     pub(super) fn take(&mut self, from: u64, pulse: peer::Pulse, now: Instant) -> peer::PulseReply {
         let peer = self.peer(from, now);
         let mut changed = !peer.alive;
-        let restarted = peer.boot != pulse.boot;
-        if restarted {
+        let is_new = peer.boot != pulse.boot;
+        let restarted = is_new && peer.boot != 0;
+        if is_new {
             changed = true;
             (peer.boot, peer.known) = (pulse.boot, 0);
             peer.vouches.clear();
@@ -377,7 +389,7 @@ impl State {
             let followed = self.shards.values_mut();
             followed
                 .filter(|local| local.view.leader == Some(from))
-                .for_each(|local| local.was_led = false);
+                .for_each(|local| local.lost = Some(local.view.term));
         }
         if changed {
             self.judge_all(|view| view.leader == Some(from), now);
@@ -556,18 +568,22 @@ impl State {
         due.collect()
     }
 
-    /// A round of questions is over; `heard` says that a majority answered, with a yes or a no.
-    pub(super) fn stood(&mut self, shard: u32, heard: bool, now: Instant) {
-        let wait = if heard {
-            self.random(self.pace.retry_min, self.pace.retry_max)
-        } else {
-            self.random(self.pace.interval, self.pace.retry_min)
+    /// A round of questions is over, and perhaps an election has begun.
+    pub(super) fn stood(&mut self, shard: u32, tried: Tried, now: Instant) {
+        let soon = self.random(self.pace.interval, self.pace.retry_min);
+        let later = self.random(self.pace.retry_min, self.pace.retry_max);
+        let Some(local) = self.shards.get_mut(&shard) else {
+            return;
         };
-        if let Some(local) = self.shards.get_mut(&shard) {
-            local.stands = false;
-            if let Some(vacancy) = &mut local.vacancy {
-                vacancy.stand_at = vacancy.stand_at.max(now + wait);
-            }
+        local.stands = false;
+        if let Some(vacancy) = &mut local.vacancy {
+            vacancy.refusals += usize::from(tried == Tried::Refused);
+            let wait = match tried {
+                Tried::Unheard => soon,
+                Tried::Refused if vacancy.refusals <= SOON_REFUSALS_MAX => soon,
+                Tried::Refused | Tried::Election => later,
+            };
+            vacancy.stand_at = vacancy.stand_at.max(now + wait);
         }
     }
 }

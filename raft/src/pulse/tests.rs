@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::Pace;
 use super::state::{Standing, State, View};
+use crate::election::Tried;
 
 const PACE: Pace = Pace {
     interval: Duration::from_millis(200),
@@ -153,6 +154,42 @@ fn when_the_leader_falls_silent_one_follower_stands_well_before_the_other() {
     }
 }
 
+/// How long a node whose leader is gone waits after each of some tries that end alike, and then after one that this
+/// node's peer hastens.
+fn waits(tried: Tried) -> (Vec<Duration>, Duration) {
+    let mut nodes = Nodes::led_by(1, 4);
+    nodes.pass(PACE.lease, &[2, 3]);
+    let next = |nodes: &mut Nodes| {
+        let begun = nodes.now;
+        while !nodes.is_due(2) {
+            nodes.pass(PACE.interval / 2, &[2, 3]);
+        }
+        let waited = nodes.now - begun;
+        let now = nodes.now;
+        nodes.at(2).stood(SHARD, tried, now);
+        waited
+    };
+    next(&mut nodes);
+    let waits = (0..4).map(|_| next(&mut nodes)).collect();
+    let now = nodes.now;
+    nodes.at(2).hasten(SHARD, now);
+    (waits, next(&mut nodes))
+}
+
+#[test]
+fn who_is_refused_asks_again_soon_but_not_for_ever() {
+    let soon = |wait: &Duration| *wait <= PACE.retry_min + PACE.interval / 2;
+    let later = |wait: &Duration| *wait >= PACE.retry_min;
+    let (waits_refused, hastened) = waits(Tried::Refused);
+    assert!(waits_refused[..2].iter().all(soon), "{waits_refused:?}");
+    assert!(waits_refused[2..].iter().all(later), "{waits_refused:?}");
+    assert_eq!(hastened, Duration::ZERO);
+    let (waits_elected, _) = waits(Tried::Election);
+    assert!(waits_elected.iter().all(later), "{waits_elected:?}");
+    let (waits_unheard, _) = waits(Tried::Unheard);
+    assert!(waits_unheard.iter().all(soon), "{waits_unheard:?}");
+}
+
 #[test]
 fn a_leader_without_a_majority_does_not_lead_and_is_not_vouched_for() {
     let mut nodes = Nodes::led_by(1, 4);
@@ -181,9 +218,25 @@ fn a_leader_that_was_restarted_is_no_leader() {
     for node in 1..=3 {
         assert!(!nodes.standing(node).has_leader && !nodes.would_depose(node, 2));
     }
-    // At once: nobody waits for the lease.
-    nodes.pass(PACE.interval * 3, &[1, 2, 3]);
-    assert!(nodes.is_due(2) || nodes.is_due(3));
+    // At once: nobody waits for the lease. And if the first cannot win, the second stands soon after: they have not
+    // just come up, nor does anybody wait for who has.
+    let begun = nodes.now;
+    let mut stood = BTreeMap::new();
+    while stood.len() < 2 {
+        nodes.pass(PACE.interval / 2, &[1, 2, 3]);
+        let after = nodes.now - begun;
+        let due: Vec<u64> = [2, 3]
+            .into_iter()
+            .filter(|node| nodes.is_due(*node))
+            .collect();
+        stood.extend(due.into_iter().map(|node| (node, after)));
+        assert!(after < PACE.lease, "{stood:?}");
+    }
+    let first = stood.values().min();
+    assert!(
+        first.is_some_and(|first| *first <= PACE.interval),
+        "{stood:?}"
+    );
 }
 
 #[test]

@@ -37,7 +37,10 @@ pub struct Goals {
 pub struct Limits {
     /// Moves in the cluster. Default 32.
     pub moves_max: usize,
-    /// Moves that one node takes part in, as the receiver or as the leader that sends. Default 2.
+    /// Moves that one node takes part in, as the receiver or as the leader that sends. Default 1: whatever is moved
+    /// costs the node that sends and the one that receives CPU that clients feel. Measured while three nodes on two
+    /// cores grew to five at half of their capacity, p99 of sends was 1.6 to 7.3 times the quiet one with two, 2.2
+    /// with one.
     pub node_moves_max: usize,
     /// Replicas that a node may hold. Default 512.
     pub node_replicas_max: usize,
@@ -77,7 +80,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             moves_max: 32,
-            node_moves_max: 2,
+            node_moves_max: 1,
             node_replicas_max: 512,
             transfers_max: 16,
             shards_per_transfer: 64,

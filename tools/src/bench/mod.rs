@@ -21,6 +21,7 @@ use clap::{Parser, Subcommand};
 
 use crate::output::OutputArgs;
 use phases::CourseArgs;
+use restart::RestartArgs;
 
 /// Load a mailbox cluster and measure it.
 ///
@@ -54,9 +55,9 @@ enum Command {
     ///
     /// A closed loop fills the cluster for --fill seconds. Then an open loop runs through to the end: a calm
     /// phase; each node is stopped as an operator would (SIGTERM) and started again, the next one when it has
-    /// caught up; kill -9 of the node that leads most shards; kill -9 of all nodes at once. At the end both
+    /// caught up; kill -9 of the node that leads most shards, --kills times; kill -9 of all nodes at once. At the end both
     /// mailboxes of every send are read. The exit status is 1 if a send failed, or if one is missing, doubled or in another order.
-    Restart(Box<CourseArgs>),
+    Restart(Box<RestartArgs>),
 }
 
 /// Runs `mailbox-bench` with the process's arguments.

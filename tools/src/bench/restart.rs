@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use clap::{Args, value_parser};
 use futures_util::future::try_join_all;
 use mailbox_client::Client;
 use mailbox_client::v1::StateHashRequest;
@@ -17,8 +18,13 @@ use crate::output::grouped;
 
 /// How long a node may take to stop, and to serve again.
 const NODE_WITHIN: Duration = Duration::from_secs(60);
-/// A node is down for so long after a kill.
-const DOWN: Duration = Duration::from_secs(1);
+/// How long a killed leader is down: shorter than it takes the others to find out by its silence, as where a supervisor
+/// starts it again; about as long; longer.
+const DOWN: [Duration; 3] = [
+    Duration::from_secs(1),
+    Duration::from_millis(100),
+    Duration::from_secs(3),
+];
 /// A replica that is so near to its leader has caught up, in entries.
 const LAG_MAX: u64 = 1_000;
 /// What a node with a full memtable has that is in no file: a spawned one begins its flush at 47 MB.
@@ -27,6 +33,16 @@ const FULL: u64 = 43_000_000;
 const FULL_WITHIN: Duration = Duration::from_secs(60);
 /// Between two looks at them.
 const LOOK: Duration = Duration::from_millis(50);
+
+/// What to do.
+#[derive(Debug, Args)]
+pub(super) struct RestartArgs {
+    #[command(flatten)]
+    course: CourseArgs,
+    /// How often the leader of most shards is killed; it is started again after 1, 0.1 and 3 seconds in turn
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = value_parser!(u32).range(1..=1000), help_heading = "Load")]
+    kills: u32,
+}
 
 /// One run. README.md says how each figure is measured.
 #[derive(Debug, Clone, Serialize)]
@@ -63,18 +79,21 @@ impl Report {
     }
 }
 
-pub(super) async fn run(args: &CourseArgs) -> anyhow::Result<Report> {
-    args.require_three()?;
-    let spawned = Spawned::start(&args.spawn, 3, false).await?;
+pub(super) async fn run(args: &RestartArgs) -> anyhow::Result<Report> {
+    let course = &args.course;
+    course.require_three()?;
+    let spawned = Spawned::start(&course.spawn, 3, false).await?;
     let client = spawned.cluster.client().await?;
-    let mut phases = Phases::start(&client, &args.load).await?;
+    let mut phases = Phases::start(&client, &course.load).await?;
     phases.calm("calm").await?;
     phases.enter("rolling").await?;
     restart_each(&spawned, &client).await?;
     phases.calm("after it").await?;
-    phases.enter("kill leader").await?;
-    kill_leader(&spawned, &client).await?;
-    phases.calm("after it").await?;
+    for down in DOWN.iter().cycle().take(args.kills as usize) {
+        phases.enter("kill leader").await?;
+        kill_leader(&spawned, &client, *down).await?;
+        phases.calm("after it").await?;
+    }
     phases.enter("fill").await?;
     wait_full(&spawned, &client).await?;
     phases.enter("kill all").await?;
@@ -110,7 +129,7 @@ async fn restart_each(spawned: &Spawned, client: &Client) -> anyhow::Result<()> 
     Ok(())
 }
 
-async fn kill_leader(spawned: &Spawned, client: &Client) -> anyhow::Result<()> {
+async fn kill_leader(spawned: &Spawned, client: &Client, down: Duration) -> anyhow::Result<()> {
     let mut most = None;
     for node in spawned.cluster.nodes() {
         let status = client.status(Some(node.address())).await?;
@@ -122,8 +141,8 @@ async fn kill_leader(spawned: &Spawned, client: &Client) -> anyhow::Result<()> {
     let node = nodes.iter().find(|node| node.id() == id);
     let node = node.context("it is one of them")?;
     node.kill()?;
-    eprintln!("killed node {id}, which led {leads} shards");
-    tokio::time::sleep(DOWN).await;
+    eprintln!("killed node {id}, which led {leads} shards; it is down for {down:?}");
+    tokio::time::sleep(down).await;
     node.start()?;
     spawned.cluster.wait_ready(NODE_WITHIN).await?;
     rest::wait_caught_up(client, id, LAG_MAX, NODE_WITHIN).await
