@@ -14,6 +14,7 @@ use mailbox_api::peer::control_request::Request as Ask;
 use mailbox_api::peer::control_response::Response as Answer;
 use openraft::error::Fatal;
 use openraft::raft::VoteRequest;
+use tokio::time::Instant;
 
 use crate::ballot::Ballot;
 use crate::peer_link::Link;
@@ -40,6 +41,16 @@ pub(crate) enum Tried {
     Unheard,
 }
 
+/// How long the voters have to answer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// Until a majority has answered.
+    pub(crate) majority: Duration,
+    /// The others, from then on: one that was just started may accept a call long before it answers, and this node
+    /// could ask again meanwhile.
+    pub(crate) others: Duration,
+}
+
 /// Asks the voters, and begins an election if a majority of each set would vote for this node, and this node has
 /// promised nothing else.
 pub(crate) async fn stand(
@@ -48,7 +59,7 @@ pub(crate) async fn stand(
     peers: &Peers,
     shard: u32,
     voters: &[BTreeSet<u64>],
-    timeout: Duration,
+    patience: Patience,
 ) -> Tried {
     let Ok((vote, last)) = position(raft).await else {
         return Tried::Unheard;
@@ -60,14 +71,22 @@ pub(crate) async fn stand(
     let mut answers: FuturesUnordered<_> = others
         .into_iter()
         .filter(|node| *node != own)
-        .map(|node| would_vote(node, peers.link(node), call, timeout))
+        .map(|node| would_vote(node, peers.link(node), call, patience.majority))
         .collect();
     let (mut heard, mut granted) = (BTreeSet::from([own]), BTreeSet::from([own]));
+    let mut until = None;
     while !is_quorum(voters, |node| granted.contains(&node)) {
-        let Some((node, answer)) = answers.next().await else {
-            return match is_quorum(voters, |node| heard.contains(&node)) {
-                true => Tried::Refused,
-                false => Tried::Unheard,
+        if until.is_none() && is_quorum(voters, |node| heard.contains(&node)) {
+            until = Some(Instant::now() + patience.others);
+        }
+        let next = match until {
+            Some(until) => tokio::time::timeout_at(until, answers.next()).await,
+            None => Ok(answers.next().await),
+        };
+        let Ok(Some((node, answer))) = next else {
+            return match until {
+                Some(_) => Tried::Refused,
+                None => Tried::Unheard,
             };
         };
         if let Some(grants) = answer {
@@ -104,29 +123,18 @@ async fn would_vote(
     }
 }
 
-/// An answer to a pre-vote.
-pub(crate) struct PreVote {
-    pub(crate) reply: peer::VoteReply,
-    /// All that speaks against the candidate is that this replica's log has more: this one could win.
-    pub(crate) could_win: bool,
-}
-
 /// Answers a pre-vote: changes nothing. `refuse` because the shard has a leader.
 pub(crate) async fn answer_pre_vote(
     raft: &Raft,
     request: &VoteRequest<TypeConfig>,
     refuse: bool,
-) -> Result<PreVote, Fatal<TypeConfig>> {
+) -> Result<peer::VoteReply, Fatal<TypeConfig>> {
     let (vote, last) = position(raft).await?;
     // The term is not looked at: one that is too small is found out by the vote itself, which brings it up.
-    let has_more = last > request.last_log_id;
-    let reply = peer::VoteReply {
+    let granted = !refuse && request.last_log_id >= last;
+    Ok(peer::VoteReply {
         vote: Some(wire::vote_out(&vote)),
-        granted: !refuse && !has_more,
+        granted,
         last: last.map(wire::log_id_out),
-    };
-    Ok(PreVote {
-        reply,
-        could_win: !refuse && has_more,
     })
 }

@@ -261,9 +261,9 @@ impl Core {
         let turn = ballot.turn().await;
         let barred = turn.bars(candidate, term, transfer);
         if barred || (!transfer && self.pulse.would_depose(shard, candidate)) {
-            let answer = election::answer_pre_vote(&raft, &request, true).await;
-            let answer = answer.map_err(|error| Status::unavailable(error.to_string()))?;
-            return Ok(answer.reply);
+            return election::answer_pre_vote(&raft, &request, true)
+                .await
+                .map_err(|error| Status::unavailable(error.to_string()));
         }
         request.leadership_transfer = true;
         let response = raft.vote(request).await;
@@ -312,13 +312,8 @@ impl Core {
                 let (candidate, term) = (leader.voted_for, leader.term);
                 let barred = ballot.turn().await.bars(candidate, term, false);
                 let refuse = barred || self.pulse.would_depose(shard, candidate);
-                let answer = election::answer_pre_vote(&raft, &request, refuse).await;
-                let answer = answer.map_err(|error| fatal(&error))?;
-                if answer.could_win {
-                    // Were it to wait for its turn, nobody would lead until then.
-                    self.pulse.hasten(shard);
-                }
-                Answer::Vote(answer.reply)
+                let reply = election::answer_pre_vote(&raft, &request, refuse).await;
+                Answer::Vote(reply.map_err(|error| fatal(&error))?)
             }
             Ask::Heartbeat(call) => Answer::Heartbeat(self.heartbeat(call).await?),
             Ask::Transfer(call) => {

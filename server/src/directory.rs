@@ -88,7 +88,7 @@ impl Core {
         match user {
             user_ref::User::Id(id) => Ok(UserId(*id)),
             user_ref::User::Handle(handle) => {
-                if let Some(user) = self.known(handle)? {
+                if let Some(user) = self.known(handle).unwrap_or_else(unreadable) {
                     return Ok(user);
                 }
                 let (id, _) = self
@@ -151,7 +151,7 @@ impl Core {
     async fn find(&self, user: &user_ref::User) -> Result<(UserId, String), CallError> {
         let shard = self.shard_of_ref(user);
         if let Some(replica) = self.node.shard(shard) {
-            if let Some(found) = find_here(&replica, user)? {
+            if let Some(found) = find_here(&replica, user).unwrap_or_else(unreadable) {
                 return Ok(found);
             }
             if let Leadership::Leader { .. } = replica.leadership() {
@@ -215,8 +215,8 @@ impl Core {
     pub(crate) async fn groups_of(&self, user: UserId) -> Result<Vec<GroupId>, CallError> {
         let shard = self.shard_of_user(user);
         if let Some(replica) = self.node.shard(shard) {
-            let groups = held_here(replica.engine().groups_of(user))?;
-            if let Some(groups) = groups {
+            let groups = held_here(replica.engine().groups_of(user));
+            if let Some(groups) = groups.unwrap_or_else(unreadable) {
                 return Ok(groups.into_iter().map(|listed| listed.group).collect());
             }
         }
@@ -258,11 +258,13 @@ impl Core {
         let mut pause = ARRIVAL_LOOK_MIN;
         loop {
             let shard = made.shard(self);
-            let there = match self.node.shard(shard) {
-                Some(replica) if held_here(made.is_in(replica.engine()))? == Some(true) => true,
+            let replica = self.node.shard(shard);
+            let here = replica.map(|replica| held_here(made.is_in(replica.engine())));
+            let there = match here {
+                Some(Ok(Some(true))) => true,
                 // It may be far behind, or hold nothing yet.
-                Some(_) if pause < ARRIVAL_LOOK_MAX => false,
-                Some(_) | None => self.is_at_leader(shard, made).await,
+                Some(Ok(_)) if pause < ARRIVAL_LOOK_MAX => false,
+                Some(Ok(_) | Err(_)) | None => self.is_at_leader(shard, made).await,
             };
             if there {
                 return Ok(());
@@ -401,6 +403,12 @@ fn held_here<T>(said: Result<T, mailbox_engine::Error>) -> Result<Option<T>, Cal
     }
 }
 
+/// A row that cannot be read here is whole on other nodes: the leader is asked. If this node leads, it refuses then.
+fn unreadable<T>(error: CallError) -> Option<T> {
+    tracing::warn!(%error, "a user cannot be looked up here");
+    None
+}
+
 /// A shard that could not be asked is not the one that the caller called: its leader is no hint for the call.
 fn elsewhere(user: &user_ref::User, error: CallError) -> CallError {
     if !error.is_retryable() {
@@ -414,7 +422,7 @@ fn elsewhere(user: &user_ref::User, error: CallError) -> CallError {
 }
 
 /// An unknown handle or id, in words.
-pub(crate) fn unknown_user(user: &user_ref::User) -> CallError {
+fn unknown_user(user: &user_ref::User) -> CallError {
     let message = format!("there is no {}", name(user));
     CallError::new(ErrorCode::UnknownUser, message)
 }

@@ -16,7 +16,9 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
 use mailbox_api::CallError;
 use mailbox_api::v1::submit_result::Result as Outcome;
-use mailbox_api::v1::{SendResponse, SubmitRequest, SubmitResponse, SubmitResult, user_ref};
+use mailbox_api::v1::{
+    ErrorCode, SendResponse, SubmitRequest, SubmitResponse, SubmitResult, user_ref,
+};
 use mailbox_engine::{Command, Reply, UserId};
 use mailbox_raft::Shard;
 use tokio::sync::mpsc;
@@ -26,7 +28,6 @@ use tracing::Instrument as _;
 
 use crate::convert::{self, CheckedSend, Destination};
 use crate::core::{Actor, Core};
-use crate::directory::unknown_user;
 use crate::shard_map::ShardMap;
 use crate::status;
 
@@ -222,7 +223,11 @@ impl Frame<'_> {
             user_ref::User::Id(id) => Ok(UserId(*id)),
             user_ref::User::Handle(handle) => match self.users.get(handle) {
                 Some(asked) => asked.clone(),
-                None => self.core.known(handle)?.ok_or_else(|| unknown_user(user)),
+                // It was known when the frame came, and has left the cache since, or the node its slot.
+                None => self.core.known(handle)?.ok_or_else(|| {
+                    let message = format!("handle {handle:?} is looked up again: repeat the send");
+                    CallError::new(ErrorCode::Retry, message)
+                }),
             },
         }
     }

@@ -14,7 +14,8 @@
 //! - A follower's shard has a leader while the leader's node was heard within the lease (`election_max_ms`) in the
 //!   same process (`boot`), and vouches for the shard in the follower's own term. Else it is *vacant*: the
 //!   survivors stand for election one after the other, in an order that depends on the shard (see
-//!   `election.rs`), so that a dead node's shards are spread and rarely contested.
+//!   `State::turn`), so that a dead node's shards are spread and rarely contested. Of a leader that was started
+//!   again the first pulse says that.
 //! - A replica refuses its vote while its shard has a leader (`peer_service.rs`). openraft's lease is made long
 //!   and stands for nothing.
 //! - A leader leads only while a majority of its voters has answered a pulse sent within the lease, none of them
@@ -59,7 +60,8 @@ pub(crate) struct Pace {
     pub(crate) interval: Duration,
     /// A node that was not heard for so long is gone; an answer to what was sent longer ago is none.
     pub(crate) lease: Duration,
-    /// Shortest and longest wait before standing (again) for a shard whose last try led nowhere.
+    /// Shortest and longest wait before standing again for a shard where the last election led nowhere, or where others
+    /// go on refusing (see [`State::stood`]).
     pub(crate) retry_min: Duration,
     pub(crate) retry_max: Duration,
 }
@@ -192,7 +194,7 @@ impl Pulse {
 
     /// Waits until what the replica has promised to the leader that is gone is over, and what the other voters
     /// have, who were asked at about the same time: the first try would come to nothing, and cost the pause before
-    /// the next.
+    /// the next. Turns count from then: whose turn comes while they have promised would all stand at once.
     async fn outwait_promise(&self, shard: u32, own: u64) {
         let Some((_, ballot)) = self.elector(shard) else {
             return;
@@ -200,7 +202,8 @@ impl Pulse {
         let now = Instant::now();
         let until = ballot.promised_until(own).await;
         if let Some(until) = until.filter(|until| now < *until) {
-            tokio::time::sleep_until((until + self.pace.interval / 4).into()).await;
+            let turn = self.state.lock().turn_of(shard);
+            tokio::time::sleep_until((until + self.pace.interval / 4 + turn).into()).await;
         }
     }
 

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use super::{Pulse, QUIET};
-use crate::election::{self, Tried};
+use crate::election::{self, Patience, Tried};
 use crate::peers::Peers;
 
 /// Unanswered pulses to one peer: a peer that is slower is as good as silent.
@@ -146,7 +146,10 @@ impl Beat {
                 let _room = room.acquire().await;
                 let tried = match pulse.elector(shard) {
                     Some((raft, ballot)) => {
-                        let patience = pulse.pace.lease;
+                        let patience = Patience {
+                            majority: pulse.pace.lease,
+                            others: pulse.pace.interval,
+                        };
                         election::stand(&raft, &ballot, &peers, shard, &voters, patience).await
                     }
                     None => Tried::Unheard,

@@ -9,8 +9,8 @@ use super::known_peer::Peer;
 use super::{Pace, is_quorum};
 use crate::election::Tried;
 
-/// So many refusals are taken for those of a voter that has not yet noticed what this one has, or that is about to
-/// stand itself: this node asks again soon. Who goes on asking for what it is refused does so seldom.
+/// So many refusals are taken for those of a voter that has not yet noticed what this one has: this node asks again
+/// before that one's own turn. Who goes on asking for what it is refused does so seldom.
 const SOON_REFUSALS_MAX: usize = 2;
 
 /// What openraft says of one replica here.
@@ -52,6 +52,8 @@ struct Vacancy {
     since: Instant,
     /// When this node stands for election, unless it learns of a leader before.
     stand_at: Instant,
+    /// How long it waits for others to stand before it.
+    turn: Duration,
     /// How often others would not vote for it.
     refusals: usize,
 }
@@ -328,6 +330,7 @@ impl State {
                 gone,
                 since: now,
                 stand_at: now + wait,
+                turn: wait,
                 refusals: 0,
             });
         }
@@ -536,6 +539,13 @@ impl State {
         }
     }
 
+    /// How long after the moment from which anybody could win this node stands.
+    pub(super) fn turn_of(&self, shard: u32) -> Duration {
+        let local = self.shards.get(&shard);
+        let vacancy = local.and_then(|local| local.vacancy.as_ref());
+        vacancy.map_or(Duration::ZERO, |vacancy| vacancy.turn)
+    }
+
     /// If the shard has no leader, this node waits for its turn no longer.
     pub(super) fn hasten(&mut self, shard: u32, now: Instant) {
         let local = self.shards.get_mut(&shard);
@@ -570,6 +580,7 @@ impl State {
 
     /// A round of questions is over, and perhaps an election has begun.
     pub(super) fn stood(&mut self, shard: u32, tried: Tried, now: Instant) {
+        let at_once = self.random(self.pace.interval / 2, self.pace.interval);
         let soon = self.random(self.pace.interval, self.pace.retry_min);
         let later = self.random(self.pace.retry_min, self.pace.retry_max);
         let Some(local) = self.shards.get_mut(&shard) else {
@@ -580,7 +591,7 @@ impl State {
             vacancy.refusals += usize::from(tried == Tried::Refused);
             let wait = match tried {
                 Tried::Unheard => soon,
-                Tried::Refused if vacancy.refusals <= SOON_REFUSALS_MAX => soon,
+                Tried::Refused if vacancy.refusals <= SOON_REFUSALS_MAX => at_once,
                 Tried::Refused | Tried::Election => later,
             };
             vacancy.stand_at = vacancy.stand_at.max(now + wait);

@@ -17,7 +17,9 @@ use crate::step::Step;
 pub fn plan(state: &State, goals: &Goals) -> Vec<Step> {
     let mut draft = Draft::new(state, goals);
     progress::advance(&mut draft);
+    draft.node_moves_max = goals.limits.repair_moves_max();
     repair::restore(&mut draft);
+    draft.node_moves_max = goals.limits.node_moves_max;
     repair::drain(&mut draft);
     balance::spread(&mut draft);
     balance::even(&mut draft);
@@ -34,6 +36,8 @@ pub(crate) struct Draft<'a> {
     /// By place in the state's shards: nothing more is planned for this one.
     pub(crate) settled: Vec<bool>,
     transfers: usize,
+    /// Moves that a node may take part in, for what is planned now.
+    node_moves_max: usize,
     /// Moves that were under way before this plan.
     moves_begun: usize,
 }
@@ -54,6 +58,7 @@ impl<'a> Draft<'a> {
             steps: Vec::new(),
             settled,
             transfers: 0,
+            node_moves_max: goals.limits.node_moves_max,
         }
     }
 
@@ -178,14 +183,13 @@ impl<'a> Draft<'a> {
     /// The cluster and the leader that would send have room for a move more.
     pub(crate) fn can_send(&self, leader: Place) -> bool {
         let limits = &self.goals.limits;
-        self.fleet.moves < limits.moves_max
-            && self.fleet.nodes[leader].moves < limits.node_moves_max
+        self.fleet.moves < limits.moves_max && self.fleet.nodes[leader].moves < self.node_moves_max
     }
 
     /// A node may take a replica of the shard now.
     pub(crate) fn can_receive(&self, shard: &Shard, place: Place) -> bool {
         let node = &self.fleet.nodes[place];
-        node.moves < self.goals.limits.node_moves_max
+        node.moves < self.node_moves_max
             && self.is_target(place)
             && shard.replica(node.id).is_none()
     }

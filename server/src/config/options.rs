@@ -473,8 +473,8 @@ pub const OPTIONS: &[OptionFacts] = &[
         "placement.node_moves_max",
         (1, 100),
         "moves",
-        "Moves that one node takes part in at once, as the one that sends or receives. More is \
-         faster, and those who chat meanwhile feel it more.",
+        "Moves that one node takes part in at once, as the one that sends or receives; two at \
+         least where voters are lost or missing. More is faster, and those who chat meanwhile feel it more.",
     ),
     number(
         "placement.node_replicas_max",

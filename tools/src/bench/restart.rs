@@ -18,8 +18,8 @@ use crate::output::grouped;
 
 /// How long a node may take to stop, and to serve again.
 const NODE_WITHIN: Duration = Duration::from_secs(60);
-/// How long a killed leader is down: shorter than it takes the others to find out by its silence, as where a supervisor
-/// starts it again; about as long; longer.
+/// How long a killed leader is down: about as long as it takes the others to find out by its silence; shorter, as where
+/// a supervisor starts it again; longer.
 const DOWN: [Duration; 3] = [
     Duration::from_secs(1),
     Duration::from_millis(100),

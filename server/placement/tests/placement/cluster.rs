@@ -398,7 +398,7 @@ fn assert_promises(state: &State, goals: &Goals, steps: &[Step]) {
     for (node, more) in receiving {
         let now = learning.get(&node).copied().unwrap_or(0);
         assert!(
-            now + more <= goals.limits.node_moves_max,
+            now + more <= goals.limits.repair_moves_max(),
             "node {node} gets {more} more than {now}"
         );
     }
