@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mailbox_api::v1::MembershipRequest;
-use mailbox_engine::{ShardId, Standing};
+use mailbox_engine::{MapShard, ShardId, SlotId, Standing};
 use tonic::Request;
 
 use super::View;
@@ -111,19 +111,22 @@ async fn follow(core: &Core, view: &View, awaited: &mut BTreeMap<ShardId, Instan
 /// A replica here that is to stay still serves slots which the map gives to the shard: it has not come to their
 /// leaving yet.
 fn will_split_off(core: &Core, view: &View, shard: ShardId) -> bool {
-    let Some(row) = view.cluster.shards.get(&shard) else {
-        return false;
-    };
     let stays = |held: &ShardId| {
         let row = view.cluster.shards.get(held);
         row.is_some_and(|row| row.replica(core.node_id).is_some())
     };
+    let row = view.cluster.shards.get(&shard);
     let held = core.node.shards();
     let mut held = held.iter().filter(|held| stays(&held.id()));
-    held.any(|held| {
-        let mut spans = row.slots.iter();
-        spans.any(|(first, _)| held.engine().serves(*first))
+    row.is_some_and(|row| {
+        held.any(|held| has_slots_of(row, held.id(), |slot| held.engine().serves(slot)))
     })
+}
+
+/// Whether a replica that is here has what a split gives to the shard of `row`.
+fn has_slots_of(row: &MapShard, held: ShardId, serves: impl Fn(SlotId) -> bool) -> bool {
+    // The meta shard's own rows are in a slot that the map gives to another: it has none to give away.
+    held != ShardId::META && row.slots.iter().any(|(first, _)| serves(*first))
 }
 
 /// All nodes that may be talked to.
@@ -187,4 +190,24 @@ async fn is_no_member(core: &Core, view: &View, shard: ShardId) -> bool {
         }
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_split_is_waited_for_only_where_its_slots_are_and_those_of_the_meta_shard_are_its_own() {
+        let row = |first, last| MapShard {
+            epoch: 1,
+            slots: vec![(SlotId(first), SlotId(last))],
+            replicas: Vec::new(),
+        };
+        let serves_first_four = |slot: SlotId| slot.0 < 4;
+        let is_waited_for =
+            |row: &MapShard, held: u32| has_slots_of(row, ShardId(held), serves_first_four);
+        assert!(is_waited_for(&row(2, 3), 1));
+        assert!(!is_waited_for(&row(4, 7), 1));
+        assert!(!is_waited_for(&row(0, 3), ShardId::META.0));
+    }
 }
