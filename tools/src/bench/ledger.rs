@@ -21,13 +21,25 @@ use crate::output::grouped;
 /// Mailboxes that are read at once.
 const READS: usize = 32;
 
+/// Parts of the ledger. A map that grows is filled anew while whoever adds to it waits: with one of millions of sends
+/// that took half a second, and passed for a stall of the servers.
+const PARTS: usize = 1024;
+
 /// A `client_msg_id`.
 type Id = [u8; 16];
 
 /// The sends of a run.
-#[derive(Default)]
 pub(super) struct Ledger {
-    sends: Mutex<Sends>,
+    /// By the last bits of the id, which are random.
+    parts: Vec<Mutex<HashMap<Id, Sent>>>,
+}
+
+impl Default for Ledger {
+    fn default() -> Self {
+        Self {
+            parts: (0..PARTS).map(|_| Mutex::default()).collect(),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -95,13 +107,12 @@ impl Courier {
             to,
             seq: None,
         };
-        self.ledger.sends.lock().all.insert(id, sent);
+        self.ledger.enter(id, sent);
         async move {
             match client.send(request).await {
                 Ok(answer) => {
                     let seq = Some(answer.seq);
-                    let acked = Sent { seq, ..sent };
-                    ledger.sends.lock().all.insert(id, acked);
+                    ledger.enter(id, Sent { seq, ..sent });
                     true
                 }
                 Err(error) => {
@@ -136,12 +147,29 @@ impl Courier {
 }
 
 impl Ledger {
+    fn enter(&self, id: Id, sent: Sent) {
+        let [.., high, low] = id;
+        let part = usize::from(u16::from_be_bytes([high, low])) % PARTS;
+        self.parts[part].lock().insert(id, sent);
+    }
+
+    /// All that was entered; the ledger is empty afterwards.
+    fn take(&self) -> Sends {
+        let parts = self.parts.iter();
+        let parts: Vec<HashMap<Id, Sent>> = parts
+            .map(|part| std::mem::take(&mut *part.lock()))
+            .collect();
+        let mut all = HashMap::with_capacity(parts.iter().map(HashMap::len).sum());
+        all.extend(parts.into_iter().flatten());
+        Sends { all }
+    }
+
     /// Reads every mailbox whole and compares. What is on its way between shards must have arrived.
     ///
     /// # Errors
     /// A mailbox could not be read.
     pub(super) async fn audit(&self, client: &Client, users: &[u64]) -> anyhow::Result<Audit> {
-        let sends = std::mem::take(&mut *self.sends.lock());
+        let sends = self.take();
         let auditor = Auditor::new(&sends);
         let auditor = Mutex::new(auditor);
         futures_util::stream::iter(users)
@@ -341,6 +369,27 @@ mod tests {
             auditor.take(*owner, &mut 0, &messages.collect::<Vec<_>>());
         }
         auditor.finish()
+    }
+
+    #[test]
+    fn an_ack_takes_the_place_of_its_send_and_none_is_left_behind() {
+        let ledger = Ledger::default();
+        let id = |number: u16| {
+            let mut id = [0; 16];
+            id[14..].copy_from_slice(&number.to_be_bytes());
+            id
+        };
+        for number in 0..3000 {
+            for seq in [None, Some(u64::from(number))] {
+                let (from, to) = (ALICE, BOB);
+                ledger.enter(id(number), Sent { from, to, seq });
+            }
+        }
+        let sends = ledger.take();
+        assert_eq!(sends.all.len(), 3000);
+        let acked = |number: u16| sends.all[&id(number)].seq == Some(u64::from(number));
+        assert!((0..3000).all(acked));
+        assert!(ledger.take().all.is_empty());
     }
 
     #[test]
