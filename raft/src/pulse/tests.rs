@@ -154,8 +154,7 @@ fn when_the_leader_falls_silent_one_follower_stands_well_before_the_other() {
     }
 }
 
-/// How long a node whose leader is gone waits after each of some tries that end alike, and then after one that this
-/// node's peer hastens.
+/// How long a node whose leader is gone waits after each of some tries that end alike, and then when it is hastened.
 fn waits(tried: Tried) -> (Vec<Duration>, Duration) {
     let mut nodes = Nodes::led_by(1, 4);
     nodes.pass(PACE.lease, &[2, 3]);

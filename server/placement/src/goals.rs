@@ -39,8 +39,8 @@ pub struct Limits {
     pub moves_max: usize,
     /// Moves that one node takes part in, as the receiver or as the leader that sends. Default 1: what is moved costs
     /// both CPU that clients feel. Measured while three nodes on two cores grew to five and shrank to three others at
-    /// half of their capacity, p99 of sends was 2.2 and 2.1 times the quiet one with one; with two 7.3 and 2.4 in the
-    /// next run, 1.6 to 2.6 and 2.9 to 6.9 in three earlier ones. Two at least where voters are lost or missing, see
+    /// half of their capacity, p99 of sends was 2.3 to 2.9 and 1.7 to 2.1 times the quiet one in three runs with one;
+    /// with two 1.6 to 7.3 and 2.4 to 6.9 in four earlier ones. Two at least where voters are lost or missing, see
     /// [`Limits::repair_moves_max`].
     pub node_moves_max: usize,
     /// Replicas that a node may hold. Default 512.
