@@ -9,6 +9,7 @@
 //! begins with `unacked()`, whoever loses one forgets. Two nodes may relay the same outbox for a
 //! moment; the destination's mark makes that harmless.
 
+mod delayed;
 mod destination;
 mod link;
 mod outgoing;
@@ -104,9 +105,10 @@ impl Relay {
     async fn run(mut self, mut inbox: mpsc::Receiver<LinkEvent>, stopping: &CancellationToken) {
         let wake = Arc::clone(&self.wake);
         loop {
-            // One look serves all items of this round.
+            let changed = self.changed.swap(false, Ordering::AcqRel);
+            // One look serves all items of this round. In this order: a map that comes in between is looked at again.
             self.map.view = self.core.maps.now();
-            if self.changed.swap(false, Ordering::AcqRel) {
+            if changed {
                 self.follow_leaderships();
             }
             self.take_outboxes();
@@ -135,7 +137,7 @@ impl Relay {
 
     /// Begins to relay what is led here since, and ends what no longer is.
     fn follow_leaderships(&mut self) {
-        self.outgoing.look_again();
+        self.outgoing.look_again(&self.map);
         self.follow_shards();
         for shard in &self.shards {
             let id = shard.id();

@@ -23,6 +23,7 @@ use mailbox_api::peer::{
 };
 use mailbox_engine::{LaneId, OutboxItem, ShardId};
 
+use super::delayed::{Delayed, Waiting};
 use super::places::{Place, Places, backoff};
 use super::source::{Gap, Room, Run, Source};
 use crate::metrics::LaneMetrics;
@@ -48,14 +49,6 @@ pub(super) struct Effects {
     pub(super) ahead: Vec<(ShardId, LaneId, u64)>,
     /// Shards whose own rows are damaged.
     pub(super) damaged: Vec<ShardId>,
-}
-
-/// A lane of a source in one of its leaderships.
-#[derive(Debug, Clone, Copy)]
-struct Waiting {
-    source: ShardId,
-    generation: u64,
-    lane: LaneId,
 }
 
 #[derive(Debug, Default)]
@@ -87,8 +80,7 @@ pub(super) struct Outgoing {
     sources: HashMap<ShardId, Source>,
     destinations: BTreeMap<ShardId, Destination>,
     in_flight: BTreeMap<u64, InFlight>,
-    /// Lanes that wait for their time.
-    delayed: BTreeMap<(Instant, u64), Waiting>,
+    delayed: Delayed,
     /// By node: frames with the time they went and the number of answers they wait for.
     frames: HashMap<u64, BTreeMap<u64, (Instant, usize)>>,
     last_number: u64,
@@ -102,7 +94,7 @@ impl Outgoing {
             sources: HashMap::new(),
             destinations: BTreeMap::new(),
             in_flight: BTreeMap::new(),
-            delayed: BTreeMap::new(),
+            delayed: Delayed::default(),
             frames: HashMap::new(),
             last_number: 0,
             effects: Effects::default(),
@@ -157,6 +149,7 @@ impl Outgoing {
                     source: shard,
                     generation,
                     lane,
+                    to,
                 });
             }
         }
@@ -169,10 +162,14 @@ impl Outgoing {
         self.effects.acks.remove(&source);
     }
 
-    /// Who leads has changed somewhere: what waits is tried at once.
-    pub(super) fn look_again(&mut self) {
+    /// Who leads has changed somewhere, or where slots are: what waits for a leader is tried at once, and so is what was
+    /// refused where its slot no longer is.
+    pub(super) fn look_again(&mut self, places: &impl Places) {
         for destination in self.destinations.values_mut() {
             (destination.retry_at, destination.redirect) = (None, None);
+        }
+        for waiting in self.delayed.take_moved(places) {
+            self.queue(waiting, places);
         }
     }
 
@@ -521,18 +518,16 @@ impl Outgoing {
         if !source.enqueue(waiting.lane) {
             return;
         }
-        if times == 0 {
+        // The map may have changed while the run was under way.
+        if times == 0 || waiting.has_moved(places) {
             return self.queue(waiting, places);
         }
-        let key = (now + backoff(times), self.number());
-        self.delayed.insert(key, waiting);
+        let number = self.number();
+        self.delayed.insert(now + backoff(times), number, waiting);
     }
 
     fn end_delays(&mut self, now: Instant, places: &impl Places) {
-        while let Some(first) = self.delayed.first_entry()
-            && first.key().0 <= now
-        {
-            let waiting = first.remove();
+        while let Some(waiting) = self.delayed.take_due(now) {
             self.queue(waiting, places);
         }
     }
@@ -541,7 +536,7 @@ impl Outgoing {
     fn queue(&mut self, waiting: Waiting, places: &impl Places) {
         let to = places.shard_of(waiting.lane.destination);
         let destination = self.destinations.entry(to).or_default();
-        destination.ready.push_back(waiting);
+        destination.ready.push_back(Waiting { to, ..waiting });
     }
 
     /// Nobody is known to lead these shards. They are tried again later; but what has moved away from one meanwhile goes
@@ -559,7 +554,7 @@ impl Outgoing {
 
     /// When something is due that no answer and no new item will bring about.
     pub(super) fn deadline(&self, now: Instant) -> Option<Instant> {
-        let delayed = self.delayed.keys().next().map(|(at, _)| *at);
+        let delayed = self.delayed.next_at();
         let waiting = self.destinations.values().filter(|it| !it.ready.is_empty());
         let retry = waiting
             .filter_map(|it| it.retry_at)

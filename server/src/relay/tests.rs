@@ -1,11 +1,13 @@
 //! The relay against destinations that lose, repeat and reorder what they get and what they say.
 
+mod refusals;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use mailbox_api::peer::{
-    DeliverFrame, DeliverReply, LaneRun, RunRefusal, Shipment, ShipmentFault, ShipmentReply,
+    DeliverFrame, DeliverReply, LaneRun, Shipment, ShipmentFault, ShipmentReply,
 };
 use mailbox_api::v1::ErrorCode;
 use mailbox_engine::{Item, LaneId, OutboxItem, ShardId, SlotId, UserId};
@@ -293,7 +295,7 @@ fn a_shard_without_a_leader_waits_and_is_tried_when_one_is_known() {
     assert!(bench.frames().is_empty());
     bench.places.leaderless.clear();
     assert!(bench.frames().is_empty(), "the pause is not over");
-    bench.outgoing.look_again();
+    bench.outgoing.look_again(&bench.places);
     let frame = bench.frame();
     bench.deliver(&frame);
     assert!(bench.outgoing.is_empty());
@@ -352,29 +354,6 @@ fn a_damaged_row_of_our_own_is_told() {
     };
     bench.outgoing.answered(reply, bench.now, &bench.places);
     assert_eq!(bench.outgoing.take_effects().damaged, [SOURCE]);
-}
-
-#[test]
-fn a_refused_run_waits_and_the_others_go_on() {
-    let mut bench = Bench::new([items(5, 1..=1), items(6, 1..=1)].concat());
-    let frame = bench.frame();
-    let mut reply = bench.shards.take(&frame.shipments[0]);
-    let at = frame.shipments[0]
-        .runs
-        .iter()
-        .position(|run| run.destination == 5);
-    let at = at.expect("it was shipped");
-    reply.marks[at] = 0;
-    reply.refused.push(RunRefusal {
-        run: u32::try_from(at).expect("few"),
-        code: ErrorCode::WrongShard as u32,
-        message: String::new(),
-    });
-    bench.answer(vec![reply]);
-    assert_eq!(bench.acked, BTreeMap::from([(6, 1)]));
-    assert!(bench.frames().is_empty());
-    bench.later(10);
-    assert_eq!(runs(&bench.frame()), [(5, 1, 1)]);
 }
 
 #[test]
