@@ -9,6 +9,7 @@
 //! `gateways.rs` watches over the connection tier.
 
 mod admin_service;
+mod answers;
 mod auth;
 mod auto_splits;
 mod cli;

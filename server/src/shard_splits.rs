@@ -19,8 +19,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt as _;
-use futures_util::stream::FuturesUnordered;
 use mailbox_api::CallError;
 use mailbox_api::v1::{StepSplitRequest, StepSplitResponse};
 use mailbox_engine::{MetaCommand, ShardId, ShardSplit};
@@ -28,6 +26,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
+use crate::answers::of_most;
 use crate::cluster_service::change;
 use crate::cluster_service::split_calls;
 use crate::core::Core;
@@ -48,8 +47,6 @@ const LOOK_UNSERVED: Duration = Duration::from_millis(20);
 const CALL_WAIT: Duration = Duration::from_secs(10);
 /// How long a node may take to say how far it is.
 const ASK_WAIT: Duration = Duration::from_secs(2);
-/// How much longer the others may take once a majority has said so.
-const LAGGARD_WAIT: Duration = Duration::from_millis(100);
 /// Between two tries to have the new shard led.
 const HASTEN_AGAIN: Duration = Duration::from_secs(1);
 /// After so long all is begun anew: whoever was asked may have become another.
@@ -217,6 +214,11 @@ struct Answer {
 }
 
 impl Answer {
+    fn silent(node: u64) -> Self {
+        let said = Err(status::unavailable("no answer yet"));
+        Self { node, said }
+    }
+
     fn runs(&self) -> bool {
         self.said.as_ref().is_ok_and(|said| said.runs)
     }
@@ -316,30 +318,8 @@ impl Carrier<'_> {
 
     /// What the voters say. Once a majority has answered, the others are not waited for much longer.
     async fn ask_all(&self, voters: &[u64], hasten: bool) -> Vec<Answer> {
-        let mut asked: FuturesUnordered<_> =
-            voters.iter().map(|node| self.ask(*node, hasten)).collect();
-        let mut answers = Vec::with_capacity(voters.len());
-        loop {
-            let next = match answers.len() * 2 > voters.len() {
-                false => Ok(asked.next().await),
-                true => tokio::time::timeout(LAGGARD_WAIT, asked.next()).await,
-            };
-            match next {
-                Ok(Some(answer)) => answers.push(answer),
-                Ok(None) => return answers,
-                Err(_) => break,
-            }
-        }
-        let silent: Vec<u64> = voters
-            .iter()
-            .copied()
-            .filter(|node| answers.iter().all(|answer| answer.node != *node))
-            .collect();
-        answers.extend(silent.into_iter().map(|node| Answer {
-            node,
-            said: Err(status::unavailable("no answer yet")),
-        }));
-        answers
+        let asked = voters.iter().map(|node| (*node, self.ask(*node, hasten)));
+        of_most(asked.collect(), Answer::silent).await
     }
 
     async fn ask(&self, node: u64, hasten: bool) -> Answer {

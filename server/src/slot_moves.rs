@@ -35,6 +35,7 @@ use mailbox_engine::{
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
+use crate::answers::of_most;
 use crate::cluster_service::slot_calls::{self, digest_in};
 use crate::cluster_service::{self, change};
 use crate::core::Core;
@@ -202,6 +203,11 @@ struct Answer {
 }
 
 impl Answer {
+    fn silent(node: u64) -> Self {
+        let said = Err(status::unavailable("no answer yet"));
+        Self { node, said }
+    }
+
     fn digest(&self) -> Option<u128> {
         let said = self.said.as_ref().ok()?;
         digest_in(&said.digest)
@@ -327,6 +333,8 @@ impl Carrier<'_> {
         answer.map_err(|status| CallError::from_status(&status))
     }
 
+    /// Has replicas of the destination stage rows. Nobody serves a frozen slot, and what most of them say may be enough:
+    /// the others go on, and are asked again.
     async fn stage_all(
         &self,
         nodes: &[u64],
@@ -342,7 +350,11 @@ impl Carrier<'_> {
             frozen,
             settle: false,
         };
-        Ok(join_all(nodes.iter().map(|node| self.ask(*node, call))).await)
+        if !frozen {
+            return Ok(join_all(nodes.iter().map(|node| self.ask(*node, call))).await);
+        }
+        let asked = nodes.iter().map(|node| (*node, self.ask(*node, call)));
+        Ok(of_most(asked.collect(), Answer::silent).await)
     }
 
     /// Until every voter of the destination has a copy.
