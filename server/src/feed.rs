@@ -1,5 +1,5 @@
 //! `Subscribe`: timelines of one shard from a given seq, then live. The first request names the
-//! shard; the stream is served by its leader and ends with its term.
+//! shard, and may want nothing yet; the stream is served by its leader and ends with its term.
 //!
 //! ```text
 //!              ┌── behind: pages from the store ──┐

@@ -25,18 +25,25 @@ const HEARTBEATS_MISSED_MAX: u32 = 3;
 /// Until a timeline is asked for again whose slot was on the move.
 const PARKED_WAIT: Duration = Duration::from_millis(100);
 
-/// The requests of one stream.
+/// The requests of one stream. There is one at once: a node opens no stream before it knows the shard.
 struct Requests {
     wanted: Arc<Wanted>,
     stream: u64,
     shard: u32,
+    begun: bool,
 }
 
 impl Stream for Requests {
     type Item = SubscribeRequest;
 
-    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let request = std::task::ready!(self.wanted.poll_request(self.stream, context));
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let request = match self.wanted.poll_request(self.stream, context) {
+            // What the stream was begun for is not wanted any more, which is no fault of the node.
+            Poll::Pending if !self.begun => Some(SubscribeRequest::default()),
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(request) => request,
+        };
+        self.begun = true;
         Poll::Ready(request.map(|request| SubscribeRequest {
             shard: self.shard,
             ..request
@@ -165,6 +172,7 @@ impl Follower {
             wanted: Arc::clone(&self.wanted),
             stream,
             shard: self.shard,
+            begun: false,
         };
         let mut mailbox = node.mailbox();
         let opened = mailbox.subscribe(requests);
@@ -254,4 +262,45 @@ fn broken(why: Break, message: &str) -> End {
         error,
         broken: Some(why),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use mailbox_api::v1::TimelineKind;
+
+    use super::*;
+
+    #[test]
+    fn a_stream_names_its_shard_though_nothing_is_wanted_of_it_any_more() {
+        let timeline = Timeline {
+            kind: TimelineKind::Group as i32,
+            owner: 9,
+        };
+        let wanted = Arc::new(Wanted::default());
+        wanted.add(timeline, 1);
+        let mut requests = Requests {
+            stream: wanted.begin_stream(),
+            wanted: Arc::clone(&wanted),
+            shard: 3,
+            begun: false,
+        };
+        let mut next = || {
+            let mut context = Context::from_waker(Waker::noop());
+            Pin::new(&mut requests).poll_next(&mut context)
+        };
+        wanted.remove(&timeline);
+        let empty = SubscribeRequest {
+            shard: 3,
+            ..SubscribeRequest::default()
+        };
+        assert_eq!(next(), Poll::Ready(Some(empty)));
+        assert_eq!(next(), Poll::Pending, "once is enough");
+        wanted.add(timeline, 1);
+        let Poll::Ready(Some(request)) = next() else {
+            panic!("it is wanted again");
+        };
+        assert_eq!((request.shard, request.subscribe.len()), (3, 1));
+    }
 }

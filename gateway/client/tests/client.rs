@@ -5,6 +5,7 @@
 mod fake;
 
 use std::collections::BTreeSet;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -378,6 +379,56 @@ async fn a_timeline_whose_slot_moves_does_not_disturb_the_others() {
     client.send(message_to(&client, 77)).await.unwrap();
     receive(&mut events, 1..2).await;
     assert_eq!(cluster.store.lock().streams, 1);
+}
+
+/// Lets each other task of this thread go on that can.
+async fn turn() {
+    let mut over = false;
+    std::future::poll_fn(|context| {
+        if std::mem::replace(&mut over, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_removed_before_its_stream_has_begun_is_not_held_against_the_node() {
+    const SUBSCRIPTIONS: usize = 8;
+    let cluster = Cluster::start(1);
+    let mut options = cluster.options();
+    options.timeouts.attempt = Duration::from_secs(1);
+    // A stream that is open stays so.
+    options.timeouts.heartbeat = Duration::from_secs(5);
+    let client = Client::connect(options).await.unwrap();
+    client.send(message(&client)).await.unwrap();
+    // Each a little later than the one before: some before their stream says anything, some after.
+    let removing = (0..SUBSCRIPTIONS).map(|turns| {
+        let client = client.clone();
+        tokio::spawn(async move {
+            let (subscription, events) = client.subscribe();
+            subscription.add(group(), 1).unwrap();
+            for _ in 0..turns {
+                turn().await;
+            }
+            subscription.remove(group());
+            (subscription, events)
+        })
+    });
+    let removing: Vec<_> = removing.collect();
+    let mut subscriptions = Vec::new();
+    for removed in removing {
+        subscriptions.push(removed.await.unwrap());
+    }
+    // Longer than a node may take to open a stream.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    for (subscription, events) in &mut subscriptions {
+        subscription.add(group(), 1).unwrap();
+        receive(events, 1..2).await;
+    }
+    assert_eq!(cluster.store.lock().streams, SUBSCRIPTIONS);
 }
 
 #[tokio::test]

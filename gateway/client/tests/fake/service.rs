@@ -136,6 +136,13 @@ impl Service {
     }
 }
 
+/// Subscribes and unsubscribes as a request asks.
+fn change(wanted: &mut Vec<(Timeline, u64)>, request: SubscribeRequest) {
+    wanted.retain(|(timeline, _)| !request.unsubscribe.contains(timeline));
+    let from = request.subscribe.into_iter();
+    wanted.extend(from.map(|from| (from.timeline.unwrap(), from.from_seq)));
+}
+
 /// Where a send's ack says that it is.
 fn home(send: &v1::SendRequest) -> Timeline {
     let sender = send.sender.as_ref().and_then(|sender| sender.user.as_ref());
@@ -212,20 +219,23 @@ impl Mailbox for Service {
         self.admit(&request)?;
         self.store.lock().streams += 1;
         let mut requests = request.into_inner();
+        // As a node does: no stream is opened before its shard is known.
+        let Some(first) = requests.message().await? else {
+            let error = CallError::new(ErrorCode::InvalidArgument, "no request");
+            return Err(error.to_status());
+        };
         let (answers, stream) = mpsc::channel(16);
         let service = self.clone();
         tokio::spawn(async move {
+            let shard = first.shard;
             let mut wanted: Vec<(Timeline, u64)> = Vec::new();
-            let mut shard = 0;
+            change(&mut wanted, first);
             let mut heartbeat = tokio::time::interval(HEARTBEAT / 4);
             loop {
                 tokio::select! {
                     request = requests.message() => {
                         let Ok(Some(request)) = request else { return };
-                        shard = request.shard;
-                        wanted.retain(|(timeline, _)| !request.unsubscribe.contains(timeline));
-                        let from = request.subscribe.into_iter();
-                        wanted.extend(from.map(|from| (from.timeline.unwrap(), from.from_seq)));
+                        change(&mut wanted, request);
                     }
                     _ = heartbeat.tick() => {
                         let there = service.store.lock().check_there(shard);
