@@ -70,6 +70,12 @@ impl View {
         })
     }
 
+    /// The map gives this node a replica of a shard.
+    pub(crate) fn is_here(&self, shard: ShardId) -> bool {
+        let row = self.cluster.shards.get(&shard);
+        row.is_some_and(|row| row.replica(self.own.0).is_some())
+    }
+
     /// Nodes that hold a replica of a shard that votes.
     pub(crate) fn voters(&self, shard: ShardId) -> Vec<u64> {
         let row = self.cluster.shards.get(&shard);

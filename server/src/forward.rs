@@ -23,16 +23,22 @@ impl Core {
 
     /// Another node that probably leads a shard, or knows who does; not one of those that were tried.
     pub(crate) fn leader_elsewhere(&self, shard: ShardId, tried: &[u64]) -> Option<LeaderHint> {
-        let untried = |leader: &LeaderHint| !tried.contains(&leader.node);
-        if let Some(replica) = self.node.shard(shard) {
-            // Without a leader that the replica knows there is most likely none.
-            return match replica.leadership() {
-                Leadership::Leader { .. } => None,
-                Leadership::Follower { leader, .. } => leader.filter(untried),
-            };
-        }
+        let is_followed = match self.node.shard(shard).map(|shard| shard.leadership()) {
+            Some(Leadership::Leader { .. }) => return None,
+            Some(Leadership::Follower { leader, .. }) => {
+                let leader = leader.filter(|leader| !tried.contains(&leader.node));
+                if leader.is_some() {
+                    return leader;
+                }
+                true
+            }
+            None => false,
+        };
         let view = self.maps.now();
         let tried: Vec<u64> = tried.iter().copied().chain([self.node_id]).collect();
+        if is_followed {
+            return self.leaders.guess_beside(&view, shard, &tried);
+        }
         self.leaders.guess(&view, shard, &tried)
     }
 

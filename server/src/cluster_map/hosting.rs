@@ -14,7 +14,8 @@
 //!
 //! A shard that a split has made may be named here before this node's replica of the old one has applied the split,
 //! which makes the replica without copying a row. So it is waited for that, for some time: an empty replica would be
-//! no fault, but have to be sent all of it.
+//! no fault, but have to be sent all of it. And one may come by a split after the map has placed the shard elsewhere:
+//! what is held is compared with the map whenever either changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use mailbox_api::v1::MembershipRequest;
 use mailbox_engine::{MapShard, ShardId, SlotId, Standing};
+use tokio::sync::watch;
 use tonic::Request;
 
 use super::View;
@@ -38,28 +40,43 @@ const ASK_WAIT: Duration = Duration::from_secs(2);
 
 /// Follows the map until the node stops.
 pub(super) async fn run(core: Arc<Core>) {
-    let mut maps = core.maps.watch();
+    let (mut maps, mut held) = (core.maps.watch(), core.node.watch_shards());
     let stopping = core.stopping.clone();
     let mut awaited = BTreeMap::new();
     let following = async {
         loop {
+            // Before it is looked at: what comes or goes meanwhile is looked at again.
+            held.mark_unchanged();
             let view = Arc::clone(&maps.borrow_and_update());
             let done = follow(&core, &view, &mut awaited).await;
-            let again = async {
-                if done {
-                    std::future::pending::<()>().await;
-                }
-                tokio::time::sleep(AGAIN).await;
-            };
-            tokio::select! {
-                changed = maps.changed() => if changed.is_err() { return },
-                () = again => {}
+            if !until_due(&mut maps, &mut held, done).await {
+                return;
             }
         }
     };
     tokio::select! {
         () = following => {}
         () = stopping.cancelled() => {}
+    }
+}
+
+/// Waits until the map or what is held may call for something: if all was done, until one of them has changed. False
+/// once the node has stopped.
+async fn until_due<M, H>(
+    maps: &mut watch::Receiver<M>,
+    held: &mut watch::Receiver<H>,
+    done: bool,
+) -> bool {
+    let again = async {
+        if done {
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(AGAIN).await;
+    };
+    tokio::select! {
+        changed = maps.changed() => changed.is_ok(),
+        changed = held.changed() => changed.is_ok(),
+        () = again => true,
     }
 }
 
@@ -111,13 +128,9 @@ async fn follow(core: &Core, view: &View, awaited: &mut BTreeMap<ShardId, Instan
 /// A replica here that is to stay still serves slots which the map gives to the shard: it has not come to their
 /// leaving yet.
 fn will_split_off(core: &Core, view: &View, shard: ShardId) -> bool {
-    let stays = |held: &ShardId| {
-        let row = view.cluster.shards.get(held);
-        row.is_some_and(|row| row.replica(core.node_id).is_some())
-    };
     let row = view.cluster.shards.get(&shard);
     let held = core.node.shards();
-    let mut held = held.iter().filter(|held| stays(&held.id()));
+    let mut held = held.iter().filter(|held| view.is_here(held.id()));
     row.is_some_and(|row| {
         held.any(|held| has_slots_of(row, held.id(), |slot| held.engine().serves(slot)))
     })
@@ -209,5 +222,25 @@ mod tests {
         assert!(is_waited_for(&row(2, 3), 1));
         assert!(!is_waited_for(&row(4, 7), 1));
         assert!(!is_waited_for(&row(0, 3), ShardId::META.0));
+    }
+
+    #[tokio::test]
+    async fn a_replica_that_comes_is_compared_with_a_map_that_does_not_change() {
+        let (map, mut maps) = watch::channel(1);
+        let (shards, mut held) = watch::channel(0_u64);
+        let soon = Duration::from_millis(50);
+        let rests = tokio::time::timeout(soon, until_due(&mut maps, &mut held, true)).await;
+        assert!(rests.is_err(), "nothing has changed");
+        // As a split does that is applied late.
+        shards.send_modify(|changes| *changes += 1);
+        assert!(until_due(&mut maps, &mut held, true).await);
+        map.send_replace(2);
+        assert!(until_due(&mut maps, &mut held, true).await);
+        assert!(
+            until_due(&mut maps, &mut held, false).await,
+            "it is tried again"
+        );
+        drop(shards);
+        assert!(!until_due(&mut maps, &mut held, true).await);
     }
 }

@@ -40,6 +40,20 @@ impl Leaders {
         self.seen.lock().get(&shard).copied()
     }
 
+    /// As [`Leaders::guess`], of a shard whose replica here knows no leader: there is most likely none. But one that the
+    /// map has elsewhere is told nothing any more, and others know better.
+    pub(crate) fn guess_beside(
+        &self,
+        view: &View,
+        shard: ShardId,
+        tried: &[u64],
+    ) -> Option<LeaderHint> {
+        if view.is_here(shard) {
+            return None;
+        }
+        self.guess(view, shard, tried)
+    }
+
     /// The leader that was seen last, else one voter after the other: whoever has a replica knows better. Not
     /// one of those that were tried already.
     pub(crate) fn guess(&self, view: &View, shard: ShardId, tried: &[u64]) -> Option<LeaderHint> {

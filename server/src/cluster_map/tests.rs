@@ -123,6 +123,25 @@ fn a_leader_that_was_seen_is_asked_first_then_every_voter_in_turn() {
 }
 
 #[test]
+fn of_a_replica_that_the_map_has_elsewhere_others_are_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let told = map(&config(dir.path()), 1);
+    let (leaders, shard) = (Leaders::default(), ShardId(1));
+    let asked = |own: u64, tried: &[u64]| {
+        let view = View::new(told.clone(), (own, "here:1".into()));
+        let place = leaders.guess_beside(&view, shard, tried);
+        place.map(|place| place.node)
+    };
+    assert_eq!(asked(1, &[]), None, "its replica would know");
+    // A split has made it on node 9, too late.
+    assert!(asked(9, &[2]).is_some_and(|node| node != 2));
+    leaders.saw(shard, 3);
+    assert_eq!(asked(9, &[]), Some(3));
+    assert_eq!(asked(1, &[]), None);
+    assert_eq!(asked(9, &[1, 2, 3]), None);
+}
+
+#[test]
 fn a_node_that_has_moved_knows_where_it_is_before_the_map_does() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = config(dir.path());
