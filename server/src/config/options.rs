@@ -493,7 +493,8 @@ pub const OPTIONS: &[OptionFacts] = &[
         "placement.pause_ms",
         (50, 60_000),
         "ms",
-        "Pause between two rounds of looking at all nodes.",
+        "Pause between two rounds of looking at all nodes. A step that another may follow makes it shorter, but not that \
+         between two rounds in which leaderships are handed over.",
     ),
     bytes(
         "placement.split_bytes",

@@ -1,4 +1,8 @@
 //! Rounds: look, let the map follow, plan, begin steps.
+//!
+//! There is one after each pause, and one as soon as a step has ended that another may follow: a promotion, say, makes
+//! room for the next move. Leaders are transferred in the former only: a shard serves nobody while its leader changes,
+//! and limiting how many do at once helps clients only if there is a pause between.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -19,6 +23,8 @@ use super::step::{StepFault, execute};
 
 /// Steps and repairs of the map that are under way at once, each of another shard.
 const TASKS_MAX: usize = 32;
+/// From the beginning of one round to that of the next, at least, unless the pause is shorter: a round asks all nodes.
+const ROUND_MS_MIN: u64 = 100;
 
 /// Works until it is dropped, which it may be at any point.
 pub(super) struct Executor<E> {
@@ -36,17 +42,36 @@ pub(super) struct Executor<E> {
 
 impl<E: Effects> Executor<E> {
     pub(super) async fn run(self) {
-        // Dropped with this, and its tasks with it.
+        // Dropped with this, and its tasks with it. Each says whether another step may follow from what it did.
         let mut tasks = JoinSet::new();
+        let mut transfers_from_ms = 0;
         loop {
-            self.round(&mut tasks).await;
-            let pause = self.effects.pause(Duration::from_millis(self.pause_ms));
-            pause.await;
+            let began_ms = self.effects.now_ms();
+            let may_transfer = began_ms >= transfers_from_ms;
+            self.round(&mut tasks, may_transfer).await;
+            if may_transfer {
+                transfers_from_ms = self.effects.now_ms() + self.pause_ms;
+            }
+            self.pause_until(began_ms + ROUND_MS_MIN.min(self.pause_ms))
+                .await;
+            tokio::select! {
+                biased;
+                () = may_go_on(&mut tasks) => {}
+                () = self.pause_until(transfers_from_ms) => {}
+            }
             while tasks.try_join_next().is_some() {}
         }
     }
 
-    async fn round(&self, tasks: &mut JoinSet<()>) {
+    async fn pause_until(&self, then_ms: u64) {
+        let left_ms = then_ms.saturating_sub(self.effects.now_ms());
+        if left_ms > 0 {
+            let pause = self.effects.pause(Duration::from_millis(left_ms));
+            pause.await;
+        }
+    }
+
+    async fn round(&self, tasks: &mut JoinSet<bool>, may_transfer: bool) {
         // Taken before the look: what ends meanwhile may have been seen half-done.
         let busy = self.journal.busy();
         let mut liveness = self.liveness.lock().clone();
@@ -71,11 +96,14 @@ impl<E: Effects> Executor<E> {
             .limits
             .transfers_at_once(sight.state.shards.len());
         // Here and not in the plan, which would name the same ones again though the brake holds them.
-        let mut transfers_left = at_once.saturating_sub(self.journal.transfers());
+        let mut transfers_left = match may_transfer {
+            true => at_once.saturating_sub(self.journal.transfers()),
+            false => 0,
+        };
         let mut goals = self.goals.clone();
         goals.limits.transfers_max = usize::MAX;
         for step in plan(&sight.state, &goals) {
-            let is_transfer = matches!(step, Step::TransferLeader { .. });
+            let is_transfer = is_transfer(&step);
             let wanted = self.automatic || is_asked_for(&sight.state, &step);
             let fits = tasks.len() < TASKS_MAX && (!is_transfer || transfers_left > 0);
             if wanted && fits && self.brake.allows(&step, sight.state.now_ms) {
@@ -85,7 +113,7 @@ impl<E: Effects> Executor<E> {
         }
     }
 
-    fn spawn_follow(&self, tasks: &mut JoinSet<()>, shard: ShardId) {
+    fn spawn_follow(&self, tasks: &mut JoinSet<bool>, shard: ShardId) {
         self.journal.follows(shard);
         let (effects, journal) = (Arc::clone(&self.effects), Arc::clone(&self.journal));
         tasks.spawn(async move {
@@ -98,10 +126,11 @@ impl<E: Effects> Executor<E> {
                 Err(_) => Err(StepFault::Panicked.to_string()),
             };
             journal.followed(shard, done.as_ref().map(|did| *did).map_err(String::as_str));
+            matches!(done, Ok(true))
         });
     }
 
-    fn spawn_step(&self, tasks: &mut JoinSet<()>, step: Step) {
+    fn spawn_step(&self, tasks: &mut JoinSet<bool>, step: Step) {
         self.journal.begins(step);
         let (effects, journal) = (Arc::clone(&self.effects), Arc::clone(&self.journal));
         let brake = Arc::clone(&self.brake);
@@ -111,8 +140,26 @@ impl<E: Effects> Executor<E> {
             let done = done.unwrap_or(Err(StepFault::Panicked));
             brake.ended(&step, done.is_ok(), effects.now_ms());
             journal.ended(step, &done);
+            // What has failed would fail again at once.
+            done.is_ok() && !is_transfer(&step)
         });
     }
+}
+
+/// Waits until a task has ended that another step may follow from.
+async fn may_go_on(tasks: &mut JoinSet<bool>) {
+    loop {
+        match tasks.join_next().await {
+            Some(Ok(true)) => return,
+            // The other one is a bug, told by the panic.
+            Some(Ok(false) | Err(_)) => {}
+            None => std::future::pending().await,
+        }
+    }
+}
+
+fn is_transfer(step: &Step) -> bool {
+    matches!(step, Step::TransferLeader { .. })
 }
 
 /// The step carries on what has begun, or empties a node that an operator drains.

@@ -47,7 +47,10 @@ pub(super) struct World {
     pub(super) shy: BTreeSet<u64>,
     /// The next change of members is a bug's.
     pub(super) panics: bool,
-    pub(super) transfers: u64,
+    /// Calls end within any pause, and replicas have nothing to catch up with.
+    pub(super) quick: bool,
+    /// When each transfer was called for.
+    pub(super) transfers: Vec<u64>,
     hosted: BTreeSet<(u64, ShardId)>,
     /// Calls so far, and the one at which the executor is killed.
     pub(super) calls: u64,
@@ -121,7 +124,8 @@ impl World {
             splitting: BTreeSet::new(),
             shy: BTreeSet::new(),
             panics: false,
-            transfers: 0,
+            quick: false,
+            transfers: Vec::new(),
             hosted: BTreeSet::new(),
             calls: 0,
             kill: None,
@@ -220,9 +224,10 @@ impl World {
             return Err(no(ErrorCode::StaleEpoch, "the membership has changed"));
         }
         self.assert_may(shard, &group, &voters);
-        let begins_joint = voters != group.voters && self.chance(3) == 0;
+        let begins_joint = voters != group.voters && !self.quick && self.chance(3) == 0;
+        let lag = if self.quick { 0 } else { FIRST_LAG };
         let first_lag = learners.difference(&group.learners);
-        let first_lag = first_lag.map(|node| (*node, FIRST_LAG)).collect::<Vec<_>>();
+        let first_lag = first_lag.map(|node| (*node, lag)).collect::<Vec<_>>();
         let group = self.groups.get_mut(&shard).expect("a shard");
         group.index += 1;
         group.lags.extend(first_lag);
@@ -278,7 +283,7 @@ impl World {
     }
 
     fn transfer(&mut self, shard: ShardId, to: u64) -> Result<u64, CallError> {
-        self.transfers += 1;
+        self.transfers.push(self.now_ms);
         let down = self.down.contains(&to);
         let group = self.groups.get_mut(&shard).expect("a shard");
         if !group.voters.contains(&to) || down || group.joint.is_some() {
