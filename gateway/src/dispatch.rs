@@ -3,10 +3,11 @@
 //!
 //! A user who is online here has their mailbox subscribed to, and the groups they are a member of.
 //! Subscriptions begin right after a head that was read before the client is welcomed, and the
-//! client syncs after the welcome: so whatever sync does not give, a push does. Joins and leaves are
-//! seen as messages in the group's timeline, as answers to requests made here, and in what sync
-//! reads anyway; for joins made elsewhere to groups that nobody here is in, groups are looked up
-//! again now and then.
+//! client syncs after the welcome: so whatever sync does not give, a push does. A group whose head
+//! cannot be had keeps nobody waiting for long: no sync ends without that head, and with it the group
+//! is subscribed to. Joins and leaves are seen as messages in the group's timeline, as answers to
+//! requests made here, and in what sync reads anyway; for joins made elsewhere to groups that nobody
+//! here is in, groups are looked up again now and then.
 //!
 //! A member is pushed rows from their join's seq on only: the stream of a group may be behind it.
 
@@ -120,7 +121,7 @@ impl Dispatch {
             timelines: vec![mailbox],
             ..v1::HeadsRequest::default()
         };
-        let groups = memberships::of_user(&self.client, user, false);
+        let groups = memberships::of_user(&self.client, user, false, memberships::CONNECT_WAIT);
         let (heads, groups) = tokio::try_join!(self.client.heads(heads), groups)?;
         let head = heads.heads.first().map_or(0, |head| head.head);
 
@@ -384,7 +385,8 @@ impl Dispatch {
             let users: Vec<u64> = self.state.lock().users.keys().copied().collect();
             let pause = period / u32::try_from(users.len()).unwrap_or(u32::MAX).max(1);
             for user in users {
-                match memberships::of_user(&self.client, user, true).await {
+                let wait = memberships::patience(&self.client);
+                match memberships::of_user(&self.client, user, true, wait).await {
                     Ok(groups) => self.update_groups(user, &groups),
                     Err(error) => tracing::debug!(user, %error, "look up groups"),
                 }

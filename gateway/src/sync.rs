@@ -3,15 +3,20 @@
 //! Each part of the key advances only to rows that are on the page, so whatever the page's bounds
 //! cut off is on the next one. A user reads a group in the spans of the membership only: from the
 //! message that tells of the join to the one that tells of the leave, both inclusive.
+//!
+//! A shard that nobody serves keeps back its own groups only: what the others have is given, and there is more. The
+//! shard's error is the answer once nothing else is left to give.
+
+use std::collections::BTreeSet;
 
 use mailbox_api::v1::{self, ErrorCode};
-use mailbox_client::Client;
+use mailbox_client::{CallError, Client};
 use mailbox_wire::{Fault, Message, Position, SYNC_KEY_GROUPS_MAX, SyncKey, Synced, Timeline};
 
 use crate::convert::{
     fault, fault_from_call, message_from_api, timeline_from_api, timeline_to_api, user_id_to_api,
 };
-use crate::memberships::fill_heads;
+use crate::memberships::{Unknown, fill_heads, patience};
 
 /// Groups read in one call.
 const RANGES_MAX: usize = 100;
@@ -80,13 +85,13 @@ pub(crate) async fn compose(
     let response = client.sync(request).await.map_err(fault_from_call)?;
     let mut memberships = response.groups;
     let more = response.pages.iter().any(|page| page.more);
-    if !more {
+    let unknown = if more {
+        None
+    } else {
         // Which groups have news: their shards are asked for heads, not one group after the other for rows.
-        fill_heads(client, &mut memberships, false)
-            .await
-            .map_err(fault_from_call)?;
-    }
-    let mut composer = Composer::new(key, bounds, &memberships, !more);
+        fill_heads(client, &mut memberships, false, patience(client)).await
+    };
+    let mut composer = Composer::new(key, bounds, &memberships, unknown);
     for page in response.pages {
         if timeline_from_api(page.timeline.as_ref()) == Some(mailbox) {
             composer.take_mailbox(user, page)?;
@@ -96,7 +101,7 @@ pub(crate) async fn compose(
     if !more {
         more = composer.read_groups(client, user).await?;
     }
-    let synced = composer.finish(user, more);
+    let synced = composer.finish(user, more)?;
     Ok(Page {
         synced,
         memberships,
@@ -108,13 +113,15 @@ struct Composer {
     left: Bounds,
     messages: Vec<Message>,
     groups: Vec<Group>,
+    /// Why some group's part is missing, if one is.
+    missing: Option<CallError>,
 }
 
 /// A group of the user, and how far it is known to go.
 struct Group {
     id: u64,
     spans: Vec<v1::MembershipSpan>,
-    /// Greatest seq that is there; `None` = not known yet.
+    /// Greatest seq that is there, 0 before the group itself is; `None` = nobody told: its shard is not asked for rows.
     head: Option<u64>,
 }
 
@@ -127,6 +134,7 @@ struct Wanted {
 
 impl Group {
     fn wanted(&self, held: u64) -> Option<Wanted> {
+        let head = self.head?;
         let span = self
             .spans
             .iter()
@@ -137,25 +145,29 @@ impl Group {
         } else {
             span.left_seq
         };
-        let exhausted = self.head.is_some_and(|head| after >= head.min(until));
-        (!exhausted).then_some(Wanted { after, until })
+        (after < head.min(until)).then_some(Wanted { after, until })
     }
 }
 
 impl Composer {
-    /// With `has_heads` a group without one is not there yet: its founder's list says so first.
+    /// A group whose head is 0 and not `unknown` is not there yet: its founder's list says so first. Heads need not be
+    /// there for a page that the mailbox fills.
     fn new(
         mut key: SyncKey,
         left: Bounds,
         memberships: &[v1::GroupMembership],
-        has_heads: bool,
+        unknown: Option<Unknown>,
     ) -> Self {
+        let is_unknown = |group: u64| {
+            let groups = unknown.as_ref().map(|unknown| &unknown.groups);
+            groups.is_some_and(|groups| groups.contains(&group))
+        };
         let mut groups: Vec<Group> = memberships
             .iter()
             .map(|membership| Group {
                 id: membership.group,
                 spans: membership.spans.clone(),
-                head: (has_heads || membership.head != 0).then_some(membership.head),
+                head: (!is_unknown(membership.group)).then_some(membership.head),
             })
             .collect();
         groups.sort_unstable_by_key(|group| group.id);
@@ -165,6 +177,7 @@ impl Composer {
             left,
             messages: Vec::new(),
             groups,
+            missing: unknown.map(|unknown| unknown.error),
         }
     }
 
@@ -195,7 +208,7 @@ impl Composer {
         self.messages.push(message_from_api(message, timeline));
     }
 
-    /// Reads groups until all are read or the page is full; returns whether there is more.
+    /// Reads groups until all are read that can be, or the page is full; returns whether there is more.
     async fn read_groups(&mut self, client: &Client, user: u64) -> Result<bool, Fault> {
         for group in &self.groups {
             let (held, head) = (self.key.group_seq(group.id), group.head.unwrap_or(u64::MAX));
@@ -204,11 +217,13 @@ impl Composer {
         for _ in 0..ROUNDS_MAX {
             let ranges = self.next_ranges();
             if ranges.is_empty() {
-                return Ok(false);
+                return Ok(self.groups.iter().any(|group| group.head.is_none()));
             }
             if self.left.messages_max == 0 || self.left.bytes_max == 0 {
                 return Ok(true);
             }
+            let timelines = ranges.iter().filter_map(|range| range.timeline);
+            let mut silent: BTreeSet<u64> = timelines.map(|timeline| timeline.owner).collect();
             let request = v1::SyncRequest {
                 ranges,
                 limit: self.left.messages_max,
@@ -217,12 +232,20 @@ impl Composer {
                 reader: Some(user_id_to_api(user)),
                 ..v1::SyncRequest::default()
             };
-            let response = client.sync(request).await.map_err(fault_from_call)?;
+            let (response, missing) = client.sync_where_served(request, patience(client)).await;
             for page in response.pages {
                 if let Some(Timeline::Group(id)) = timeline_from_api(page.timeline.as_ref()) {
+                    silent.remove(&id);
                     self.take_group(id, page)?;
                 }
             }
+            for group in &mut self.groups {
+                // For this page they are not asked again.
+                if silent.contains(&group.id) {
+                    group.head = None;
+                }
+            }
+            self.missing = self.missing.take().or(missing);
         }
         Ok(true)
     }
@@ -273,7 +296,13 @@ impl Composer {
         Ok(())
     }
 
-    fn finish(self, user: u64, more: bool) -> Synced {
+    /// The page; with nothing on it for want of a group's part, the reason.
+    fn finish(self, user: u64, more: bool) -> Result<Synced, Fault> {
+        if let Some(error) = self.missing
+            && self.messages.is_empty()
+        {
+            return Err(fault_from_call(error));
+        }
         let mailbox = Position {
             timeline: Timeline::Mailbox(user),
             seq: self.key.mailbox_seq,
@@ -289,12 +318,12 @@ impl Composer {
         } else {
             std::iter::once(mailbox).chain(groups).collect()
         };
-        Synced {
+        Ok(Synced {
             messages: self.messages,
             key: self.key.to_text(),
             more,
             positions,
-        }
+        })
     }
 }
 

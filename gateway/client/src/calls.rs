@@ -1,6 +1,7 @@
 //! The unary calls: filled in, routed to their shard's leader, repeated with the same id.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -9,6 +10,7 @@ use mailbox_api::v1::{
     self, ErrorCode, HeadsRequest, HeadsResponse, SyncRequest, SyncResponse, Timeline,
     mark_read_request, user_ref,
 };
+use tokio::time::{Instant, timeout_at};
 
 use crate::client::Client;
 use crate::map::ShardMap;
@@ -16,6 +18,9 @@ use crate::pending::Failure;
 
 /// Shards that one call asks at a time.
 const SHARDS_AT_ONCE: usize = 8;
+
+/// The same where those that nobody serves keep their places until the end: the others must still get one.
+const SHARDS_AT_ONCE_UNSURE: usize = 64;
 
 impl Client {
     /// Pages of timelines behind a read barrier (unless `stale`). Shards are filled in; timelines of
@@ -30,34 +35,66 @@ impl Client {
         while !left.is_empty() {
             let parts = left.drain(..).flat_map(|part| self.split_sync(part));
             let parts = parts.collect::<Vec<_>>().into_iter();
-            let parts = parts.map(|(owners, part)| async move {
-                let bounded = part.max_staleness_ms.is_some();
-                let call = self.call_anywhere(
-                    bounded,
-                    |map| map.shard_of_all(owners.iter().copied()),
-                    |node, shard| {
-                        let part = SyncRequest {
-                            shard,
-                            ..part.clone()
-                        };
-                        async move { node.mailbox().sync(part).await }
-                    },
-                );
-                call.await.map(|answer| answer.ok_or(part))
-            });
+            let parts = parts.map(|(owners, part)| self.sync_part(owners, part));
             let mut answers = futures_util::stream::iter(parts).buffered(SHARDS_AT_ONCE);
             while let Some(answer) = answers.next().await {
                 match answer? {
-                    Ok(answer) => {
-                        whole.pages.extend(answer.pages);
-                        whole.groups.extend(answer.groups);
-                        whole.staleness_ms = whole.staleness_ms.max(answer.staleness_ms);
-                    }
+                    Ok(answer) => add_pages(&mut whole, answer),
                     Err(apart) => left.push(apart),
                 }
             }
         }
         Ok(whole)
+    }
+
+    /// As [`Client::sync`], but a shard that does not answer within `wait`, or says no, keeps back nothing except its
+    /// own part. The second value says why a part is missing, if one is.
+    pub async fn sync_where_served(
+        &self,
+        request: SyncRequest,
+        wait: Duration,
+    ) -> (SyncResponse, Option<CallError>) {
+        let until = Instant::now() + wait;
+        let (mut whole, mut missing) = (SyncResponse::default(), None);
+        let mut left = match in_time(until, self.with_ids(request)).await {
+            Ok(request) => vec![request],
+            Err(error) => return (whole, Some(error)),
+        };
+        while !left.is_empty() {
+            let parts = left.drain(..).flat_map(|part| self.split_sync(part));
+            let parts = parts.collect::<Vec<_>>().into_iter();
+            let parts = parts.map(|(owners, part)| in_time(until, self.sync_part(owners, part)));
+            let parts = futures_util::stream::iter(parts);
+            let mut answers = parts.buffer_unordered(SHARDS_AT_ONCE_UNSURE);
+            while let Some(answer) = answers.next().await {
+                match answer {
+                    Ok(Ok(answer)) => add_pages(&mut whole, answer),
+                    Ok(Err(apart)) => left.push(apart),
+                    Err(error) => missing = Some(error),
+                }
+            }
+        }
+        (whole, missing)
+    }
+
+    /// One shard's part of a Sync call; the part itself once the map has put its owners into several shards.
+    async fn sync_part(
+        &self,
+        owners: Vec<u64>,
+        part: SyncRequest,
+    ) -> Result<Result<SyncResponse, SyncRequest>, CallError> {
+        let call = self.call_anywhere(
+            part.max_staleness_ms.is_some(),
+            |map| map.shard_of_all(owners.iter().copied()),
+            |node, shard| {
+                let part = SyncRequest {
+                    shard,
+                    ..part.clone()
+                };
+                async move { node.mailbox().sync(part).await }
+            },
+        );
+        call.await.map(|answer| answer.ok_or(part))
     }
 
     /// Users by id: their shards follow from it.
@@ -110,9 +147,7 @@ impl Client {
             let part = SyncRequest { shard, ..part };
             let answer = self.inner().once(mailbox.sync(part)).await;
             let answer = answer.map_err(|failure| failure.error)?;
-            whole.pages.extend(answer.pages);
-            whole.groups.extend(answer.groups);
-            whole.staleness_ms = whole.staleness_ms.max(answer.staleness_ms);
+            add_pages(&mut whole, answer);
         }
         Ok(whole)
     }
@@ -120,44 +155,86 @@ impl Client {
     /// Heads of timelines behind a read barrier (unless `stale`, or with `max_staleness_ms`: see
     /// [`Client::sync`]). Shards are filled in, and asked some at a time.
     pub async fn heads(&self, request: HeadsRequest) -> Result<HeadsResponse, CallError> {
-        let (stale, max_staleness_ms) = (request.stale, request.max_staleness_ms);
+        let mut left = vec![request];
         let mut whole = HeadsResponse::default();
-        let mut left = request.timelines;
         // More than one round only if slots moved meanwhile.
         while !left.is_empty() {
-            let mut by_shard: BTreeMap<u32, Vec<Timeline>> = BTreeMap::new();
-            for timeline in left.drain(..) {
-                let shard = self.shard_of_owner(timeline.owner);
-                by_shard.entry(shard).or_default().push(timeline);
-            }
-            let parts = by_shard.into_values().map(|timelines| async move {
-                let call = self.call_anywhere(
-                    max_staleness_ms.is_some(),
-                    |map| map.shard_of_all(timelines.iter().map(|timeline| timeline.owner)),
-                    |node, shard| {
-                        let part = HeadsRequest {
-                            shard,
-                            timelines: timelines.clone(),
-                            stale,
-                            max_staleness_ms,
-                        };
-                        async move { node.mailbox().heads(part).await }
-                    },
-                );
-                call.await.map(|answer| answer.ok_or(timelines))
-            });
+            let parts = left.drain(..).flat_map(|part| self.split_heads(part));
+            let parts = parts.collect::<Vec<_>>().into_iter();
+            let parts = parts.map(|part| self.heads_part(part));
             let mut answers = futures_util::stream::iter(parts).buffered(SHARDS_AT_ONCE);
             while let Some(answer) = answers.next().await {
                 match answer? {
-                    Ok(answer) => {
-                        whole.heads.extend(answer.heads);
-                        whole.staleness_ms = whole.staleness_ms.max(answer.staleness_ms);
-                    }
-                    Err(apart) => left.extend(apart),
+                    Ok(answer) => add_heads(&mut whole, answer),
+                    Err(apart) => left.push(apart),
                 }
             }
         }
         Ok(whole)
+    }
+
+    /// As [`Client::heads`], but a shard that does not answer within `wait`, or says no, keeps back nothing except its
+    /// own heads. The second value says why heads are missing, if some are.
+    pub async fn heads_where_served(
+        &self,
+        request: HeadsRequest,
+        wait: Duration,
+    ) -> (HeadsResponse, Option<CallError>) {
+        let until = Instant::now() + wait;
+        let (mut whole, mut missing) = (HeadsResponse::default(), None);
+        let mut left = vec![request];
+        while !left.is_empty() {
+            let parts = left.drain(..).flat_map(|part| self.split_heads(part));
+            let parts = parts.collect::<Vec<_>>().into_iter();
+            let parts = parts.map(|part| in_time(until, self.heads_part(part)));
+            let parts = futures_util::stream::iter(parts);
+            let mut answers = parts.buffer_unordered(SHARDS_AT_ONCE_UNSURE);
+            while let Some(answer) = answers.next().await {
+                match answer {
+                    Ok(Ok(answer)) => add_heads(&mut whole, answer),
+                    Ok(Err(apart)) => left.push(apart),
+                    Err(error) => missing = Some(error),
+                }
+            }
+        }
+        (whole, missing)
+    }
+
+    /// The parts of a request, one for each shard.
+    fn split_heads(&self, request: HeadsRequest) -> Vec<HeadsRequest> {
+        let mut by_shard: BTreeMap<u32, Vec<Timeline>> = BTreeMap::new();
+        for timeline in request.timelines {
+            let shard = self.shard_of_owner(timeline.owner);
+            by_shard.entry(shard).or_default().push(timeline);
+        }
+        let (stale, max_staleness_ms) = (request.stale, request.max_staleness_ms);
+        let parts = by_shard.into_iter();
+        let parts = parts.map(|(shard, timelines)| HeadsRequest {
+            shard,
+            timelines,
+            stale,
+            max_staleness_ms,
+        });
+        parts.collect()
+    }
+
+    /// One shard's part of a Heads call; the part itself once the map has put its timelines into several shards.
+    async fn heads_part(
+        &self,
+        part: HeadsRequest,
+    ) -> Result<Result<HeadsResponse, HeadsRequest>, CallError> {
+        let call = self.call_anywhere(
+            part.max_staleness_ms.is_some(),
+            |map| map.shard_of_all(part.timelines.iter().map(|timeline| timeline.owner)),
+            |node, shard| {
+                let part = HeadsRequest {
+                    shard,
+                    ..part.clone()
+                };
+                async move { node.mailbox().heads(part).await }
+            },
+        );
+        call.await.map(|answer| answer.ok_or(part))
     }
 
     /// Registers a handle. An empty `request_id` is filled in.
@@ -335,4 +412,28 @@ impl Client {
             .router
             .with_map(|map| map.shard_of_owner(owner))
     }
+}
+
+/// What comes of a part of a call, unless it takes longer.
+async fn in_time<T>(
+    until: Instant,
+    part: impl Future<Output = Result<T, CallError>>,
+) -> Result<T, CallError> {
+    timeout_at(until, part).await.unwrap_or_else(|_| {
+        let message = "the shard did not answer in time";
+        Err(CallError::new(ErrorCode::Unavailable, message))
+    })
+}
+
+/// Adds what another shard answered.
+fn add_pages(whole: &mut SyncResponse, answer: SyncResponse) {
+    whole.pages.extend(answer.pages);
+    whole.groups.extend(answer.groups);
+    whole.staleness_ms = whole.staleness_ms.max(answer.staleness_ms);
+}
+
+/// The same of heads.
+fn add_heads(whole: &mut HeadsResponse, answer: HeadsResponse) {
+    whole.heads.extend(answer.heads);
+    whole.staleness_ms = whole.staleness_ms.max(answer.staleness_ms);
 }

@@ -501,6 +501,30 @@ async fn slots_that_moved_are_found_by_a_new_map_and_nothing_is_doubled() {
 }
 
 #[tokio::test]
+async fn a_shard_that_answers_no_keeps_back_its_own_heads_only() {
+    let cluster = Cluster::start(1);
+    cluster.split_at(20);
+    let client = cluster.client().await;
+    let groups = groups_of_both(&cluster);
+    let stuck = groups[0];
+    cluster.store.lock().moving.insert(stuck);
+    let timelines = groups.iter().map(|group| timeline_of(*group)).collect();
+    let request = v1::HeadsRequest {
+        timelines,
+        ..v1::HeadsRequest::default()
+    };
+    let wait = Duration::from_millis(500);
+    let (heads, missing) = client.heads_where_served(request, wait).await;
+    assert!(missing.expect("one shard says no").is_retryable());
+    let told = heads.heads.iter().map(|head| head.timeline.unwrap().owner);
+    let told: BTreeSet<u64> = told.collect();
+    let store = cluster.store.lock();
+    let others = groups.iter().copied();
+    let others = others.filter(|group| store.shard_of(*group) != store.shard_of(stuck));
+    assert_eq!(told, others.collect::<BTreeSet<u64>>());
+}
+
+#[tokio::test]
 async fn a_subscription_follows_its_timelines_to_other_shards() {
     let cluster = Cluster::start(1);
     let mut options = cluster.options();

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod drive;
+mod groups;
 mod http_calls;
 mod protocol;
 mod sdk;

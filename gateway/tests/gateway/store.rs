@@ -18,6 +18,9 @@ use tonic::{Request, Response, Status, Streaming};
 type Key = (i32, u64);
 const MAILBOX: i32 = v1::TimelineKind::Mailbox as i32;
 const GROUP: i32 = v1::TimelineKind::Group as i32;
+const SLOTS: u32 = 64;
+/// The shard of what is put apart; all else is in shard 1.
+const APART: u32 = 2;
 
 #[derive(Default)]
 struct State {
@@ -34,6 +37,9 @@ struct State {
     /// Sends to refuse with this code.
     refuse: Vec<ErrorCode>,
     subscribed: HashSet<Key>,
+    /// A slot that is in a shard of its own, and whether nobody serves that one.
+    apart: Option<u32>,
+    is_apart_unserved: bool,
 }
 
 /// The store, shared with the test.
@@ -113,6 +119,24 @@ impl FakeStore {
         let mut state = self.state.lock();
         let list = state.groups_of.entry(user).or_default();
         list.insert(group, vec![span]);
+    }
+
+    /// Puts an owner's slot into a shard of its own, for clients that connect later.
+    pub(crate) async fn put_apart(&self, owner: u64) {
+        let slot = self.client().await.slot_of_owner(owner);
+        self.state.lock().apart = Some(slot);
+    }
+
+    /// From now on that shard answers, or not.
+    pub(crate) fn serve_apart(&self, served: bool) {
+        self.state.lock().is_apart_unserved = !served;
+    }
+
+    fn check_served(&self, shard: u32) -> Result<(), CallError> {
+        if shard == APART && self.state.lock().is_apart_unserved {
+            return Err(CallError::new(ErrorCode::Unavailable, "nobody serves it"));
+        }
+        Ok(())
     }
 
     /// Whether a timeline is subscribed to by anyone.
@@ -355,6 +379,7 @@ impl Mailbox for FakeStore {
         request: Request<v1::SyncRequest>,
     ) -> Result<Response<v1::SyncResponse>, Status> {
         let request = request.into_inner();
+        self.check_served(request.shard)?;
         let (mut limit, mut bytes) = (request.limit, request.limit_bytes);
         let mut pages = Vec::new();
         for range in &request.ranges {
@@ -389,7 +414,9 @@ impl Mailbox for FakeStore {
         &self,
         request: Request<v1::HeadsRequest>,
     ) -> Result<Response<v1::HeadsResponse>, Status> {
-        let heads = request.into_inner().timelines.into_iter().map(|timeline| {
+        let request = request.into_inner();
+        self.check_served(request.shard)?;
+        let heads = request.timelines.into_iter().map(|timeline| {
             let range = v1::SyncRange {
                 timeline: Some(timeline),
                 after_seq: 0,
@@ -616,20 +643,27 @@ impl Admin for FakeStore {
         &self,
         _: Request<v1::ShardMapRequest>,
     ) -> Result<Response<v1::ShardMapResponse>, Status> {
-        let slots = vec![v1::SlotSpan { first: 0, last: 63 }];
-        let shard = v1::ShardPlacement {
-            shard: 1,
-            slots,
-            replicas: vec![1],
-            leader: 1,
-        };
+        let apart = self.state.lock().apart;
+        let shards = [1, APART].into_iter().map(|shard| {
+            let slots = (0..SLOTS).filter(|slot| (Some(*slot) == apart) == (shard == APART));
+            let slots = slots.map(|slot| v1::SlotSpan {
+                first: slot,
+                last: slot,
+            });
+            v1::ShardPlacement {
+                shard,
+                slots: slots.collect(),
+                replicas: vec![1],
+                leader: 1,
+            }
+        });
         let time = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .unwrap();
         Ok(Response::new(v1::ShardMapResponse {
             epoch: 1,
-            slot_count: 64,
-            shards: vec![shard],
+            slot_count: SLOTS,
+            shards: shards.collect(),
             nodes: vec![v1::NodeAddress {
                 node: 1,
                 address: self.address.to_string(),

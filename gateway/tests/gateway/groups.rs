@@ -1,0 +1,117 @@
+//! What a user gets of groups: by sync, and by push.
+
+use mailbox_sdk::{Client, Destination};
+use serde_json::{Value, json};
+
+use crate::drive::{RawSocket, Rig, gateway, until};
+use crate::store::FakeStore;
+
+const BOB: u64 = 18;
+
+/// With this group in a shard of its own.
+async fn rig_with_apart(group: u64) -> Rig {
+    let store = FakeStore::start(&["alice", "bob", "carol"]).await;
+    store.put_apart(group).await;
+    let gateway = gateway(&store, |_| {}).await;
+    Rig { store, gateway }
+}
+
+/// Bob joins groups that alice makes, and goes.
+async fn groups_of_bob(rig: &Rig, alice: &Client, wanted: &[u64]) {
+    let bob = rig.sdk("bob").await;
+    for group in wanted {
+        assert_eq!(alice.create_group("friends").await.unwrap(), *group);
+        assert_eq!(bob.join_group(*group).await.unwrap(), 2);
+    }
+    until(|| rig.store.is_subscribed("mailbox:18")).await;
+    bob.close().await.unwrap();
+    until(|| !rig.store.is_subscribed("mailbox:18")).await;
+}
+
+/// The answer to a sync.
+async fn sync(socket: &mut RawSocket, sync: Value) -> Value {
+    socket
+        .send(&json!({"id": 7, "sync": sync}).to_string())
+        .await;
+    loop {
+        let frame = socket.next().await;
+        if frame["id"] == json!(7) {
+            return frame;
+        }
+    }
+}
+
+/// The rows of a page.
+fn rows(page: &Value) -> Vec<String> {
+    let messages = page["synced"]["messages"].as_array();
+    let rows = messages.unwrap_or_else(|| panic!("{page}")).iter();
+    let rows = rows.map(|row| (row["timeline"].as_str(), row["seq"].as_str()));
+    rows.map(|(timeline, seq)| format!("{}/{}", timeline.unwrap(), seq.unwrap()))
+        .collect()
+}
+
+/// The seq at which a page says that the client stands in a group.
+fn position(page: &Value, group: u64) -> Value {
+    let positions = page["synced"]["positions"].as_array();
+    let mut positions = positions.unwrap_or_else(|| panic!("{page}")).iter();
+    let there = positions.find(|it| it["timeline"] == json!(format!("group:{group}")));
+    there.map_or(Value::Null, |it| it["seq"].clone())
+}
+
+/// Asks from a key that has all but the groups of a shard that nobody serves.
+async fn assert_unavailable(bob: &mut RawSocket, key: &Value) {
+    let answer = sync(bob, json!({"key": key})).await;
+    assert_eq!(answer["error"]["code"], "Unavailable", "{answer}");
+    assert_eq!(answer["error"]["retryable"], true);
+}
+
+#[tokio::test]
+async fn a_shard_that_nobody_serves_takes_neither_the_connection_nor_the_mailbox_away() {
+    let rig = rig_with_apart(65).await;
+    let alice = rig.sdk("alice").await;
+    groups_of_bob(&rig, &alice, &[65]).await;
+    rig.store.serve_apart(false);
+    rig.store.send_text(17, BOB, "hello");
+    let mut bob = RawSocket::connect(&rig.url(), "bob").await;
+    let page = sync(&mut bob, json!({})).await;
+    assert_eq!(rows(&page), ["mailbox:18/1"]);
+    assert_eq!(page["synced"]["more"], true);
+    let key = &page["synced"]["key"];
+    assert_unavailable(&mut bob, key).await;
+    // What is sent to him meanwhile is pushed, and given by sync.
+    rig.store.send_text(17, BOB, "still there?");
+    let push = bob.next_with("push").await;
+    assert_eq!(push["push"]["timeline"], "mailbox:18");
+    let page = sync(&mut bob, json!({"key": key})).await;
+    assert_eq!(rows(&page), ["mailbox:18/2"]);
+    assert_eq!(page["synced"]["more"], true);
+
+    rig.store.serve_apart(true);
+    let page = sync(&mut bob, json!({"key": page["synced"]["key"]})).await;
+    assert_eq!(rows(&page), ["group:65/2"]);
+    assert_eq!(page["synced"]["more"], false);
+    assert_eq!(position(&page, 65), "2");
+    // By that sync he is among those who are pushed the group.
+    alice.send(&Destination::Group(65), "hi").await.unwrap();
+    let push = bob.next_with("push").await;
+    assert_eq!(push["push"]["timeline"], "group:65");
+}
+
+#[tokio::test]
+async fn a_shard_that_goes_while_rows_are_read_keeps_back_its_own_groups_only() {
+    // Of this one the list says how far it goes.
+    let rig = rig_with_apart(66).await;
+    let alice = rig.sdk("alice").await;
+    groups_of_bob(&rig, &alice, &[65, 66]).await;
+    rig.store.serve_apart(false);
+    let mut bob = RawSocket::connect(&rig.url(), "bob").await;
+    let page = sync(&mut bob, json!({})).await;
+    assert_eq!(rows(&page), ["group:65/2"]);
+    assert_eq!(page["synced"]["more"], true);
+    let key = &page["synced"]["key"];
+    assert_unavailable(&mut bob, key).await;
+    rig.store.serve_apart(true);
+    let page = sync(&mut bob, json!({"key": key})).await;
+    assert_eq!(rows(&page), ["group:66/2"]);
+    assert_eq!(page["synced"]["more"], false);
+}
