@@ -141,6 +141,12 @@ impl Sure {
         }
     }
 
+    /// For what is not asked for by name: from a slot that is not here just now comes `unknown`, from rows that may be
+    /// behind still the error, to be judged.
+    pub(crate) fn known_or<T>(&self, read: Result<T, Error>, unknown: T) -> Result<T, Error> {
+        known_or(self.may_be_behind(), read, unknown)
+    }
+
     /// How stale what has just been read is at most, if a bound was asked for; an error if that is more.
     pub(crate) fn staleness_ms(
         &self,
@@ -163,9 +169,45 @@ impl Sure {
     }
 }
 
+fn known_or<T>(may_be_behind: bool, read: Result<T, Error>, unknown: T) -> Result<T, Error> {
+    match read {
+        Err(error) if !may_be_behind && status::is_elsewhere(&error) => Ok(unknown),
+        read => read,
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use mailbox_engine::SlotId;
+
     use super::*;
+
+    fn frozen() -> Error {
+        Error::WrongOwner {
+            slot: SlotId(3),
+            shard: ShardId(2),
+            epoch: 9,
+        }
+    }
+
+    #[test]
+    fn a_slot_on_the_move_is_unknown_but_not_to_a_replica_that_may_be_behind() {
+        let dropped = || Error::UnknownSlot { slot: SlotId(3) };
+        for error in [frozen(), dropped()] {
+            let read = known_or(false, Err(error), Seq::ZERO);
+            assert_eq!(read.expect("unknown"), Seq::ZERO);
+        }
+        for error in [frozen(), dropped()] {
+            let read = known_or(true, Err(error), Seq::ZERO);
+            assert!(status::is_elsewhere(&read.expect_err("to be judged")));
+        }
+        let leader = Sure { fresh: None };
+        let read = leader.known_or(Err(frozen()), Seq(1));
+        assert_eq!(read.expect("unknown"), Seq(1));
+        assert_eq!(leader.known_or(Ok(Seq(5)), Seq(1)).expect("read"), Seq(5));
+        let fault = Error::UnknownShard { shard: ShardId(2) };
+        assert!(leader.known_or(Err(fault), Seq::ZERO).is_err());
+    }
 
     #[test]
     fn a_bound_is_named_and_cannot_be_nothing() {

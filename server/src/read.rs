@@ -9,6 +9,7 @@ use mailbox_engine::{Error, GroupId, Row, Seq, Span, TimelineId, TimelineKind, U
 use mailbox_raft::Shard;
 
 use crate::auth::forbidden;
+use crate::consistency::Sure;
 use crate::convert;
 use crate::core::{Actor, Core};
 use crate::shard_map::ShardMap;
@@ -74,7 +75,7 @@ pub(crate) async fn sync(
                 Err(error) => return Ok(Err(error)),
             };
             let read = pages(engine, ranges, allowance).and_then(|pages| {
-                let groups = groups_of.map(|user| groups(engine, &view.shards, user));
+                let groups = groups_of.map(|user| groups(engine, sure, &view.shards, user));
                 Ok((pages, groups.transpose()?.unwrap_or_default()))
             });
             let (pages, groups) = match sure.judged(read)? {
@@ -332,9 +333,11 @@ fn span_end(span: Span, head: Seq) -> Seq {
     }
 }
 
-/// The user's own list. Heads of groups in other shards are not here: 0.
+/// The user's own list. Heads of groups in other shards are not here: 0. So are those whose slot is on the move: the
+/// list must not be withheld for them, whoever wants a head asks for it by itself.
 fn groups(
     engine: &mailbox_engine::Shard,
+    sure: Sure,
     map: &ShardMap,
     user: UserId,
 ) -> Result<Vec<GroupMembership>, Error> {
@@ -342,7 +345,7 @@ fn groups(
     for membership in engine.groups_of(user)? {
         let timeline = membership.group.timeline();
         let head = if map.of_timeline(timeline) == engine.id() {
-            engine.head(timeline)?
+            sure.known_or(engine.head(timeline), Seq::ZERO)?
         } else {
             Seq::ZERO
         };
