@@ -212,6 +212,7 @@ impl Composer {
     async fn read_groups(&mut self, client: &Client, user: u64) -> Result<bool, Fault> {
         for group in &self.groups {
             let (held, head) = (self.key.group_seq(group.id), group.head.unwrap_or(u64::MAX));
+            check_spans(group, held)?;
             check_held(Timeline::Group(group.id), held, head, 0)?;
         }
         for _ in 0..ROUNDS_MAX {
@@ -282,6 +283,17 @@ impl Composer {
         if page.messages.is_empty() && !page.more && page.trim_point >= page.head {
             self.groups[at].spans.clear();
         }
+        if let Some(first) = page.messages.first().map(|message| message.seq)
+            && first > wanted.until
+        {
+            // The group itself has forgotten a span that the list still has.
+            if held != 0 {
+                return Err(forgotten(id, held, first));
+            }
+            let spans = &mut self.groups[at].spans;
+            spans.retain(|span| span.left_seq == 0 || span.left_seq >= first);
+            return Ok(());
+        }
         for message in page.messages {
             // What the page has no room for is read again for the next one.
             let full = self.left.messages_max == 0 || self.left.bytes_max == 0;
@@ -348,6 +360,24 @@ fn check_held(timeline: Timeline, held: u64, head: u64, trim_point: u64) -> Resu
         return Err(resync(message));
     }
     Ok(())
+}
+
+/// Of the times that a user was in a group only the newest are kept. Who holds something of an earlier one may lack the
+/// rest of it, and what lies between; who holds nothing has lost nothing that was kept.
+fn check_spans(group: &Group, held: u64) -> Result<(), Fault> {
+    match group.spans.first() {
+        Some(oldest) if held != 0 && held < oldest.join_seq.saturating_sub(1) => {
+            Err(forgotten(group.id, held, oldest.join_seq))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn forgotten(group: u64, held: u64, next: u64) -> Fault {
+    let timeline = Timeline::Group(group);
+    resync(format!(
+        "the sync key holds seq {held} of {timeline}, what is left to read of it begins at {next}"
+    ))
 }
 
 fn resync(message: String) -> Fault {

@@ -115,3 +115,48 @@ async fn a_shard_that_goes_while_rows_are_read_keeps_back_its_own_groups_only() 
     assert_eq!(rows(&page), ["group:66/2"]);
     assert_eq!(page["synced"]["more"], false);
 }
+
+/// A group of alice's with bob in it for the third time: of seqs 2 and 3, 4 and 5, and from 6 on.
+async fn third_time(rig: &Rig) {
+    let (alice, bob) = (rig.sdk("alice").await, rig.sdk("bob").await);
+    assert_eq!(alice.create_group("friends").await.unwrap(), 65);
+    for left_seq in [3, 5] {
+        bob.join_group(65).await.unwrap();
+        assert_eq!(bob.leave_group(65).await.unwrap(), left_seq);
+    }
+    assert_eq!(bob.join_group(65).await.unwrap(), 6);
+}
+
+/// A question from one who holds a group up to this seq.
+fn holding(seq: u64) -> Value {
+    json!({"have": [{"timeline": "group:65", "seq": seq.to_string()}]})
+}
+
+#[tokio::test]
+async fn who_lacks_rows_of_a_membership_that_is_forgotten_begins_again() {
+    let rig = Rig::start().await;
+    third_time(&rig).await;
+    let mut bob = RawSocket::connect(&rig.url(), "bob").await;
+    let page = sync(&mut bob, holding(2)).await;
+    assert_eq!(
+        rows(&page),
+        ["group:65/3", "group:65/4", "group:65/5", "group:65/6"]
+    );
+    // First the group forgets, then the list.
+    rig.store.freeze_list(BOB);
+    rig.store.keep_spans(BOB, 65, 1);
+    for list_knows in [false, true] {
+        if list_knows {
+            rig.store.thaw_list(BOB);
+        }
+        for held in [2, 4] {
+            let answer = sync(&mut bob, holding(held)).await;
+            assert_eq!(answer["error"]["code"], "Resync", "{answer}");
+        }
+        let page = sync(&mut bob, json!({})).await;
+        assert_eq!(rows(&page), ["group:65/6"]);
+        assert_eq!(page["synced"]["more"], false);
+        let page = sync(&mut bob, holding(5)).await;
+        assert_eq!(rows(&page), ["group:65/6"]);
+    }
+}

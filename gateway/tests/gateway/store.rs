@@ -110,6 +110,11 @@ impl FakeStore {
         state.shown.insert(user, list);
     }
 
+    /// The changes have come: the list is shown as it is.
+    pub(crate) fn thaw_list(&self, user: u64) {
+        self.state.lock().shown.remove(&user);
+    }
+
     /// A user's list of groups names one that is not there yet.
     pub(crate) fn list_early(&self, user: u64, group: u64) {
         let span = v1::MembershipSpan {
@@ -130,6 +135,34 @@ impl FakeStore {
     /// From now on that shard answers, or not.
     pub(crate) fn serve_apart(&self, served: bool) {
         self.state.lock().is_apart_unserved = !served;
+    }
+
+    /// Of the times that a user was in a group only so many are kept, the newest.
+    pub(crate) fn keep_spans(&self, user: u64, group: u64, newest: usize) {
+        let mut state = self.state.lock();
+        let list = state.groups_of.get_mut(&user).unwrap();
+        let spans = list.get_mut(&group).unwrap();
+        let oldest = spans.len() - newest;
+        *spans = spans.split_off(oldest);
+    }
+
+    /// What a reader may read of a group, by the group's own row; `None` = the timeline is no group.
+    fn spans(
+        &self,
+        timeline: Option<v1::Timeline>,
+        reader: Option<&v1::UserRef>,
+    ) -> Result<Option<Vec<v1::MembershipSpan>>, CallError> {
+        let Some(timeline) = timeline.filter(|it| it.kind == GROUP) else {
+            return Ok(None);
+        };
+        let state = self.state.lock();
+        let groups = state.groups_of.get(&state.user(reader)?);
+        let spans = groups.and_then(|groups| groups.get(&timeline.owner));
+        let there = state.timelines.contains_key(&(GROUP, timeline.owner));
+        match spans.filter(|_| there) {
+            Some(spans) => Ok(Some(spans.clone())),
+            None => Err(CallError::new(ErrorCode::NotAMember, "not a member")),
+        }
     }
 
     fn check_served(&self, shard: u32) -> Result<(), CallError> {
@@ -227,6 +260,21 @@ impl FakeStore {
     }
 
     fn read(&self, range: &v1::SyncRange, limit: u32, bytes: u64) -> v1::SyncPage {
+        self.read_spans(range, limit, bytes, None)
+    }
+
+    /// With spans, what a member may read.
+    fn read_spans(
+        &self,
+        range: &v1::SyncRange,
+        limit: u32,
+        bytes: u64,
+        spans: Option<&[v1::MembershipSpan]>,
+    ) -> v1::SyncPage {
+        let covers = |span: &v1::MembershipSpan, seq: u64| {
+            span.join_seq <= seq && (span.left_seq == 0 || seq <= span.left_seq)
+        };
+        let may = |seq: u64| spans.is_none_or(|spans| spans.iter().any(|span| covers(span, seq)));
         let state = self.state.lock();
         let timeline = range.timeline.unwrap();
         let key = (timeline.kind, timeline.owner);
@@ -235,7 +283,7 @@ impl FakeStore {
         let mut left = bytes;
         let wanted = rows
             .iter()
-            .filter(|row| row.seq > range.after_seq.max(trim_point));
+            .filter(|row| row.seq > range.after_seq.max(trim_point) && may(row.seq));
         let messages: Vec<_> = wanted
             .take(limit as usize)
             .take_while(|row| {
@@ -245,7 +293,8 @@ impl FakeStore {
             })
             .cloned()
             .collect();
-        let head = rows.len() as u64;
+        let mut seqs = rows.iter().map(|row| row.seq);
+        let head = seqs.rfind(|seq| may(*seq)).unwrap_or(0);
         let last = messages
             .last()
             .map_or(range.after_seq.max(trim_point), |row| row.seq);
@@ -383,16 +432,8 @@ impl Mailbox for FakeStore {
         let (mut limit, mut bytes) = (request.limit, request.limit_bytes);
         let mut pages = Vec::new();
         for range in &request.ranges {
-            if let Some(timeline) = range.timeline.filter(|it| it.kind == GROUP)
-                && !self
-                    .state
-                    .lock()
-                    .timelines
-                    .contains_key(&(GROUP, timeline.owner))
-            {
-                return Err(CallError::new(ErrorCode::NotAMember, "no such group").into());
-            }
-            let page = self.read(range, limit, bytes);
+            let spans = self.spans(range.timeline, request.reader.as_ref())?;
+            let page = self.read_spans(range, limit, bytes, spans.as_deref());
             limit -= page.messages.len() as u32;
             let read: usize = page.messages.iter().map(|row| row.body.len()).sum();
             bytes = bytes.saturating_sub(read as u64);
