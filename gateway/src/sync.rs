@@ -147,13 +147,33 @@ impl Group {
         };
         (after < head.min(until)).then_some(Wanted { after, until })
     }
+
+    /// The list ends with a leave, and the key holds more than that: the list is older than a join since, or the key is
+    /// of another history.
+    fn is_outrun(&self, held: u64) -> bool {
+        let left = self.spans.last().map_or(0, |span| span.left_seq);
+        // A head below the leave is the group's own, and will do to tell.
+        left != 0 && held > left && self.head.is_none_or(|head| head >= left)
+    }
+
+    /// Has the group itself asked for what comes next: its own row knows whether the key can be.
+    fn ask_beyond(&mut self, held: u64) {
+        let next = held.saturating_add(1);
+        self.spans.push(v1::MembershipSpan {
+            join_seq: next,
+            left_seq: 0,
+        });
+        self.head = self.head.map(|_| next);
+    }
 }
 
 impl Composer {
     /// A group whose head is 0 and not `unknown` is not there yet: its founder's list says so first. Heads need not be
     /// there for a page that the mailbox fills.
+    ///
+    /// What the key holds of a group that is not listed stays there: the list may not know yet of a join.
     fn new(
-        mut key: SyncKey,
+        key: SyncKey,
         left: Bounds,
         memberships: &[v1::GroupMembership],
         unknown: Option<Unknown>,
@@ -171,7 +191,6 @@ impl Composer {
             })
             .collect();
         groups.sort_unstable_by_key(|group| group.id);
-        key.retain_groups(|id| groups.binary_search_by_key(&id, |group| group.id).is_ok());
         Self {
             key,
             left,
@@ -210,9 +229,13 @@ impl Composer {
 
     /// Reads groups until all are read that can be, or the page is full; returns whether there is more.
     async fn read_groups(&mut self, client: &Client, user: u64) -> Result<bool, Fault> {
-        for group in &self.groups {
-            let (held, head) = (self.key.group_seq(group.id), group.head.unwrap_or(u64::MAX));
+        for group in &mut self.groups {
+            let held = self.key.group_seq(group.id);
             check_spans(group, held)?;
+            if group.is_outrun(held) {
+                group.ask_beyond(held);
+            }
+            let head = group.head.unwrap_or(u64::MAX);
             check_held(Timeline::Group(group.id), held, head, 0)?;
         }
         for _ in 0..ROUNDS_MAX {
@@ -300,12 +323,25 @@ impl Composer {
             if full || message.seq > wanted.until {
                 break;
             }
-            if !self.key.raise_group(id, message.seq) {
-                return Err(too_many_groups());
-            }
+            self.raise(id, message.seq)?;
             self.take(message, Timeline::Group(id));
         }
         Ok(())
+    }
+
+    /// Raises what the key holds of a group. One that is full forgets the groups that are not listed.
+    fn raise(&mut self, id: u64, seq: u64) -> Result<(), Fault> {
+        if self.key.raise_group(id, seq) {
+            return Ok(());
+        }
+        let groups = &self.groups;
+        let is_listed = |id| groups.binary_search_by_key(&id, |group| group.id).is_ok();
+        self.key.retain_groups(is_listed);
+        if self.key.raise_group(id, seq) {
+            Ok(())
+        } else {
+            Err(too_many_groups())
+        }
     }
 
     /// The page; with nothing on it for want of a group's part, the reason.

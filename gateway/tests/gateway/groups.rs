@@ -160,3 +160,47 @@ async fn who_lacks_rows_of_a_membership_that_is_forgotten_begins_again() {
         assert_eq!(rows(&page), ["group:65/6"]);
     }
 }
+
+#[tokio::test]
+async fn who_joined_again_may_hold_more_than_an_old_list_knows_of() {
+    let rig = Rig::start().await;
+    let (alice, bob) = (rig.sdk("alice").await, rig.sdk("bob").await);
+    assert_eq!(alice.create_group("friends").await.unwrap(), 65);
+    bob.join_group(65).await.unwrap();
+    assert_eq!(bob.leave_group(65).await.unwrap(), 3);
+    rig.store.freeze_list(BOB);
+    assert_eq!(bob.join_group(65).await.unwrap(), 4);
+    let mut raw = RawSocket::connect(&rig.url(), "bob").await;
+    let page = sync(&mut raw, holding(4)).await;
+    assert_eq!(rows(&page), [""; 0]);
+    assert_eq!(position(&page, 65), "4");
+    alice.send(&Destination::Group(65), "hi").await.unwrap();
+    let page = sync(&mut raw, holding(4)).await;
+    assert_eq!(rows(&page), ["group:65/5"]);
+    assert_eq!(page["synced"]["more"], false);
+    // A key of another history is still found out.
+    let answer = sync(&mut raw, holding(9)).await;
+    assert_eq!(answer["error"]["code"], "Resync", "{answer}");
+}
+
+#[tokio::test]
+async fn what_is_held_of_a_group_is_kept_until_the_list_knows_of_the_join() {
+    let rig = Rig::start().await;
+    let (alice, bob) = (rig.sdk("alice").await, rig.sdk("bob").await);
+    assert_eq!(alice.create_group("friends").await.unwrap(), 65);
+    rig.store.freeze_list(BOB);
+    assert_eq!(bob.join_group(65).await.unwrap(), 2);
+    let mut raw = RawSocket::connect(&rig.url(), "bob").await;
+    let mut page = sync(&mut raw, holding(2)).await;
+    for list_knows in [false, true] {
+        if list_knows {
+            rig.store.thaw_list(BOB);
+        }
+        assert_eq!(position(&page, 65), "2");
+        page = sync(&mut raw, json!({"key": page["synced"]["key"]})).await;
+        assert_eq!(rows(&page), [""; 0]);
+    }
+    alice.send(&Destination::Group(65), "hi").await.unwrap();
+    let page = sync(&mut raw, json!({"key": page["synced"]["key"]})).await;
+    assert_eq!(rows(&page), ["group:65/3"]);
+}
