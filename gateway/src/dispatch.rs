@@ -47,15 +47,24 @@ impl std::fmt::Debug for Dispatch {
 #[derive(Default)]
 struct State {
     users: HashMap<u64, Online>,
-    /// Group → members online here → the seq of their join.
-    groups: HashMap<u64, HashMap<u64, u64>>,
+    /// Group → members online here.
+    groups: HashMap<u64, HashMap<u64, Member>>,
+}
+
+/// A member of a group who is online here.
+#[derive(Clone, Copy)]
+struct Member {
+    /// Greatest seq of a join that is known: rows below it are not pushed.
+    join_seq: u64,
+    /// From this seq on every leave was or will be seen as a message.
+    from_seq: u64,
 }
 
 #[derive(Default)]
 struct Online {
     connections: Vec<Arc<Connection>>,
     groups: BTreeSet<u64>,
-    /// Groups that the user has left since, and at which seq: a list that was read before may not say so yet.
+    /// Groups that the user has left, and at which seq: a list that was read before may not say so yet.
     left: BTreeMap<u64, u64>,
     /// Set once the user's timelines are subscribed to.
     subscribed: Arc<OnceCell<()>>,
@@ -138,8 +147,8 @@ impl Dispatch {
         Ok(())
     }
 
-    /// What a fresh look at a user's groups says. Leaves are not taken from it: they come as
-    /// messages, which a member has to be pushed.
+    /// What a fresh look at a user's groups says. A leave is taken from it only if it came before what is subscribed
+    /// to: others come as messages, which a member has to be pushed.
     pub(crate) fn update_groups(&self, user: u64, memberships: &[v1::GroupMembership]) {
         self.enter_groups(&mut self.state.lock(), user, memberships);
     }
@@ -156,14 +165,27 @@ impl Dispatch {
 
     fn enter_groups(&self, state: &mut State, user: u64, memberships: &[v1::GroupMembership]) {
         for membership in memberships {
-            // Without a head nobody knows from where on: whoever looks next will.
-            if let Some(span) = membership.spans.last()
-                && span.left_seq == 0
-                && membership.head != 0
-            {
-                let from_seq = membership.head + 1;
-                self.enter_group(state, user, membership.group, span.join_seq, from_seq);
+            let group = membership.group;
+            match membership.spans.last() {
+                Some(span) if span.left_seq != 0 => {
+                    self.left_before(state, user, group, span.left_seq);
+                }
+                // Without a head nobody knows from where on: whoever looks next will.
+                Some(span) if membership.head != 0 => {
+                    self.enter_group(state, user, group, span.join_seq, membership.head + 1);
+                }
+                Some(_) | None => {}
             }
+        }
+    }
+
+    /// A list says that a user has left. Who was let in by an older one, with a head from after the leave, would wait
+    /// for the message that tells of it in vain.
+    fn left_before(&self, state: &mut State, user: u64, group: u64, left_seq: u64) {
+        note_left(state, user, group, left_seq);
+        let is_unseen = |member: Member| member.join_seq < left_seq && left_seq < member.from_seq;
+        if member_of(state, user, group).is_some_and(is_unseen) {
+            self.leave_group(state, user, group);
         }
     }
 
@@ -192,12 +214,9 @@ impl Dispatch {
             self.metrics.subscriptions.inc();
         }
         online.groups.insert(group);
-        let joined = groups
-            .entry(group)
-            .or_default()
-            .entry(user)
-            .or_insert(join_seq);
-        *joined = join_seq.max(*joined);
+        let members = groups.entry(group).or_default();
+        let member = members.entry(user).or_insert(Member { join_seq, from_seq });
+        member.join_seq = join_seq.max(member.join_seq);
     }
 
     fn leave_group(&self, state: &mut State, user: u64, group: u64) {
@@ -284,7 +303,7 @@ impl Dispatch {
             Timeline::Group(group) => {
                 let members = state.groups.get(&group).into_iter().flatten();
                 members
-                    .flat_map(|(user, joined)| connections_of(user, *joined))
+                    .flat_map(|(user, member)| connections_of(user, member.join_seq))
                     .collect()
             }
         }
@@ -316,12 +335,7 @@ impl Dispatch {
     fn left(&self, user: u64, group: u64, left_seq: u64) {
         let mut state = self.state.lock();
         note_left(&mut state, user, group, left_seq);
-        let joined = state
-            .groups
-            .get(&group)
-            .and_then(|members| members.get(&user))
-            .copied();
-        if joined.is_some_and(|join_seq| join_seq < left_seq) {
+        if member_of(&state, user, group).is_some_and(|member| member.join_seq < left_seq) {
             self.leave_group(&mut state, user, group);
         }
     }
@@ -413,6 +427,10 @@ fn too_many_connections(max: usize) -> CallError {
         "the user has {max} connections to this gateway, the limit (user_connections_max) is {max}"
     );
     CallError::new(ErrorCode::Busy, message)
+}
+
+fn member_of(state: &State, user: u64, group: u64) -> Option<Member> {
+    state.groups.get(&group)?.get(&user).copied()
 }
 
 /// Whatever says that the user is in the group since before is out of date.

@@ -3,7 +3,7 @@
 use mailbox_sdk::{Client, Destination};
 use serde_json::{Value, json};
 
-use crate::drive::{RawSocket, Rig, gateway, until};
+use crate::drive::{RawSocket, Rig, gateway, next_message, until};
 use crate::store::FakeStore;
 
 const BOB: u64 = 18;
@@ -203,4 +203,41 @@ async fn what_is_held_of_a_group_is_kept_until_the_list_knows_of_the_join() {
     alice.send(&Destination::Group(65), "hi").await.unwrap();
     let page = sync(&mut raw, json!({"key": page["synced"]["key"]})).await;
     assert_eq!(rows(&page), ["group:65/3"]);
+}
+
+#[tokio::test]
+async fn who_was_let_in_by_a_list_from_before_the_leave_goes_with_the_next_list() {
+    let rig = Rig::start().await;
+    let alice = rig.sdk("alice").await;
+    assert_eq!(alice.create_group("friends").await.unwrap(), 65);
+    let bob = rig.sdk("bob").await;
+    bob.join_group(65).await.unwrap();
+    rig.store.freeze_list(BOB);
+    assert_eq!(bob.leave_group(65).await.unwrap(), 3);
+    bob.close().await.unwrap();
+    until(|| !rig.store.is_subscribed("mailbox:18")).await;
+    let mut bob = RawSocket::connect(&rig.url(), "bob").await;
+    alice
+        .send(&Destination::Group(65), "too late")
+        .await
+        .unwrap();
+    let push = bob.next_with("push").await;
+    assert_eq!(push["push"]["timeline"], "group:65", "the list says so");
+    let old_list = rig.store.thaw_list(BOB);
+    let page = sync(&mut bob, json!({})).await;
+    assert_eq!(rows(&page), ["group:65/2", "group:65/3"]);
+    // The old list changes nothing any more.
+    rig.store.show_list(BOB, old_list);
+    sync(&mut bob, json!({})).await;
+    alice
+        .send(&Destination::Group(65), "bob is gone")
+        .await
+        .unwrap();
+    while next_message(&alice).await.text() != Some("bob is gone") {}
+    alice
+        .send(&"@bob".parse().unwrap(), "are you?")
+        .await
+        .unwrap();
+    let push = bob.next_with("push").await;
+    assert_eq!(push["push"]["timeline"], "mailbox:18");
 }

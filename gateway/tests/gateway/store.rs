@@ -16,6 +16,8 @@ use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
 type Key = (i32, u64);
+/// A user's groups.
+type List = BTreeMap<u64, Vec<v1::MembershipSpan>>;
 const MAILBOX: i32 = v1::TimelineKind::Mailbox as i32;
 const GROUP: i32 = v1::TimelineKind::Group as i32;
 const SLOTS: u32 = 64;
@@ -27,9 +29,9 @@ struct State {
     users: BTreeMap<String, u64>,
     timelines: HashMap<Key, Vec<v1::Message>>,
     trimmed: HashMap<Key, u64>,
-    groups_of: HashMap<u64, BTreeMap<u64, Vec<v1::MembershipSpan>>>,
+    groups_of: HashMap<u64, List>,
     /// Lists of groups that are shown in their place.
-    shown: HashMap<u64, BTreeMap<u64, Vec<v1::MembershipSpan>>>,
+    shown: HashMap<u64, List>,
     sent: HashMap<(u64, String, Vec<u8>), (u32, v1::SendResponse)>,
     registered: HashMap<Vec<u8>, (String, u64)>,
     groups: u64,
@@ -110,9 +112,14 @@ impl FakeStore {
         state.shown.insert(user, list);
     }
 
-    /// The changes have come: the list is shown as it is.
-    pub(crate) fn thaw_list(&self, user: u64) {
-        self.state.lock().shown.remove(&user);
+    /// The changes have come: the list is shown as it is. Returns what was shown instead.
+    pub(crate) fn thaw_list(&self, user: u64) -> List {
+        self.state.lock().shown.remove(&user).unwrap()
+    }
+
+    /// From now on this list is shown.
+    pub(crate) fn show_list(&self, user: u64, list: List) {
+        self.state.lock().shown.insert(user, list);
     }
 
     /// A user's list of groups names one that is not there yet.
