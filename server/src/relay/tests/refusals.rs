@@ -83,5 +83,8 @@ fn what_is_refused_after_its_slot_has_moved_on_does_not_wait() {
     bench.answer(refused(&frame));
     assert_eq!(sent(&bench.frame()), (3, vec![(5, 1, 3)]));
     bench.answer(refused(&ahead));
-    assert!(bench.frames().is_empty(), "it was sent again with the first");
+    assert!(
+        bench.frames().is_empty(),
+        "it was sent again with the first"
+    );
 }
