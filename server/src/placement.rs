@@ -38,11 +38,11 @@ use mailbox_api::CallError;
 use mailbox_engine::{MapReplica, ReplicaRole, ShardId};
 use mailbox_placement::{Goals, Loads, Step, plan};
 use parking_lot::Mutex;
-use tokio_util::sync::CancellationToken;
 
 use crate::config::PlacementConfig;
 use crate::convert::invalid;
 use crate::core::Core;
+use crate::meta_leader::while_leading;
 use crate::metrics::PlacementMetrics;
 use crate::status;
 
@@ -78,35 +78,16 @@ impl Placement {
 
 /// Executes whenever this node leads the meta shard, until it stops.
 pub(crate) async fn run(core: Arc<Core>) {
-    let stopping = core.stopping.clone();
-    let placing = async {
-        loop {
-            if !lead(&core, &stopping).await {
-                return;
-            }
-        }
+    let ended = || {
+        core.placement.journal.forget_running();
+        *core.placement.seen.lock() = None;
+        tracing::info!("another node places replicas and leaders");
     };
-    tokio::select! {
-        () = placing => {}
-        () = stopping.cancelled() => {}
-    }
+    while_leading(&core, || execute(&core), ended).await;
 }
 
-/// From gaining the meta shard to losing it. False once the node stops.
-async fn lead(core: &Arc<Core>, stopping: &CancellationToken) -> bool {
-    let Some(meta) = core.node.shard(ShardId::META) else {
-        // Its replica may come: the map says so, and changes when it does.
-        let mut maps = core.maps.watch();
-        maps.borrow_and_update();
-        let waits = core.node.shard(ShardId::META).is_none();
-        return !waits || maps.changed().await.is_ok();
-    };
-    let mut leadership = meta.watch_leadership();
-    if leadership.wait_for(|now| now.is_ready()).await.is_err() {
-        // The replica was dropped. Another may come.
-        tokio::time::sleep(std::time::Duration::from_millis(core.placement.pause_ms)).await;
-        return !stopping.is_cancelled();
-    }
+/// From gaining the meta shard on.
+async fn execute(core: &Arc<Core>) {
     let placement = &core.placement;
     tracing::info!("this node places replicas and leaders");
     *placement.liveness.lock() = Liveness::default();
@@ -120,14 +101,7 @@ async fn lead(core: &Arc<Core>, stopping: &CancellationToken) -> bool {
         brake: Arc::default(),
         seen: Arc::clone(&placement.seen),
     };
-    tokio::select! {
-        () = executor.run() => {}
-        _ = leadership.wait_for(|now| !now.is_ready()) => {}
-    }
-    placement.journal.forget_running();
-    *placement.seen.lock() = None;
-    tracing::info!("another node places replicas and leaders");
-    !stopping.is_cancelled()
+    executor.run().await;
 }
 
 /// What the executor saw is good for questions for so long.
