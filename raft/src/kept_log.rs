@@ -14,6 +14,8 @@ const BYTES_MIN: u64 = 4 << 20;
 const STORED_PART: u64 = 8;
 /// So many times as much where the replica does not lead.
 const FOLLOWER_TIMES: u64 = 4;
+/// Fewer entries are not worth a purge of those that are too many.
+const PURGE_BATCH: u64 = 256;
 /// Flushes remembered. Of more, those are forgotten that lie closest to others.
 const FLUSHES_MAX: usize = 64;
 
@@ -25,6 +27,14 @@ pub(crate) fn kept_min(stored_bytes: u64, leads: bool) -> u64 {
     } else {
         bytes.saturating_mul(FOLLOWER_TIMES)
     }
+}
+
+/// Up to where the log may go behind a flush up to `flushed` so that `kept` entries stay, once that is worth it. `purged`
+/// is the last index that is gone already.
+pub(crate) fn too_many(flushed: u64, kept: u64, purged: Option<u64>) -> Option<u64> {
+    let end = (flushed + 1).saturating_sub(kept);
+    let begin = purged.map_or(0, |purged| purged + 1);
+    (begin + PURGE_BATCH <= end).then(|| end - 1)
 }
 
 /// What one replica knows of its last flushes.
@@ -79,6 +89,20 @@ mod tests {
     use super::*;
 
     const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn entries_go_once_enough_of_them_are_too_many() {
+        assert_eq!(too_many(4096 + 255, 4096, None), Some(255));
+        assert_eq!(too_many(4096 + 254, 4096, None), None);
+        assert_eq!(too_many(10, 4096, None), None);
+        assert_eq!(too_many(5000, 1, Some(4743)), Some(4999));
+        assert_eq!(too_many(5000, 1, Some(4744)), None);
+        assert_eq!(
+            too_many(5000, 64, Some(5000)),
+            None,
+            "a snapshot was installed"
+        );
+    }
 
     #[test]
     fn the_log_goes_up_to_the_last_flush_that_leaves_enough() {

@@ -10,8 +10,6 @@ use crate::options::NodeOptions;
 /// openraft's own lease: within it a leader may write, after it only once a heartbeat was answered. Who leads is
 /// decided by the node's pulse long before; a leader that is quiet speaks a few times in it.
 const OPENRAFT_LEASE_MS: u64 = 60_000;
-/// Entries purged at once, at least.
-const PURGE_BATCH: u64 = 256;
 
 pub(crate) fn raft_config(options: &NodeOptions) -> Result<Arc<Config>, Error> {
     let timing = &options.timing;
@@ -25,10 +23,10 @@ pub(crate) fn raft_config(options: &NodeOptions) -> Result<Arc<Config>, Error> {
         election_timeout_max: OPENRAFT_LEASE_MS.max(timing.election_max_ms * 2),
         // A node that comes back must not lead on what it remembers: its commit mark is written lazily.
         enable_leader_restore: Some(false),
-        // Our flushes are the snapshots; each one is announced as it happens.
+        // Our flushes are the snapshots; each one is announced as it happens, and so is each purge: what openraft would
+        // purge by itself may lie before what it was asked for and has not done yet, which it takes for a bug.
         snapshot_policy: SnapshotPolicy::Never,
-        max_in_snapshot_log_to_keep: options.log_entries_kept,
-        purge_batch_size: PURGE_BATCH,
+        max_in_snapshot_log_to_keep: u64::MAX,
         max_payload_entries: 1024,
         // Only a follower behind the purge needs a snapshot.
         replication_lag_threshold: u64::MAX,

@@ -11,6 +11,7 @@ use mailbox_api::peer::control_response::Response as Answer;
 use mailbox_engine::ShardId;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::error::Fatal;
+use openraft::metrics::WaitError;
 use openraft::storage::{RaftLogStorage as _, RaftLogStorageExt as _};
 use openraft::{EntryPayload, ServerState};
 use parking_lot::Mutex;
@@ -27,7 +28,7 @@ use crate::entry_tick::{Company, EntryTick};
 use crate::error::{Error, LeaderHint, ProposeError};
 use crate::filling::Filling;
 use crate::freshness::{Freshness, Sources};
-use crate::kept_log::{KeptLog, kept_min};
+use crate::kept_log::{KeptLog, kept_min, too_many};
 use crate::leadership::{LeadershipWatcher, NOBODY};
 use crate::learner_pace::LearnerPace;
 use crate::lease::Lease;
@@ -54,6 +55,8 @@ pub(crate) type Raft = openraft::Raft<TypeConfig, StateMachine>;
 const TAILS_KEPT: usize = 256;
 /// How often a leader looks how far a follower is that it fills.
 const FILLING_LOOK: Duration = Duration::from_millis(100);
+/// How long openraft may take to take note of a flush.
+const TOLD_WAIT: Duration = Duration::from_secs(1);
 /// How long a node may take to say whether it would lead.
 const MAY_LEAD_TIMEOUT: Duration = Duration::from_millis(300);
 /// How long a leader that goes looks for a follower that would lead, and how often.
@@ -528,6 +531,8 @@ struct Announcer {
     filling: Arc<Filling>,
     children: Arc<Children>,
     applier: Arc<Applier>,
+    /// Entries kept behind a flush, for followers that lag.
+    entries_kept: u64,
 }
 
 impl Announcer {
@@ -537,6 +542,7 @@ impl Announcer {
             filling,
             children: shared.children.clone(),
             applier: applier.clone(),
+            entries_kept: shared.options.log_entries_kept,
         }
     }
 
@@ -561,7 +567,11 @@ impl Announcer {
             let spare =
                 spare.or_else(|| mailbox_planted::is("purge-before-snapshot").then_some(upto));
             let told = self.raft.trigger().snapshot().await;
-            if told.is_err() || !self.purge(spare, replication.unwrap_or_default()).await {
+            if told.is_err()
+                || !self
+                    .purge(upto, spare, replication.unwrap_or_default())
+                    .await
+            {
                 return;
             }
         }
@@ -572,14 +582,26 @@ impl Announcer {
         self.raft.metrics().borrow_watched().replication.clone()
     }
 
-    /// Purges what need not be kept and no follower lacks, as far as is known here. False once the replica has stopped.
-    async fn purge(&self, spare: Option<u64>, replication: Replication) -> bool {
-        let upto = match (spare, replication.into_values().min()) {
-            (Some(spare), None) => spare,
-            (Some(spare), Some(Some(matched))) => spare.min(matched.index),
+    /// Purges entries that are too many behind a flush up to `flushed`, and those that need not be kept and that no
+    /// follower lacks, as far as is known here. False once the replica has stopped.
+    async fn purge(&self, flushed: u64, spare: Option<u64>, replication: Replication) -> bool {
+        let spare = match (spare, replication.into_values().min()) {
+            (Some(spare), None) => Some(spare),
+            (Some(spare), Some(Some(matched))) => Some(spare.min(matched.index)),
             // Of one follower nothing is known.
-            (Some(_), Some(None)) | (None, _) => return true,
+            (Some(_), Some(None)) | (None, _) => None,
         };
+        let purged = self.raft.metrics().borrow_watched().purged;
+        let purged = purged.map(|id| id.index);
+        let Some(upto) = too_many(flushed, self.entries_kept, purged).max(spare) else {
+            return true;
+        };
+        // Nothing goes beyond the last flush that openraft knows of.
+        let told = self.raft.wait(Some(TOLD_WAIT));
+        let told = told.metrics(|it| index(it.snapshot) >= upto, "it knows of the flush");
+        if let Err(WaitError::ShuttingDown) = told.await {
+            return false;
+        }
         self.raft.trigger().purge_log(upto).await.is_ok()
     }
 }
