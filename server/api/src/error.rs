@@ -34,7 +34,7 @@ impl CallError {
     }
 
     /// Reads the error out of a unary call's status; a status from elsewhere (a broken
-    /// connection, a proxy) becomes the nearest code.
+    /// connection, however HTTP/2 words its end, or a proxy) becomes the nearest code.
     pub fn from_status(status: &Status) -> Self {
         if let Ok(error) = Error::decode(status.details())
             && error.code != 0
@@ -42,12 +42,16 @@ impl CallError {
             return Self(error);
         }
         let code = match status.code() {
-            Code::Ok | Code::Unknown | Code::Internal | Code::DataLoss | Code::Unimplemented => {
-                ErrorCode::Internal
-            }
-            Code::Cancelled | Code::DeadlineExceeded | Code::Aborted | Code::Unavailable => {
-                ErrorCode::Unavailable
-            }
+            Code::Unimplemented => ErrorCode::Internal,
+            // A node that has failed says so in details.
+            Code::Ok
+            | Code::Unknown
+            | Code::Internal
+            | Code::DataLoss
+            | Code::Cancelled
+            | Code::DeadlineExceeded
+            | Code::Aborted
+            | Code::Unavailable => ErrorCode::Unavailable,
             Code::InvalidArgument
             | Code::NotFound
             | Code::AlreadyExists
@@ -241,5 +245,10 @@ mod tests {
         let error = CallError::from_status(&Status::unavailable("connection refused"));
         assert_eq!(error.code(), ErrorCode::Unavailable);
         assert!(error.is_retryable());
+        let error = CallError::from_status(&Status::internal("h2 protocol error: http2 error"));
+        assert!(error.is_retryable(), "a connection that broke");
+        let failed = CallError::new(ErrorCode::Internal, "apply gave no reply").to_status();
+        let failed = CallError::from_status(&failed);
+        assert!(!failed.is_retryable(), "a node that says that it failed");
     }
 }
