@@ -7,6 +7,8 @@ use std::io;
 
 use tokio::sync::oneshot;
 
+use crate::simulation;
+
 /// Added to the niceness of such a thread: with every core in use it gets about a tenth of what another gets.
 const NICENESS: i32 = 10;
 
@@ -30,6 +32,10 @@ pub(crate) async fn run<T: Send + 'static>(
     haste: Haste,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<T> {
+    if simulation::is_on() {
+        simulation::pause().await;
+        return Ok(work());
+    }
     let (done, answer) = oneshot::channel();
     std::thread::Builder::new()
         .name("background".to_owned())

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc::{self, RecvTimeoutError, TryRecvError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ use crate::children::Children;
 use crate::error::Error;
 use crate::flush_pace::{FlushPace, Steps, Waits};
 use crate::log::ShardLog;
+use crate::simulation;
 use crate::types::log_id;
 
 /// How often ages are looked at when nothing else happens.
@@ -80,7 +81,16 @@ pub(crate) struct BaseThread {
     /// Notified after every change: whoever waits for room looks again.
     changed: Arc<Notify>,
     pace: Arc<FlushPace>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    work: Mutex<Option<Work>>,
+    /// Wakes the task of a simulated node.
+    woken: Option<Arc<Notify>>,
+}
+
+/// Who does the jobs.
+enum Work {
+    Thread(JoinHandle<()>),
+    /// Of a simulated node.
+    Task(tokio::task::JoinHandle<()>),
 }
 
 impl BaseThread {
@@ -101,18 +111,26 @@ impl BaseThread {
             shards: Vec::new(),
             changed: changed.clone(),
             pace: pace.clone(),
-            runtime: Handle::current(),
             fault,
         };
-        let thread = std::thread::Builder::new()
-            .name("base-store".to_owned())
-            .spawn(move || run.run(&queue))?;
+        let (work, woken) = if simulation::is_on() {
+            let woken = Arc::new(Notify::new());
+            let task = tokio::spawn(run.run_simulated(queue, Arc::clone(&woken)));
+            (Work::Task(task), Some(woken))
+        } else {
+            let runtime = Handle::current();
+            let thread = std::thread::Builder::new()
+                .name("base-store".to_owned())
+                .spawn(move || run.run(&queue, &runtime))?;
+            (Work::Thread(thread), None)
+        };
         Ok(Arc::new(BaseThread {
             jobs,
             looking,
             changed,
             pace,
-            thread: Mutex::new(Some(thread)),
+            work: Mutex::new(Some(work)),
+            woken,
         }))
     }
 
@@ -124,6 +142,9 @@ impl BaseThread {
         // After `stop` nothing is done any more; whoever waits for an answer sees its channel closed.
         if self.jobs.send(job).is_err() && waits {
             self.pace.end_wait();
+        }
+        if let Some(woken) = &self.woken {
+            woken.notify_one();
         }
     }
 
@@ -201,9 +222,16 @@ impl BaseThread {
     /// Ends the thread after the jobs before. Blocks.
     pub(crate) fn stop(&self) {
         self.push(Job::Stop);
-        if let Some(thread) = self.thread.lock().take()
-            && thread.join().is_err()
-        {
+        let ended = match self.work.lock().take() {
+            Some(Work::Thread(thread)) => thread.join(),
+            Some(Work::Task(task)) => {
+                // Whoever waits for a job before has waited for it already.
+                task.abort();
+                Ok(())
+            }
+            None => Ok(()),
+        };
+        if ended.is_err() {
             tracing::error!("the base store's thread panicked");
         }
     }
@@ -295,12 +323,11 @@ struct Run {
     looking: Arc<AtomicBool>,
     changed: Arc<Notify>,
     pace: Arc<FlushPace>,
-    runtime: Handle,
     fault: watch::Sender<Option<String>>,
 }
 
 impl Run {
-    fn run(&mut self, queue: &mpsc::Receiver<Job>) {
+    fn run(&mut self, queue: &mpsc::Receiver<Job>, runtime: &Handle) {
         loop {
             let job = match queue.recv_timeout(LOOK_INTERVAL) {
                 Ok(job) => job,
@@ -313,11 +340,38 @@ impl Run {
             if matches!(job, Job::Stop) {
                 return;
             }
-            self.job(job);
+            runtime.block_on(self.job(job));
         }
     }
 
-    fn job(&mut self, job: Job) {
+    /// As [`Run::run`], without a thread.
+    async fn run_simulated(mut self, queue: mpsc::Receiver<Job>, woken: Arc<Notify>) {
+        loop {
+            let job = match queue.try_recv() {
+                Ok(job) => job,
+                Err(TryRecvError::Disconnected) => return,
+                Err(TryRecvError::Empty) => {
+                    if tokio::time::timeout(LOOK_INTERVAL, woken.notified())
+                        .await
+                        .is_ok()
+                    {
+                        continue;
+                    }
+                    Job::Look
+                }
+            };
+            if job.is_waited_for() {
+                self.pace.end_wait();
+            }
+            if matches!(job, Job::Stop) {
+                return;
+            }
+            simulation::pause().await;
+            self.job(job).await;
+        }
+    }
+
+    async fn job(&mut self, job: Job) {
         match job {
             Job::Stop => {}
             Job::Add(shard) => self.shards.push(Entry {
@@ -327,7 +381,7 @@ impl Run {
             Job::Look => {
                 // Before the look: who asks while it goes on is heard.
                 self.looking.store(false, Ordering::Release);
-                let result = self.flush_due();
+                let result = self.flush_due().await;
                 self.note(&result);
             }
             Job::Forget(shard) => self.forget(shard),
@@ -342,12 +396,12 @@ impl Run {
                 let _ = done.send(result);
             }
             Job::FlushAll { haste, done } => {
-                let result = self.flush_all(haste);
+                let result = self.flush_all(haste).await;
                 self.note(&result);
                 let _ = done.send(result);
             }
             Job::Flush { shard, done } => {
-                let result = self.flush_shard(shard);
+                let result = self.flush_shard(shard).await;
                 self.note(&result);
                 let _ = done.send(result);
             }
@@ -374,7 +428,7 @@ impl Run {
         self.changed.notify_waiters();
     }
 
-    fn flush_due(&mut self) -> Result<(), Error> {
+    async fn flush_due(&mut self) -> Result<(), Error> {
         let mut any = false;
         while self.fault.borrow().is_none() {
             let now = Instant::now();
@@ -384,7 +438,7 @@ impl Run {
             }
             // What will be due before long goes along: one file for all.
             let wanted: Vec<bool> = due.iter().map(|due| *due != Due::Later).collect();
-            if !self.flush(&wanted, Haste::None)? {
+            if !self.flush(&wanted, Haste::None).await? {
                 break;
             }
             any = true;
@@ -401,17 +455,17 @@ impl Run {
         Ok(())
     }
 
-    fn flush_all(&mut self, haste: Haste) -> Result<(), Error> {
+    async fn flush_all(&mut self, haste: Haste) -> Result<(), Error> {
         let all = vec![true; self.shards.len()];
         // What is applied meanwhile is for the next flush, or this one would never end.
         if haste == Haste::None {
-            return self.flush(&all, haste).map(|_| ());
+            return self.flush(&all, haste).await.map(|_| ());
         }
-        while self.flush(&all, haste)? {}
+        while self.flush(&all, haste).await? {}
         Ok(())
     }
 
-    fn flush_shard(&mut self, shard: ShardId) -> Result<(), Error> {
+    async fn flush_shard(&mut self, shard: ShardId) -> Result<(), Error> {
         let is_it = |entry: &Entry| entry.shard.engine.id() == shard;
         let wanted: Vec<bool> = self.shards.iter().map(is_it).collect();
         let Some(engine) = self.shards.iter().find(|entry| is_it(entry)) else {
@@ -421,14 +475,14 @@ impl Run {
         let engine = engine.shard.engine.clone();
         let index = |id: Option<LogId>| id.map_or(0, |id| id.index);
         let goal = index(engine.applied().log_id);
-        while index(engine.flushed()) < goal && self.flush(&wanted, Haste::Now)? {}
+        while index(engine.flushed()) < goal && self.flush(&wanted, Haste::Now).await? {}
         Ok(())
     }
 
     /// Flushes one memtable of each wanted shard that has something, in as few files as their sizes allow. False
     /// if none had. A file may only be ingested when this node's log has synced the entries in it: else, after a
     /// power cut, the log would end below the applied state.
-    fn flush(&mut self, wanted: &[bool], haste: Haste) -> Result<bool, Error> {
+    async fn flush(&mut self, wanted: &[bool], haste: Haste) -> Result<bool, Error> {
         // What a fault has touched is not written again.
         if let Some(reason) = self.fault.borrow().clone() {
             return Err(Error::Log(format!(
@@ -445,17 +499,17 @@ impl Run {
             bytes += frozen.bytes();
             part.push((index, engine.clone(), frozen));
             if bytes >= FILE_BYTES_FULL {
-                self.flush_part(std::mem::take(&mut part), haste)?;
+                self.flush_part(std::mem::take(&mut part), haste).await?;
                 bytes = 0;
             }
         }
         if !part.is_empty() {
-            self.flush_part(part, haste)?;
+            self.flush_part(part, haste).await?;
         }
         Ok(any)
     }
 
-    fn flush_part(
+    async fn flush_part(
         &mut self,
         part: Vec<(usize, Arc<Shard>, FrozenFlush)>,
         haste: Haste,
@@ -470,18 +524,20 @@ impl Run {
         }
         let flushes = part.into_iter().map(|(_, engine, frozen)| (engine, frozen));
         let flushes: Vec<_> = flushes.collect();
-        let mut steps = Steps::new(|| {
-            let mut engines = self.shards.iter().map(|entry| &entry.shard.engine);
-            haste == Haste::Now
-                || self.pace.is_waited_for()
-                || engines.any(|engine| engine.flush_is_urgent())
-        });
-        let built = self.store.build_in_steps(flushes, &mut || steps.rest())?;
+        let built = {
+            let mut steps = Steps::new(|| {
+                let mut engines = self.shards.iter().map(|entry| &entry.shard.engine);
+                haste == Haste::Now
+                    || self.pace.is_waited_for()
+                    || engines.any(|engine| engine.flush_is_urgent())
+            });
+            self.store.build_in_steps(flushes, &mut || steps.rest())?
+        };
         for (index, id) in &ids {
             if let Some(id) = id {
                 let log = &self.shards[*index].shard.log;
-                self.runtime
-                    .block_on(log.wait_synced(log_id(id.term, id.index)))
+                log.wait_synced(log_id(id.term, id.index))
+                    .await
                     .map_err(|error| Error::Log(error.to_string()))?;
             }
         }

@@ -41,6 +41,7 @@ mod raft_config;
 mod read_barrier;
 mod replica;
 mod shard;
+pub mod simulation;
 mod slot_copy;
 mod snapshot;
 mod state_machine;

@@ -31,6 +31,7 @@ use crate::peers::Peers;
 use crate::pulse::{self, Pulse};
 use crate::replica::{Replica, Shared};
 use crate::shard::Shard;
+use crate::simulation;
 use crate::slot_copy::SlotCopies;
 use crate::snapshot::{SnapshotBytes, SnapshotPace};
 use crate::status::PeerStatus;
@@ -111,13 +112,15 @@ impl Node {
     pub async fn start(options: NodeOptions) -> Result<Arc<Node>, Error> {
         options.validate()?;
         let credentials = Credentials::new(&options)?;
-        let opened = {
+        let opened = if simulation::is_on() {
+            open(&options).await?
+        } else {
             let (options, runtime) = (options.clone(), Handle::current());
-            tokio::task::spawn_blocking(move || open(&options, &runtime))
+            let opening = move || runtime.block_on(open(&options));
+            tokio::task::spawn_blocking(opening)
+                .await
+                .map_err(|error| Error::Log(error.to_string()))??
         };
-        let opened = opened
-            .await
-            .map_err(|error| Error::Log(error.to_string()))??;
         admit(&options, &opened).await?;
         let fault = watch::Sender::new(None);
         let children = Children::new(options.node, opened.log.clone(), &opened.store);
@@ -386,7 +389,7 @@ impl Node {
         };
         let (base, log) = (self.shared.base.clone(), self.log.clone());
         let store = self.store.lock().take();
-        let closed = tokio::task::spawn_blocking(move || {
+        let closed = simulation::blocking(move || {
             base.stop();
             let closed = log.close();
             drop(store);

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use mailbox_engine::{ShardId, Store};
 use openraft::storage::RaftLogStorage;
-use tokio::runtime::Handle;
 
 use crate::background;
 use crate::children::begin_log;
@@ -28,8 +27,8 @@ pub(crate) struct Opened {
     pub(crate) pledge: Pledge,
 }
 
-/// Opens store and log, and makes them if this is a new node. Blocks.
-pub(crate) fn open(options: &NodeOptions, runtime: &Handle) -> Result<Opened, Error> {
+/// Opens store and log, and makes them if this is a new node. Blocks between its waits.
+pub(crate) async fn open(options: &NodeOptions) -> Result<Opened, Error> {
     let dir = &options.dir;
     std::fs::create_dir_all(dir).map_err(|error| Error::io("make", dir, error))?;
     let found = Identity::read(dir)?;
@@ -45,28 +44,32 @@ pub(crate) fn open(options: &NodeOptions, runtime: &Handle) -> Result<Opened, Er
     let log_dir = dir.join("log");
     if let Some(found) = &found {
         found.check(dir, &wanted)?;
-        if !dir.join("state").exists() {
+        if options.disk.is_none() && !dir.join("state").exists() {
             return Err(lost(dir, "state"));
         }
         if !log_dir.join("CURRENT").exists() {
             return Err(lost(dir, "log"));
         }
     }
-    let store = Arc::new(Store::open(dir, options.engine.clone())?);
+    let store = match &options.disk {
+        None => Store::open(dir, options.engine.clone())?,
+        Some(disk) => Store::open_in_memory(disk, options.engine.clone())?,
+    };
+    let store = Arc::new(store);
     let log = SharedLog::open(&log_dir, options.log.clone()).map_err(log_error)?;
     background::merges_give_way();
     if is_new {
         bootstrap(&store, options)?;
         wanted.write(dir)?;
     }
-    finish_removals(dir, &store, &log, runtime)?;
+    finish_removals(dir, &store, &log).await?;
     let mut shards = Vec::new();
     for id in store.shards() {
         let engine = store.shard(id).ok_or_else(|| lost(dir, "shard"))?;
         let shard_log = log.shard_log(id).map_err(log_error)?;
         // It may have come by a split, whose flush was the last that this node did.
-        runtime.block_on(begin_log(&engine, &shard_log, options.node))?;
-        check_log(&engine, &shard_log, &log_dir, runtime)?;
+        begin_log(&engine, &shard_log, options.node).await?;
+        check_log(&engine, &shard_log, &log_dir).await?;
         cluster_options::compare(&options.cluster_options, &engine)?;
         shards.push((engine, shard_log));
     }
@@ -95,12 +98,7 @@ fn log_error(error: crate::log::Error) -> Error {
 
 /// Finishes what a crash has cut short, see `hosting.rs`. Entries of a replica that is neither here nor on its way
 /// out are what it has promised to hold: the store has lost it.
-fn finish_removals(
-    dir: &Path,
-    store: &Store,
-    log: &SharedLog,
-    runtime: &Handle,
-) -> Result<(), Error> {
+async fn finish_removals(dir: &Path, store: &Store, log: &SharedLog) -> Result<(), Error> {
     for id in log.shards().map_err(log_error)? {
         let shard_log = log.shard_log(id).map_err(log_error)?;
         let stage = shard_log.life().map(|life| life.stage);
@@ -108,7 +106,7 @@ fn finish_removals(
             Some(Stage::Leaving) => {
                 tracing::info!(shard = id.0, "its removal is finished");
                 store.drop_shard(id)?;
-                runtime.block_on(log.wipe(id)).map_err(log_error)?;
+                log.wipe(id).await.map_err(log_error)?;
             }
             Some(Stage::Hosted | Stage::Gone) | None if store.shard(id).is_some() => {}
             Some(Stage::Hosted | Stage::Gone) | None => {
@@ -153,19 +151,17 @@ fn bootstrap(store: &Store, options: &NodeOptions) -> Result<(), Error> {
 
 /// A log may end below the applied state only where a snapshot was installed: openraft then purges it up to
 /// there, silently. Anywhere else entries were lost that this node has promised to hold.
-fn check_log(
+async fn check_log(
     engine: &mailbox_engine::Shard,
     log: &ShardLog,
     path: &Path,
-    runtime: &Handle,
 ) -> Result<(), Error> {
     let applied = engine.applied();
     let Some(id) = applied.log_id else {
         return Ok(());
     };
-    let state = runtime
-        .block_on(log.clone().get_log_state())
-        .map_err(|error| Error::Log(error.to_string()))?;
+    let state = log.clone().get_log_state().await;
+    let state = state.map_err(|error| Error::Log(error.to_string()))?;
     let last = state.last_log_id.map(|last| last.index);
     let reaches = last.is_some_and(|last| last >= id.index);
     if reaches || applied.last_install == Some(id) {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use mailbox_engine::{ShardId, SlotId};
+use mailbox_engine::{MemoryDisk, ShardId, SlotId};
 
 use crate::error::Error;
 
@@ -70,6 +70,8 @@ pub struct NodeOptions {
     pub cluster_id: String,
     /// Where `state`, `log`, `staging` and `IDENTITY` live; made if missing.
     pub dir: PathBuf,
+    /// Rows are kept there and not in `state`, for [`crate::simulation`].
+    pub disk: Option<MemoryDisk>,
     /// The nodes of a new cluster, this one included: id → `host:port` of its peer service. They make the shards
     /// and their first memberships, once. Later it is only what this node knows before [`crate::Node::set_nodes`]
     /// tells more.
@@ -128,6 +130,7 @@ impl NodeOptions {
             node,
             cluster_id: cluster_id.into(),
             dir: dir.into(),
+            disk: None,
             members,
             joins: false,
             admit: None,

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::Error;
 use crate::options::NodeOptions;
+use crate::simulation;
 
 /// What this node promises, for all its replicas.
 pub(crate) struct Pledge {
@@ -95,7 +96,7 @@ impl Pledge {
         };
         tokio::time::sleep_until(until.into()).await;
         let (dir, length) = (self.dir.clone(), self.length);
-        let noted = tokio::task::spawn_blocking(move || write_note(&dir, length)).await;
+        let noted = simulation::blocking(move || write_note(&dir, length)).await;
         if let Ok(Err(error)) = noted {
             // The next start is careful for longer than it need be.
             tracing::warn!(%error, "old promises stay noted");

@@ -15,6 +15,7 @@ use crate::freshness::Fresh;
 use crate::membership::{ChangeError, Membership, MembershipChange};
 use crate::outbox::Outbox;
 use crate::replica::Replica;
+use crate::simulation;
 use crate::status::{AppliedTail, Leadership, ReadCounts, RowsWait, ShardStatus};
 use crate::traffic::{HotTimeline, TrafficCounts};
 
@@ -147,7 +148,7 @@ impl Shard {
         }
         drop(hurry);
         let engine = self.replica.engine.clone();
-        let hash = tokio::task::spawn_blocking(move || engine.state_hash(Some(cut))).await;
+        let hash = simulation::blocking(move || engine.state_hash(Some(cut))).await;
         let hash = hash.map_err(|error| unavailable(error.to_string()))?;
         let hash = hash.map_err(|error| unavailable(error_chain(&error)))?;
         hash.ok_or_else(|| unavailable(format!("a later cut than {cut} was made")))

@@ -4,6 +4,9 @@
 //! A transfer that breaks starts again from the beginning. Every chunk has its crc, every file its length and
 //! checksum; the engine checks every block of rows again when it installs them.
 
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +18,6 @@ use mailbox_api::peer::control_response::Response as Answer;
 use mailbox_api::peer::snapshot_request::Step;
 use mailbox_api::peer::snapshot_response::Step as AnswerStep;
 use mailbox_engine::{SNAPSHOT_FORMAT, SnapshotFile, SnapshotMeta};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -24,6 +26,7 @@ use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::background::{self, Haste};
 use crate::peer_link::{Link, UNKNOWN_CALL};
+use crate::simulation;
 use crate::types::{self, TypeConfig, Vote, decode_stored_membership, log_id};
 use crate::wire;
 
@@ -280,10 +283,10 @@ async fn send_chunks<T: Send>(
 ) -> Result<(), String> {
     let (started, mut sent) = (Instant::now(), 0_u64);
     for (number, file) in (0_u32..).zip(files) {
-        let mut open = open(&file.path).await?;
+        let open = open(&file.path).await?;
         let mut offset = 0;
         while offset < file.bytes {
-            let content = read_chunk(&mut open, &file.path).await?;
+            let content = read_chunk(&open, offset, &file.path).await?;
             let len = content.len() as u64;
             let chunk = peer::SnapshotChunk {
                 file: number,
@@ -314,21 +317,44 @@ async fn within<T>(
     }
 }
 
-async fn open(path: &Path) -> Result<tokio::fs::File, String> {
-    tokio::fs::File::open(path)
-        .await
-        .map_err(|error| format!("{}: {error}", path.display()))
+async fn open(path: &Path) -> Result<Arc<File>, String> {
+    let opened = path.to_owned();
+    let file = beside(path, move || File::open(opened)).await?;
+    Ok(Arc::new(file))
 }
 
-async fn read_chunk(file: &mut tokio::fs::File, path: &Path) -> Result<Vec<u8>, String> {
-    let mut content = Vec::with_capacity(CHUNK_BYTES);
-    let limit = CHUNK_BYTES as u64;
-    let read = file.take(limit).read_to_end(&mut content).await;
-    match read {
-        Ok(0) => Err(format!("{} is shorter than it was", path.display())),
-        Ok(_) => Ok(content),
-        Err(error) => Err(format!("{}: {error}", path.display())),
+async fn read_chunk(file: &Arc<File>, offset: u64, path: &Path) -> Result<Vec<u8>, String> {
+    let file = Arc::clone(file);
+    let content = beside(path, move || {
+        let mut content = vec![0; CHUNK_BYTES];
+        let mut len = 0;
+        while len < CHUNK_BYTES {
+            match file.read_at(&mut content[len..], offset + len as u64) {
+                Ok(0) => break,
+                Ok(read) => len += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        content.truncate(len);
+        Ok(content)
+    });
+    let content = content.await?;
+    if content.is_empty() {
+        return Err(format!("{} is shorter than it was", path.display()));
     }
+    Ok(content)
+}
+
+/// Does something with a file where it may block.
+async fn beside<T: Send + 'static>(
+    path: &Path,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, String> {
+    let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let done = simulation::blocking(work).await;
+    done.map_err(|error| failed(&error))?
+        .map_err(|error| failed(&error))
 }
 
 fn receives_enough() -> String {
@@ -406,8 +432,8 @@ async fn receive_file(
     steps: &mut Streaming<peer::SnapshotRequest>,
     pace: &SnapshotPace,
 ) -> Result<(), String> {
-    let failed = |error: std::io::Error| format!("{}: {error}", path.display());
-    let mut out = tokio::fs::File::create(path).await.map_err(failed)?;
+    let created = path.to_owned();
+    let out = Arc::new(beside(path, move || File::create(created)).await?);
     let (mut offset, mut hasher) = (0_u64, Xxh3Default::new());
     while offset < file.bytes {
         let Step::Chunk(chunk) = next_step(steps).await? else {
@@ -420,16 +446,17 @@ async fn receive_file(
             return Err(format!("{}: the chunk at {offset} is damaged", file.name));
         }
         hasher.update(&chunk.content);
-        out.write_all(&chunk.content).await.map_err(failed)?;
         let len = chunk.content.len() as u64;
+        // The engine reads the file at once and writes its own, which it syncs: this one needs no sync.
+        let out = Arc::clone(&out);
+        beside(path, move || out.write_all_at(&chunk.content, offset)).await?;
         offset += len;
         pace.received_bytes.fetch_add(len, Ordering::Relaxed);
     }
     if offset != file.bytes || hasher.digest() != file.checksum {
         return Err(format!("{}: the file is damaged", file.name));
     }
-    // The engine reads the file at once and writes its own, which it syncs: this one needs no sync.
-    out.flush().await.map_err(failed)
+    Ok(())
 }
 
 #[cfg(test)]

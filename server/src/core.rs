@@ -254,7 +254,7 @@ impl Core {
         F: FnOnce(&mailbox_engine::Shard) -> Result<T, mailbox_engine::Error> + Send + 'static,
     {
         let engine = Arc::clone(shard.engine());
-        let done = tokio::task::spawn_blocking(move || read(&engine)).await;
+        let done = mailbox_raft::simulation::blocking(move || read(&engine)).await;
         match done {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) if status::is_elsewhere(&error) => {

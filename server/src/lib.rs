@@ -48,6 +48,7 @@ mod shard_map;
 mod shard_merges;
 mod shard_splits;
 mod shutdown;
+pub mod simulation;
 mod slot_moves;
 mod status;
 mod submit;

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use mailbox_client::Tls;
-use mailbox_cork::Corked;
+use mailbox_cork::{Corked, Listener, Socket};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::transport::server::{Connected, TcpConnectInfo};
 use tonic::transport::{Identity, ServerTlsConfig};
@@ -25,7 +25,18 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Binds an address; says what to do if it is in use.
 pub(crate) async fn bind(option: &'static str, address: &str) -> Result<TcpListener, Error> {
-    TcpListener::bind(address).await.map_err(|source| Error::Listen {
+    let bound = TcpListener::bind(address).await;
+    bound.map_err(|source| not_bound(option, address, source))
+}
+
+/// As [`bind`], for gRPC.
+pub(crate) async fn bind_grpc(option: &'static str, address: &str) -> Result<Listener, Error> {
+    let bound = Listener::bind(address).await;
+    bound.map_err(|source| not_bound(option, address, source))
+}
+
+fn not_bound(option: &'static str, address: &str, source: io::Error) -> Error {
+    Error::Listen {
         option,
         address: address.to_owned(),
         hint: match source.kind() {
@@ -37,7 +48,7 @@ pub(crate) async fn bind(option: &'static str, address: &str) -> Result<TcpListe
             _ => "",
         },
         source,
-    })
+    }
 }
 
 /// Warns of a listener that others can reach and read.
@@ -98,7 +109,7 @@ fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, Error> {
 
 /// Accepted connections, no more at once than allowed: further ones wait in the system's queue.
 pub(crate) fn connections(
-    listener: TcpListener,
+    listener: Listener,
     max: u32,
     open: Level,
 ) -> impl Stream<Item = io::Result<Connection>> {
@@ -108,15 +119,13 @@ pub(crate) fn connections(
         let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
         let stream = loop {
             match listener.accept().await {
-                Ok((stream, _)) => break stream,
+                Ok(stream) => break stream,
                 Err(error) => {
                     tracing::warn!(%error, "accept a gRPC connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
         };
-        // Small frames must not wait for more; a socket that is gone already fails later.
-        let _ = stream.set_nodelay(true);
         let connection = Connection {
             stream: Corked::new(stream),
             _slot: slot,
@@ -128,7 +137,7 @@ pub(crate) fn connections(
 
 /// A client's socket; holds one of the allowed connections while it lives.
 pub(crate) struct Connection {
-    stream: Corked<TcpStream>,
+    stream: Corked<Socket>,
     _slot: OwnedSemaphorePermit,
     _open: LevelGuard,
 }

@@ -12,7 +12,7 @@ use mailbox_api::v1::cluster_server::ClusterServer;
 use mailbox_api::v1::dead_letters_server::DeadLettersServer;
 use mailbox_api::v1::mailbox_server::MailboxServer;
 use mailbox_client::Tls;
-use mailbox_engine::{ClusterOptions, EngineOptions, UserLimits};
+use mailbox_engine::{ClusterOptions, EngineOptions, MemoryDisk, UserLimits};
 use mailbox_gateway::{MetricsRegistry, ReadyCheck};
 use mailbox_raft::{ClientTls, Leadership, LogOptions, Node, NodeOptions, Timing};
 use tokio::net::TcpListener;
@@ -77,7 +77,16 @@ impl RunningNode {
     /// Binds, opens the store, and serves. The listener comes first: a port in use is told at
     /// once, not after a long recovery.
     pub(crate) async fn start(config: &Config, registry: MetricsRegistry) -> Result<Self, Error> {
-        let listener = listener::bind("node.listen", &config.node.listen).await?;
+        Self::start_on(config, registry, None).await
+    }
+
+    /// As [`RunningNode::start`]; rows are kept on `disk` if there is one.
+    pub(crate) async fn start_on(
+        config: &Config,
+        registry: MetricsRegistry,
+        disk: Option<MemoryDisk>,
+    ) -> Result<Self, Error> {
+        let listener = listener::bind_grpc("node.listen", &config.node.listen).await?;
         let grpc = listener.local_addr().map_err(Error::Start)?;
         let http = match config.node.metrics_listen.as_str() {
             "" => None,
@@ -86,7 +95,7 @@ impl RunningNode {
         listener::warn_if_plaintext("node.listen", &config.node.listen, &config.tls);
         let tls = listener::server_tls(&config.tls)?;
         let config = &with_own_port(config, grpc);
-        let (core, joiner) = open(config, &registry).await?;
+        let (core, joiner) = open(config, &registry, disk).await?;
         let node = Arc::clone(&core.node);
         let stopped = CancellationToken::new();
         let frame_bytes_max = config.limits.frame_bytes_max.as_usize();
@@ -232,11 +241,13 @@ fn routes(
 async fn open(
     config: &Config,
     registry: &MetricsRegistry,
+    disk: Option<MemoryDisk>,
 ) -> Result<(Arc<Core>, Arc<Joiner>), Error> {
     let peer_tls = listener::read_authority(&config.tls)?;
     let secret = read_secret(&config.cluster.secret_file)?;
     let tokens = read_token_keys(&config.auth)?;
     let mut options = node_options(config, Arc::clone(&secret), peer_tls.as_ref())?;
+    options.disk = disk;
     let disk_free_min_bytes = options.disk_free_min_bytes;
     let authority = Authority::new(config.cluster.id.clone(), secret, tokens);
     let authority = Arc::new(authority);

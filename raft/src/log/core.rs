@@ -13,7 +13,7 @@ use std::time::Duration;
 use openraft::storage::IOFlushed;
 use parking_lot::{Condvar, Mutex, RwLock};
 use rocksdb::DB;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 use super::error::Error;
 use super::life::Life;
@@ -145,6 +145,8 @@ pub(super) struct Core {
     db: RwLock<Option<Arc<DB>>>,
     queue: Mutex<Queue>,
     queued: Condvar,
+    /// As `queued`, for the task of a simulated node.
+    woken: Notify,
     synced: watch::Sender<Synced>,
     fault: watch::Sender<Option<String>>,
 }
@@ -167,6 +169,7 @@ impl Core {
             db: RwLock::new(Some(Arc::new(db))),
             queue: Mutex::default(),
             queued: Condvar::new(),
+            woken: Notify::new(),
             synced: watch::Sender::default(),
             fault: watch::Sender::default(),
         }
@@ -219,7 +222,7 @@ impl Core {
         queue.ops.push_back((op, bytes));
         if urgent && !queue.urgent {
             queue.urgent = true;
-            self.queued.notify_one();
+            self.wake();
         }
         Ok(())
     }
@@ -230,7 +233,7 @@ impl Core {
             let mut queue = self.queue.lock();
             if !queue.ops.is_empty() && !queue.urgent {
                 queue.urgent = true;
-                self.queued.notify_one();
+                self.wake();
             }
             queue.ticket
         };
@@ -256,6 +259,37 @@ impl Core {
                 break;
             }
         }
+        self.take(&mut queue)
+    }
+
+    /// As [`Core::drain`], but what there is by now.
+    pub(super) fn drain_now(&self) -> Option<Drained> {
+        self.take(&mut self.queue.lock())
+    }
+
+    /// Returns when there is something to write, or the log closes. False: it closes, and nothing is left.
+    pub(super) async fn is_due(&self) -> bool {
+        loop {
+            let woken = self.woken.notified();
+            {
+                let queue = self.queue.lock();
+                if queue.urgent || queue.closing {
+                    return !queue.ops.is_empty();
+                }
+            }
+            let waited = tokio::time::timeout(LAZY_WAIT, woken).await;
+            if waited.is_err() && !self.queue.lock().ops.is_empty() {
+                return true;
+            }
+        }
+    }
+
+    fn wake(&self) {
+        self.queued.notify_one();
+        self.woken.notify_one();
+    }
+
+    fn take(&self, queue: &mut Queue) -> Option<Drained> {
         let (mut ops, mut bytes) = (Vec::with_capacity(queue.ops.len()), 0);
         while let Some((_, len)) = queue.ops.front()
             && (ops.is_empty() || bytes + len <= self.options.batch_bytes_max)
@@ -278,7 +312,7 @@ impl Core {
     /// Lets the writer finish what is queued, and refuses what comes later.
     pub(super) fn begin_close(&self) {
         self.queue.lock().closing = true;
-        self.queued.notify_one();
+        self.wake();
     }
 
     /// Stops the log for good. The first fault wins; everything queued fails.
@@ -291,7 +325,7 @@ impl Core {
             queue.bytes = 0;
             std::mem::take(&mut queue.ops)
         };
-        self.queued.notify_one();
+        self.wake();
         for (op, _) in ops {
             op.fail(error);
         }

@@ -6,7 +6,7 @@
 //! | `key.rs`, `row.rs` | the schema: keys, values, checksums |
 //! | `shard_log.rs` | openraft's storage traits over one shard |
 //! | `state.rs`, `cache.rs`, `read.rs` | what a shard's replica sees: changed at once, read from memory or disk |
-//! | `core.rs`, `writer.rs` | the queue and the thread that empties it |
+//! | `core.rs`, `writer.rs`, `simulated.rs` | the queue, the thread that empties it, and the task that does in a simulation |
 //! | `mark.rs`, `wal.rs`, `check.rs` | finding out at open whether synced batches are missing |
 //! | `life.rs` | what outlives a replica that leaves the node |
 //! | `inspect.rs` | offline, read-only |
@@ -29,6 +29,7 @@ mod options;
 mod read;
 mod row;
 mod shard_log;
+mod simulated;
 mod state;
 mod stored;
 #[cfg(test)]
@@ -59,9 +60,11 @@ use self::check::{WalView, open_read_only, recovered_batch};
 use self::core::Core;
 use self::mark::MarkFile;
 use self::options::{check_opened, rocksdb_options};
+use self::simulated::SimulatedWriter;
 use self::state::ShardState;
 use self::stored::StoredShard;
 use self::writer::{Marker, Writer};
+use crate::simulation;
 
 /// The log of all shards of one node. Clones are the same log; the last one dropped closes it.
 #[derive(Clone)]
@@ -72,7 +75,13 @@ pub(crate) struct SharedLog {
 struct Inner {
     core: Arc<Core>,
     shards: Mutex<BTreeMap<ShardId, Arc<ShardState>>>,
-    threads: Mutex<Option<Threads>>,
+    work: Mutex<Option<Work>>,
+}
+
+/// Who writes.
+enum Work {
+    Threads(Threads),
+    Simulated(SimulatedWriter),
 }
 
 struct Threads {
@@ -105,7 +114,9 @@ impl SharedLog {
         let recovered = recovered_batch(dir, &db, mark.store)?;
         wal.check(dir, mark, recovered)?;
         check_opened(dir)?;
-        writer::write_ahead(dir, &db, options.wal_ahead_bytes)?;
+        if !simulation::is_on() {
+            writer::write_ahead(dir, &db, options.wal_ahead_bytes)?;
+        }
         let core = Arc::new(Core::new(
             dir.to_owned(),
             options,
@@ -113,12 +124,17 @@ impl SharedLog {
             db,
             recovered,
         ));
-        let threads = Threads::spawn(&core, mark_file)?;
+        let work = if simulation::is_on() {
+            let writer = Writer::new(Arc::clone(&core), Arc::default())?;
+            Work::Simulated(SimulatedWriter::spawn(&core, writer, mark_file))
+        } else {
+            Work::Threads(Threads::spawn(&core, mark_file)?)
+        };
         Ok(SharedLog {
             inner: Arc::new(Inner {
                 core,
                 shards: Mutex::default(),
-                threads: Mutex::new(Some(threads)),
+                work: Mutex::new(Some(work)),
             }),
         })
     }
@@ -215,16 +231,19 @@ impl SharedLog {
 
 impl Inner {
     fn close(&self) -> Result<(), Error> {
-        let Some(threads) = self.threads.lock().take() else {
+        let Some(work) = self.work.lock().take() else {
             return Ok(());
         };
         self.core.begin_close();
-        let writer = threads.writer.join();
-        threads.marker.stop();
-        let mark = threads.mark.join();
+        let has_panicked = match work {
+            Work::Threads(threads) => threads.join(),
+            Work::Simulated(writer) => {
+                writer.finish();
+                false
+            }
+        };
         self.core.close_db();
-        let panicked =
-            || (writer.is_err() || mark.is_err()).then(|| "a thread panicked".to_owned());
+        let panicked = || has_panicked.then(|| "a thread panicked".to_owned());
         match self.core.first_fault().or_else(panicked) {
             Some(reason) => Err(Error::Stopped { reason }),
             None => Ok(()),
@@ -234,12 +253,25 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        if let Some(Work::Simulated(writer)) = &*self.work.lock() {
+            // Nobody has closed it: its node was stopped as by a power cut.
+            writer.cut_off();
+            return;
+        }
         // The fault, if any, has been reported where it happened.
         let _ = self.close();
     }
 }
 
 impl Threads {
+    /// Whether one of them has panicked, once both have ended.
+    fn join(self) -> bool {
+        let writer = self.writer.join();
+        self.marker.stop();
+        let mark = self.mark.join();
+        writer.is_err() || mark.is_err()
+    }
+
     fn spawn(core: &Arc<Core>, mark_file: MarkFile) -> Result<Threads, Error> {
         let failed = |error: std::io::Error| Error::file(&core.dir, "start a thread for", &error);
         let marker = Arc::new(Marker::default());

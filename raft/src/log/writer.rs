@@ -20,7 +20,7 @@ use super::row::{BatchRow, put_row};
 use crate::types::{encode_log_id, encode_vote};
 
 /// How long a synced batch may lie behind the mark.
-const MARK_EVERY: Duration = Duration::from_millis(500);
+pub(super) const MARK_EVERY: Duration = Duration::from_millis(500);
 /// Grows when RocksDB changes to another memtable, and so to another WAL file.
 const ROLL_OVER_PROPERTY: &str = "rocksdb.current-super-version-number";
 
@@ -59,15 +59,23 @@ impl Writer {
         // If this thread panics, nobody may wait for it for ever.
         let stop = StopOnDrop(Arc::clone(&self.core));
         while let Some(drained) = self.core.drain() {
-            if let Err(error) = self.write(&drained.ops) {
-                self.core.fail(&error);
-                drained.ops.into_iter().for_each(|op| op.fail(&error));
+            let Some(drained) = self.write_or_fail(drained) else {
                 break;
-            }
+            };
             fail_point!("log_synced", |_| std::process::abort());
             self.complete(drained);
         }
         drop(stop);
+    }
+
+    /// Gives back what was written; nothing, if that failed, which all who wait are told.
+    pub(super) fn write_or_fail(&mut self, drained: Drained) -> Option<Drained> {
+        let Err(error) = self.write(&drained.ops) else {
+            return Some(drained);
+        };
+        self.core.fail(&error);
+        drained.ops.into_iter().for_each(|op| op.fail(&error));
+        None
     }
 
     fn write(&mut self, ops: &[Op]) -> Result<(), Error> {
@@ -169,7 +177,8 @@ impl Writer {
         batch.put(&self.key, life.encode());
     }
 
-    fn complete(&self, drained: Drained) {
+    /// Tells all who wait.
+    pub(super) fn complete(&self, drained: Drained) {
         for op in drained.ops {
             match op {
                 Op::Append {
@@ -290,15 +299,7 @@ impl Marker {
                 asked.now = false;
                 asked.stop
             };
-            #[cfg(feature = "planted")]
-            if mailbox_planted::is("ack-before-fsync") {
-                // Nothing is known to be synced.
-                if stop {
-                    return;
-                }
-                continue;
-            }
-            if let Err(error) = file.advance(core.last_batch()) {
+            if let Err(error) = advance(&mut file, core) {
                 core.fail(&error);
                 return;
             }
@@ -307,4 +308,14 @@ impl Marker {
             }
         }
     }
+}
+
+/// Marks the last batch that was synced.
+pub(super) fn advance(file: &mut MarkFile, core: &Core) -> Result<(), Error> {
+    #[cfg(feature = "planted")]
+    if mailbox_planted::is("ack-before-fsync") {
+        // Nothing is known to be synced.
+        return Ok(());
+    }
+    file.advance(core.last_batch())
 }

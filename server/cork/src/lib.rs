@@ -9,6 +9,8 @@
 //! then whatever the other ready tasks have had to say is in the buffer too. There is no timer: with nothing else to
 //! do, the turn comes at once. (As `TCP_CORK` does it for segments, but before the system calls.)
 
+mod socket;
+
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -19,9 +21,10 @@ use http::Uri;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 use tower::{BoxError, Service};
+
+pub use socket::{Accept, Duplex, Listener, Network, Opening, Socket, simulate};
 
 /// Bytes that are kept for a flush; more go at once.
 const KEPT_BYTES_MAX: usize = 32 << 10;
@@ -67,7 +70,7 @@ impl Connector {
 }
 
 impl Service<Uri> for Connector {
-    type Response = TokioIo<Corked<TcpStream>>;
+    type Response = TokioIo<Corked<Socket>>;
     type Error = BoxError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
 
@@ -76,9 +79,17 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, address: Uri) -> Self::Future {
+        if let Some(network) = socket::simulated() {
+            let to = address.authority().map(ToString::to_string);
+            let connecting = network.connect(to.unwrap_or_default());
+            return Box::pin(async move {
+                let socket = Socket::Simulated(connecting.await?);
+                Ok(TokioIo::new(Corked::new(socket)))
+            });
+        }
         let connecting = self.0.call(address);
         Box::pin(async move {
-            let socket = connecting.await?.into_inner();
+            let socket = Socket::System(connecting.await?.into_inner());
             Ok(TokioIo::new(Corked::new(socket)))
         })
     }
@@ -164,11 +175,17 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Corked<S> {
     }
 }
 
-impl Connected for Corked<TcpStream> {
+impl Connected for Corked<Socket> {
     type ConnectInfo = TcpConnectInfo;
 
     fn connect_info(&self) -> TcpConnectInfo {
-        self.socket.connect_info()
+        match &self.socket {
+            Socket::System(socket) => socket.connect_info(),
+            Socket::Simulated(_) => TcpConnectInfo {
+                local_addr: None,
+                remote_addr: None,
+            },
+        }
     }
 }
 

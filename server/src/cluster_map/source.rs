@@ -41,7 +41,7 @@ async fn look(core: &Core) {
         if let Some(meta) = core.node.shard(ShardId::META) {
             let engine = Arc::clone(meta.engine());
             let known = core.maps.now().cluster.epoch;
-            let read = tokio::task::spawn_blocking(move || {
+            let read = mailbox_raft::simulation::blocking(move || {
                 if engine.map_epoch()? <= known {
                     return Ok(None);
                 }
