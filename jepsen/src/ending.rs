@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::{Context as _, bail};
 use mailbox_client::{Client, v1};
-use mailbox_cluster::{Cluster, Node};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::device::Device;
 use crate::history::{Op, Outcome, Read, Recorder, StateHash, Timeline};
@@ -19,8 +19,16 @@ use crate::register::Call;
 use crate::registrar::{Turns, touch};
 use crate::sender::Processes;
 
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(200);
+/// What a replica that leads says that it is.
+const LEADER: &str = "leader";
+/// The shard that has no timelines.
+const META: u32 = 0;
+
 pub(crate) struct Ending<'a> {
-    pub(crate) cluster: &'a Cluster,
+    /// Those that run, by id and address.
+    pub(crate) nodes: &'a [(u64, String)],
     /// One that may take its time.
     pub(crate) client: &'a Client,
     pub(crate) recorder: &'a Recorder,
@@ -35,17 +43,69 @@ pub(crate) struct Ending<'a> {
 impl Ending<'_> {
     /// Reads all of it; what casts doubt on the run.
     pub(crate) async fn run(&self) -> Vec<String> {
-        let map = match self.client.shard_map().await {
-            Ok(map) => map,
-            Err(error) => return vec![format!("there is no shard map: {error}")],
-        };
         self.sync_all().await;
         let mut doubts = self.resolve_all().await;
-        doubts.extend(self.read_all(&map).await);
-        for shard in &map.shards {
-            doubts.extend(self.hash_shard(shard).await);
+        match self.read_replicas().await {
+            Ok(more) => doubts.extend(more),
+            Err(error) => doubts.push(format!("nobody says who votes where: {error:#}")),
         }
         doubts
+    }
+
+    /// Reads all at those who vote, and again if others do afterwards: a replica that was moved was not there to be read.
+    async fn read_replicas(&self) -> anyhow::Result<Vec<String>> {
+        let until = Instant::now() + self.within;
+        let mut shards = self.voters(until).await?;
+        loop {
+            let mut reads = Vec::new();
+            let mut doubts = self.read_all(&shards, &mut reads).await;
+            for (shard, voters) in &shards {
+                doubts.extend(self.hash_shard(*shard, voters, &mut reads).await);
+            }
+            let now = self.voters(until).await?;
+            if now == shards || Instant::now() >= until {
+                reads.into_iter().for_each(|op| self.recorder.record(op));
+                return Ok(doubts);
+            }
+            shards = now;
+        }
+    }
+
+    /// As [`Ending::ask_voters`], until it is answered.
+    async fn voters(&self, until: Instant) -> anyhow::Result<BTreeMap<u32, Vec<u64>>> {
+        loop {
+            let asked = self.ask_voters().await;
+            if asked.is_ok() || Instant::now() >= until {
+                return asked;
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    /// Who votes in each shard, as its leader says: the map of whichever node answers may be an old one.
+    async fn ask_voters(&self) -> anyhow::Result<BTreeMap<u32, Vec<u64>>> {
+        let mut leaders: BTreeMap<u32, v1::ShardStatus> = BTreeMap::new();
+        for (node, address) in self.nodes {
+            let status = self.client.status(Some(address)).await;
+            let status = status.with_context(|| format!("ask node {node}"))?;
+            let led = status.shards.into_iter().filter(|it| it.role == LEADER);
+            for shard in led.filter(|it| it.shard != META) {
+                let known = leaders.get(&shard.shard);
+                if known.is_none_or(|known| known.term < shard.term) {
+                    leaders.insert(shard.shard, shard);
+                }
+            }
+        }
+        // One that was merged into another may have its replicas still.
+        let map = self.client.shard_map().await?;
+        let there = |shard: &u32| map.shards.iter().any(|it| it.shard == *shard);
+        leaders.retain(|shard, _| there(shard));
+        let is_led = |shard: &v1::ShardPlacement| leaders.contains_key(&shard.shard);
+        if let Some(shard) = map.shards.iter().find(|shard| !is_led(shard)) {
+            bail!("shard {} has no leader", shard.shard);
+        }
+        let voters = leaders.into_iter();
+        Ok(voters.map(|(shard, it)| (shard, it.voters)).collect())
     }
 
     /// Every device up to its head; the checker doubts a run in which one does not get there.
@@ -83,7 +143,7 @@ impl Ending<'_> {
     }
 
     /// Every timeline through the leader and at each replica.
-    async fn read_all(&self, map: &v1::ShardMapResponse) -> Vec<String> {
+    async fn read_all(&self, shards: &BTreeMap<u32, Vec<u64>>, reads: &mut Vec<Op>) -> Vec<String> {
         let mut doubts = Vec::new();
         let mut heads: BTreeMap<u32, Vec<(Timeline, u64)>> = BTreeMap::new();
         let mut process = self.processes.next();
@@ -95,21 +155,21 @@ impl Ending<'_> {
             };
             let shard = self.client.shard_of_owner(timeline.owner());
             heads.entry(shard).or_default().push((timeline, head));
-            self.recorder.record(Op::Read(read));
+            reads.push(Op::Read(read));
         }
         let until = Instant::now() + self.within;
-        for shard in &map.shards {
-            let Some(heads) = heads.get(&shard.shard) else {
+        for (shard, voters) in shards {
+            let Some(heads) = heads.get(shard) else {
                 continue;
             };
-            for node in self.replicas(shard) {
-                if let Err(error) = catch_up(self.client, node.address(), heads, until).await {
-                    doubts.push(format!("node {} did not catch up: {error:#}", node.id()));
+            for (node, address) in self.those(voters) {
+                if let Err(error) = catch_up(self.client, address, heads, until).await {
+                    doubts.push(format!("node {node} did not catch up: {error:#}"));
                 }
                 for (timeline, _) in heads {
-                    let at = At::Node(node.id(), node.address());
+                    let at = At::Node(*node, address);
                     let read = self.read_whole(&mut process, *timeline, at).await;
-                    self.recorder.record(Op::Read(read));
+                    reads.push(Op::Read(read));
                 }
             }
         }
@@ -124,14 +184,14 @@ impl Ending<'_> {
         read
     }
 
-    fn replicas(&self, shard: &v1::ShardPlacement) -> impl Iterator<Item = &Node> {
-        let nodes = self.cluster.nodes().iter();
-        nodes.filter(|node| shard.replicas.contains(&node.id()))
+    fn those(&self, voters: &[u64]) -> impl Iterator<Item = &(u64, String)> {
+        let nodes = self.nodes.iter();
+        nodes.filter(|(node, _)| voters.contains(node))
     }
 
     /// Every replica's state hash, of each shard at one cut.
-    async fn hash_shard(&self, placed: &v1::ShardPlacement) -> Vec<String> {
-        let (client, shard) = (self.client, placed.shard);
+    async fn hash_shard(&self, shard: u32, voters: &[u64], reads: &mut Vec<Op>) -> Vec<String> {
+        let client = self.client;
         let mut request = v1::StateHashRequest {
             shard,
             cut_index: 0,
@@ -143,10 +203,10 @@ impl Ending<'_> {
             }
         }
         let mut doubts = Vec::new();
-        for node in self.replicas(placed) {
-            match client.state_hash(Some(node.address()), request).await {
-                Ok(answer) => self.recorder.record(Op::StateHash(StateHash {
-                    node: node.id(),
+        for (node, address) in self.those(voters) {
+            match client.state_hash(Some(address), request).await {
+                Ok(answer) => reads.push(Op::StateHash(StateHash {
+                    node: *node,
                     shard,
                     index: answer.applied_index,
                     hash: answer
@@ -155,10 +215,9 @@ impl Ending<'_> {
                         .map(|byte| format!("{byte:02x}"))
                         .collect(),
                 })),
-                Err(error) => doubts.push(format!(
-                    "node {} has no hash of shard {shard}: {error}",
-                    node.id()
-                )),
+                Err(error) => {
+                    doubts.push(format!("node {node} has no hash of shard {shard}: {error}"))
+                }
             }
         }
         doubts

@@ -20,6 +20,7 @@ pub mod history;
 pub mod nemesis;
 pub mod options;
 pub mod page;
+pub mod people;
 pub mod plot;
 pub mod register;
 pub mod run;

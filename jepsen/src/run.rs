@@ -1,6 +1,6 @@
 //! One run: a cluster is started, worked over, mended, read to its end and judged.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,24 +12,17 @@ use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use crate::checker::{self, Counts, Floors, Report, Verdict};
 use crate::device::{Device, Gateways};
-use crate::ending::Ending;
 use crate::ground::Ground;
-use crate::history::{History, Op, Outcome, Recorder, Timeline};
+use crate::history::{History, Timeline};
 use crate::nemesis::{self, Nemesis, Stage, operator};
 use crate::options::{FIRST_NODES, RunOptions};
-use crate::population::{Population, populate};
-use crate::reader::Reader;
-use crate::registrar::{Registrar, Turns};
-use crate::sender::{Ends, Processes, Sender};
+use crate::people::{People, Work};
 use crate::store;
-use crate::wanderer::Wanderer;
 use crate::watch::Watch;
-use crate::workload::Workload;
 
 /// Names of a user's devices.
 const DEVICES: [&str; 3] = ["phone", "tablet", "desktop"];
@@ -225,18 +218,10 @@ async fn start(options: &RunOptions, ground: &mut Ground, dir: &Path) -> anyhow:
 /// A run under way.
 struct Run<'a> {
     options: &'a RunOptions,
-    workload: &'static Workload,
-    clients: Vec<Client>,
-    /// For the reads of the end, which may take their time.
-    patient: Client,
-    recorder: Arc<Recorder>,
-    processes: Arc<Processes>,
-    population: Arc<Population>,
-    turns: Arc<Turns>,
+    people: People,
     gateways: Gateways,
     /// They go on from phase to phase.
     devices: Vec<Arc<Mutex<Device>>>,
-    wanderers: Vec<Arc<Mutex<Wanderer>>>,
 }
 
 impl<'a> Run<'a> {
@@ -261,23 +246,15 @@ impl<'a> Run<'a> {
         let patient = Client::connect(patient)
             .await
             .context("connect to the cluster")?;
-        let recorder = Arc::new(Recorder::default());
-        let population = populate(&patient, &recorder, workload).await?;
+        let (seed, rate) = (options.seed, options.rate);
+        let people = People::settle(workload, clients, patient, seed, rate).await?;
         let mut run = Self {
             options,
-            workload,
-            clients,
-            patient,
-            recorder,
-            processes: Arc::default(),
-            population: Arc::new(population),
-            turns: Arc::default(),
+            people,
             gateways: Gateways::default(),
             devices: Vec::new(),
-            wanderers: Vec::new(),
         };
         run.devices = run.make_devices(cluster)?;
-        run.wanderers = run.make_wanderers();
         Ok(run)
     }
 
@@ -286,22 +263,18 @@ impl<'a> Run<'a> {
         let mut seeds = StdRng::seed_from_u64(self.options.seed.rotate_right(16));
         self.gateways.set(cluster);
         let mut devices = Vec::new();
-        for user in self
-            .population
-            .users
-            .iter()
-            .chain(&self.population.wanderers)
-        {
+        let population = &self.people.population;
+        for user in population.users.iter().chain(&population.wanderers) {
             let (token, _) = key.issue(&user.to_string(), TOKEN_TTL)?;
-            for name in DEVICES.into_iter().take(self.workload.devices) {
+            for name in DEVICES.into_iter().take(self.people.workload.devices) {
                 devices.push(Arc::new(Mutex::new(Device {
-                    recorder: Arc::clone(&self.recorder),
-                    process: self.processes.next(),
+                    recorder: Arc::clone(&self.people.recorder),
+                    process: self.people.processes.next(),
                     gateways: self.gateways.clone(),
                     user: *user,
                     name,
                     token: token.clone(),
-                    page_rows_max: self.workload.page_rows_max,
+                    page_rows_max: self.people.workload.page_rows_max,
                     rng: StdRng::from_rng(&mut seeds),
                     key: String::new(),
                     open: HashMap::new(),
@@ -311,20 +284,6 @@ impl<'a> Run<'a> {
         Ok(devices)
     }
 
-    fn make_wanderers(&self) -> Vec<Arc<Mutex<Wanderer>>> {
-        let mut seeds = StdRng::seed_from_u64(self.options.seed.rotate_right(32));
-        let clients = self.clients.iter().cycle();
-        let wanderers = self.population.wanderers.iter().zip(clients);
-        let wanderers = wanderers.map(|(user, client)| Wanderer {
-            sender: self.sender(client.clone(), *user, StdRng::from_rng(&mut seeds)),
-            process: self.processes.next(),
-            group: None,
-            joins: BTreeMap::new(),
-            refused: Vec::new(),
-        });
-        wanderers.map(|it| Arc::new(Mutex::new(it))).collect()
-    }
-
     /// Faults, then calm, then the reads of the end; and what is wrong with them.
     async fn record(
         self,
@@ -332,20 +291,19 @@ impl<'a> Run<'a> {
         ground: &mut Ground,
     ) -> anyhow::Result<(History, Findings)> {
         let until = Instant::now() + Duration::from_secs(self.options.seconds);
-        let (mut work, ends) = (JoinSet::new(), Ends::new());
-        self.spawn_work(&mut work, &ends, 0);
-        let owners = self.population.timelines().into_iter();
+        let work = self.begin(0);
+        let owners = self.people.population.timelines().into_iter();
         let stage = Stage {
             cluster,
             ground,
-            client: self.patient.clone(),
+            client: self.people.patient.clone(),
             owners: owners.map(Timeline::owner).collect(),
             other_build: self.other_build()?,
             gateways: self.gateways.clone(),
             deaths: Vec::new(),
         };
         let families = self.options.families()?;
-        let mut nemesis = Nemesis::new(stage, &self.recorder, &families, self.options.seed);
+        let mut nemesis = Nemesis::new(stage, &self.people.recorder, &families, self.options.seed);
         if self.options.pairs {
             nemesis = nemesis.in_pairs();
         }
@@ -353,35 +311,32 @@ impl<'a> Run<'a> {
             deaths = nemesis.run(until) => deaths,
             never = self.tell() => match never {},
         };
-        ends.end();
         let mut findings = Findings::default();
         let (deaths, mended) = deaths;
         findings.broken = deaths;
-        findings.take_doubt(finish(work).await);
+        findings.take_doubt(work.end(HEALED_WITHIN).await);
         if let Err(error) = mended {
             // What does not serve now is no wonder.
             let why = format!("the nemesis failed: {error:#}");
             findings.doubts.push(why);
-            return Ok((self.recorder.take(), findings));
+            return Ok((self.people.history(), findings));
         }
 
         if let Err(error) = cluster.wait_ready(HEALED_WITHIN).await {
             let why = format!("the healed cluster does not serve: {}", ends_of(&error));
             findings.broken.push(why);
-            return Ok((self.recorder.take(), findings));
+            return Ok((self.people.history(), findings));
         }
         self.gateways.set(cluster);
-        let (mut work, ends) = (JoinSet::new(), Ends::new());
-        self.spawn_work(&mut work, &ends, 1);
-        let (broken, ()) = tokio::join!(self.serves_all(), sleep(CALM));
+        let work = self.begin(1);
+        let (broken, ()) = tokio::join!(self.people.serve_all(), sleep(CALM));
         match broken {
             Ok(broken) => findings.broken.extend(broken),
             // Of the harness, and no promise of the cluster.
             Err(error) => findings.doubts.push(format!("{error:#}")),
         }
-        ends.end();
-        findings.take_doubt(finish(work).await);
-        match operator::wait_still(&self.patient, HEALED_WITHIN).await {
+        findings.take_doubt(work.end(HEALED_WITHIN).await);
+        match operator::wait_still(&self.people.patient, HEALED_WITHIN).await {
             Ok(doubt) => findings.doubts.extend(doubt),
             Err(error) => findings.broken.push(format!("{error:#}")),
         }
@@ -390,35 +345,22 @@ impl<'a> Run<'a> {
             findings.broken.push(format!("{error:#}"));
         }
         self.end(cluster, &mut findings).await;
-        Ok((self.recorder.take(), findings))
+        Ok((self.people.history(), findings))
     }
 
     /// Reads all, and looks who has ended meanwhile.
     async fn end(&self, cluster: &Cluster, findings: &mut Findings) {
-        let ending = Ending {
-            cluster,
-            client: &self.patient,
-            recorder: &self.recorder,
-            processes: &self.processes,
-            population: &self.population,
-            turns: &self.turns,
-            devices: &self.devices,
-            within: HEALED_WITHIN,
-        };
+        let nodes = cluster.nodes().iter();
+        let nodes: Vec<_> = nodes
+            .map(|node| (node.id(), node.address().to_owned()))
+            .collect();
+        let mut ending = self.people.ending(&nodes, HEALED_WITHIN);
+        ending.devices = &self.devices;
         findings.doubts.extend(ending.run().await);
-        findings.broken.extend(self.refused_wanderers().await);
+        findings.broken.extend(self.people.refused().await);
         findings
             .broken
             .extend(nemesis::deaths(cluster, |_, _| false));
-    }
-
-    /// Who was not let into a group, or out of one, though all such calls are good.
-    async fn refused_wanderers(&self) -> Vec<String> {
-        let mut all = Vec::new();
-        for wanderer in &self.wanderers {
-            all.append(&mut wanderer.lock().await.refused);
-        }
-        all
     }
 
     /// What nodes are upgraded to, if that was asked for.
@@ -428,115 +370,34 @@ impl<'a> Run<'a> {
         found.transpose().context("find the other build")
     }
 
-    /// Every timeline must take a send now; gives those that do not.
-    async fn serves_all(&self) -> anyhow::Result<Vec<String>> {
-        let mut rng = StdRng::seed_from_u64(self.options.seed.rotate_right(24));
-        let mut all = JoinSet::new();
-        for timeline in self.population.timelines() {
-            // To each mailbox its own user writes; to nobody's, and to a group, the first does.
-            let user = timeline.owner();
-            let Population {
-                users, wanderers, ..
-            } = &*self.population;
-            let is_users = users.contains(&user) || wanderers.contains(&user);
-            let user = if is_users {
-                user
-            } else {
-                self.population.users[0]
-            };
-            let mut sender = self.sender(self.patient.clone(), user, StdRng::from_rng(&mut rng));
-            // The client goes on trying for as long as it may take.
-            sender.attempts_max = 1;
-            let process = self.processes.next();
-            all.spawn(async move { sender.send(process, timeline).await });
-        }
-        let mut broken = Vec::new();
-        while let Some(append) = all.join_next().await {
-            let append = append.context("run a process of the workload")?;
-            if !matches!(append.outcome, Outcome::Ok(_)) {
-                let (to, outcome) = (append.to, &append.outcome);
-                broken.push(format!("healed, {to} takes no send: {outcome:?}"));
-            }
-            self.recorder.record(Op::Append(append));
-        }
-        Ok(broken)
-    }
-
-    fn sender(&self, client: Client, user: u64, rng: StdRng) -> Sender {
-        let senders = self.population.users.len() * self.workload.senders_per_user;
-        let rate = f64::from(self.options.rate.max(1));
-        Sender {
-            client,
-            recorder: Arc::clone(&self.recorder),
-            processes: Arc::clone(&self.processes),
-            population: Arc::clone(&self.population),
-            workload: self.workload,
-            attempts_max: self.workload.attempts_max,
-            interval: Duration::from_secs_f64(senders as f64 / rate),
-            user,
-            rng,
-        }
-    }
-
     /// One line now and then, for ever.
     async fn tell(&self) -> std::convert::Infallible {
         let begun = Instant::now();
         loop {
             sleep(TELL_EVERY).await;
             if self.options.tells {
-                let (acked, unknown, faults) = self.recorder.progress();
+                let (acked, unknown, faults) = self.people.recorder.progress();
                 let (now, all) = (begun.elapsed().as_secs(), self.options.seconds);
                 eprintln!("{now} of {all} s: {acked} acked, {unknown} unknown, {faults} faults");
             }
         }
     }
 
-    fn spawn_work(&self, work: &mut JoinSet<()>, ends: &Ends, phase: u64) {
-        let mut seeds = StdRng::seed_from_u64(self.options.seed ^ (phase + 1).rotate_right(8));
-        let mut clients = self.clients.iter().cycle().cloned();
-        let users = self.population.users.iter();
-        let senders = users.len() * self.workload.senders_per_user;
-        for user in users.cycle().take(senders) {
-            let Some(client) = clients.next() else { return };
-            let sender = self.sender(client, *user, StdRng::from_rng(&mut seeds));
-            work.spawn(sender.run(ends.clone()));
-        }
-        for client in clients.by_ref().take(self.workload.readers) {
-            let reader = Reader {
-                client,
-                recorder: Arc::clone(&self.recorder),
-                processes: Arc::clone(&self.processes),
-                population: Arc::clone(&self.population),
-                stale: self.workload.stale_reads,
-                rng: StdRng::from_rng(&mut seeds),
-            };
-            work.spawn(reader.run(ends.clone()));
-        }
-        for client in clients.take(self.workload.registrars) {
-            let registrar = Registrar {
-                client,
-                recorder: Arc::clone(&self.recorder),
-                processes: Arc::clone(&self.processes),
-                population: Arc::clone(&self.population),
-                turns: Arc::clone(&self.turns),
-                rng: StdRng::from_rng(&mut seeds),
-            };
-            work.spawn(registrar.run(ends.clone()));
-        }
+    /// People and their devices begin, and who leads is watched.
+    fn begin(&self, phase: u64) -> Work {
+        let mut work = self.people.begin(phase);
         let watch = Watch {
-            client: self.patient.clone(),
-            recorder: Arc::clone(&self.recorder),
+            client: self.people.patient.clone(),
+            recorder: Arc::clone(&self.people.recorder),
             gateways: self.gateways.clone(),
         };
-        work.spawn(watch.run(ends.clone()));
-        for wanderer in &self.wanderers {
-            let (wanderer, ends) = (Arc::clone(wanderer), ends.clone());
-            work.spawn(async move { wanderer.lock().await.run(ends).await });
-        }
+        work.processes.spawn(watch.run(work.ends.clone()));
         for device in &self.devices {
-            let (device, ends) = (Arc::clone(device), ends.clone());
-            work.spawn(async move { device.lock().await.run(ends).await });
+            let (device, ends) = (Arc::clone(device), work.ends.clone());
+            work.processes
+                .spawn(async move { device.lock().await.run(ends).await });
         }
+        work
     }
 }
 
@@ -549,21 +410,6 @@ fn ends_of(error: &anyhow::Error) -> String {
         Some(last) => format!("{first} … {}", last.trim()),
         None => first,
     }
-}
-
-/// Waits for all processes; one that panicked or hangs spoils the run.
-async fn finish(mut work: JoinSet<()>) -> anyhow::Result<()> {
-    let all = async {
-        let mut first = Ok(());
-        while let Some(ended) = work.join_next().await {
-            // The others' operations are to be recorded all the same.
-            first = first.and(ended.context("run a process of the workload"));
-        }
-        first
-    };
-    timeout(HEALED_WITHIN, all)
-        .await
-        .context("wait for the processes of the workload")?
 }
 
 #[cfg(test)]

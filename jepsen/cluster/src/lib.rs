@@ -19,5 +19,6 @@ pub use auth_key::AuthKey;
 pub use binary::find as find_mailboxd;
 pub use cluster::{Cluster, ClusterOptions};
 pub use host::Host;
+pub use metrics::sum as metric_sum;
 pub use node::Node;
 pub use usage::IoBytes;

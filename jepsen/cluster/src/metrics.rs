@@ -50,7 +50,8 @@ async fn page(address: &str) -> anyhow::Result<String> {
 }
 
 /// The sum of a metric over all its labels; `None` if the page does not have it.
-fn sum(page: &str, name: &str) -> Option<u64> {
+#[must_use]
+pub fn sum(page: &str, name: &str) -> Option<u64> {
     let values = page.lines().filter_map(|line| {
         let rest = line.strip_prefix(name)?;
         let value = match rest.strip_prefix('{') {

@@ -113,8 +113,10 @@ impl Stage<'_> {
             }
             Kind::ClockStrobe | Kind::ClockDrift => self.turn_clock(kind, targets, hold).await,
             Kind::TransferLeader => operator::transfer_leader(&self.client, hold, rng).await,
-            Kind::MoveSlot => operator::move_slot(self, hold, rng).await,
-            Kind::SplitMerge => operator::split_and_merge(self, hold, rng).await,
+            Kind::MoveSlot => operator::move_slot(&self.client, &self.owners, hold, rng).await,
+            Kind::SplitMerge => {
+                operator::split_and_merge(&self.client, &self.owners, hold, rng).await
+            }
             Kind::ReplaceNode => operator::replace_node(self, hold, rng).await,
             Kind::Upgrade => operator::upgrade(self, hold).await,
             Kind::DieInLog

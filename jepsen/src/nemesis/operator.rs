@@ -60,7 +60,7 @@ fn slots(shard: &v1::MapShard) -> impl Iterator<Item = u32> {
     shard.slots.iter().flat_map(|span| span.first..=span.last)
 }
 
-pub(super) async fn transfer_leader(client: &Client, hold: Duration, rng: &mut StdRng) -> Done {
+pub(crate) async fn transfer_leader(client: &Client, hold: Duration, rng: &mut StdRng) -> Done {
     let shards = shards(client).await?;
     let shard = shards.iter().filter(|shard| shard.leader != 0).choose(rng);
     let Some(shard) = shard else {
@@ -98,14 +98,20 @@ fn givers<'a>(
     givers
 }
 
-fn owned(stage: &Stage<'_>) -> Vec<u32> {
-    let owners = stage.owners.iter();
-    owners.map(|it| stage.client.slot_of_owner(*it)).collect()
+/// The slots of the timelines that these own.
+fn owned(client: &Client, owners: &[u64]) -> Vec<u32> {
+    let owners = owners.iter();
+    owners.map(|it| client.slot_of_owner(*it)).collect()
 }
 
-pub(super) async fn move_slot(stage: &Stage<'_>, hold: Duration, rng: &mut StdRng) -> Done {
-    let client = &stage.client;
-    let (shards, owned) = (shards(client).await?, owned(stage));
+/// What moves is somebody's of `owners`.
+pub(crate) async fn move_slot(
+    client: &Client,
+    owners: &[u64],
+    hold: Duration,
+    rng: &mut StdRng,
+) -> Done {
+    let (shards, owned) = (shards(client).await?, owned(client, owners));
     let givers = givers(&shards, &owned, rng);
     let Some((from, owned)) = givers.first() else {
         return skipped("no shard has slots to give");
@@ -127,9 +133,13 @@ pub(super) async fn move_slot(stage: &Stage<'_>, hold: Duration, rng: &mut StdRn
     ended(until(hold, gone).await?, "the move of a slot")
 }
 
-pub(super) async fn split_and_merge(stage: &Stage<'_>, hold: Duration, rng: &mut StdRng) -> Done {
-    let client = &stage.client;
-    let (shards, owned) = (shards(client).await?, owned(stage));
+pub(crate) async fn split_and_merge(
+    client: &Client,
+    owners: &[u64],
+    hold: Duration,
+    rng: &mut StdRng,
+) -> Done {
+    let (shards, owned) = (shards(client).await?, owned(client, owners));
     let givers = givers(&shards, &owned, rng);
     let Some((from, _)) = givers.first() else {
         return skipped("no shard has slots to give");
@@ -219,6 +229,24 @@ pub(super) async fn upgrade(stage: &mut Stage<'_>, hold: Duration) -> Done {
     Ok(Installation::Installed)
 }
 
+/// Has a node emptied, and takes it back, whether it was empty by then or not.
+pub(crate) async fn empty_for_a_while(
+    client: &Client,
+    nodes: &[u64],
+    hold: Duration,
+    rng: &mut StdRng,
+) -> Done {
+    let Some(node) = nodes.choose(rng) else {
+        return skipped("there is no node");
+    };
+    let emptied = empty(client, *node, Instant::now() + hold).await;
+    client
+        .set_standing(*node, v1::NodeStanding::Member)
+        .await
+        .with_context(|| format!("take node {node} back"))?;
+    ended(emptied?, "the move of replicas")
+}
+
 /// Takes an empty node out of the cluster.
 pub(super) async fn remove(client: &Client, node: u64) -> anyhow::Result<()> {
     let removed = client.remove_node(node).await;
@@ -264,7 +292,7 @@ pub(crate) async fn wait_still(
     let end = Instant::now() + within;
     loop {
         let (moving, steps) = (moving(client).await, steps(client).await);
-        if matches!((&moving, &steps), (Ok(None), Ok(0))) {
+        if matches!((&moving, &steps), (Ok(None), Ok(steps)) if steps.is_empty()) {
             return Ok(None);
         }
         if Instant::now() < end {
@@ -276,7 +304,9 @@ pub(crate) async fn wait_still(
         }
         let steps = steps?;
         return Ok(Some(format!(
-            "{steps} steps of the placement are left after {within:?}"
+            "{} steps of the placement are left after {within:?}, {:?} among them",
+            steps.len(),
+            steps.first()
         )));
     }
 }
@@ -293,7 +323,7 @@ async fn moving(client: &Client) -> anyhow::Result<Option<String>> {
 }
 
 /// Steps of the placement under way, and those that it would take next.
-async fn steps(client: &Client) -> anyhow::Result<usize> {
-    let running = client.steps().await?.running.len();
-    Ok(running + client.plan_steps(Vec::new()).await?.steps.len())
+async fn steps(client: &Client) -> anyhow::Result<Vec<v1::PlacementStep>> {
+    let running = client.steps().await?.running;
+    Ok([running, client.plan_steps(Vec::new()).await?.steps].concat())
 }

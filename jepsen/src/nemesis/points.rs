@@ -82,7 +82,7 @@ impl Stage<'_> {
         if kind == Kind::DieInMove {
             // Whatever becomes of it: the node may be in its way.
             tokio::select! {
-                moved = operator::move_slot(self, hold, rng) => {
+                moved = operator::move_slot(&self.client, &self.owners, hold, rng) => {
                     tracing::info!(?moved, "moved a slot past {point}");
                 }
                 () = ended(node) => {}
