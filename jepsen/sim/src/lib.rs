@@ -1,9 +1,10 @@
-//! A cluster in one thread, in simulated time, from a seed: the same seed is the same run, step by step.
+//! Clusters in one thread, in simulated time, from a seed: the same seed is the same run, step by step. [`whole`] has whole
+//! nodes; this has the engine by itself, and is much faster.
 //!
 //! What is real is all that decides what a message becomes: procedures, apply, dedup, lanes, memtables, flushes, snapshots
 //! and installs of `mailbox-engine`, on its disk in memory that loses what was not ingested. What is modelled is what
 //! carries it: a log that a majority has agreed on (`consensus.rs`), the ways between nodes, and who asks (`client.rs`).
-//! openraft, the log's files and the network are not in here: real clusters are what the rest of the harness is for.
+//! openraft, the log's files and the network are not in here.
 //!
 //! ```text
 //!  client.rs ──▶ consensus.rs ──▶ mailbox-engine × 3 ──▶ relay.rs ──▶ consensus.rs of the next shard
@@ -15,6 +16,8 @@
 //! A run has two phases. In the first nodes crash and come back, leaders change with entries on their way, answers and
 //! deliveries are lost, late, doubled and out of order, logs are purged, and whoever lags gets a snapshot. In the second
 //! nothing goes wrong any more, and all must settle: every send is answered, every lane runs dry, all replicas are equal.
+
+pub mod whole;
 
 mod client;
 mod consensus;

@@ -2,12 +2,13 @@
 //!
 //! Exit status: 0 none does, 1 some do, 2 the simulation itself fails.
 
-use std::process::ExitCode;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Instant;
+mod cluster_seeds;
+mod engine_seeds;
 
-use clap::Parser;
+use std::ops::Range;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
 
 /// Simulates clusters from seeds, and judges what became of every message.
 #[derive(Debug, Parser)]
@@ -15,10 +16,25 @@ use clap::Parser;
     version,
     after_help = "\
 Examples:
-  mailbox-sim --seeds 1000
-  mailbox-sim --seed 7"
+  mailbox-sim engine --seeds 1000
+  mailbox-sim cluster --seeds 100
+  mailbox-sim cluster --seed 7        # twice, and whether it was the same"
 )]
 struct Cli {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// The engine, its lanes and its base store, over a model of what Raft promises: thousands of seeds a minute.
+    Engine(Seeds),
+    /// Whole nodes: Raft, the shared log, snapshots, gRPC, relay and placement, over a simulated network.
+    Cluster(Seeds),
+}
+
+#[derive(Debug, Args)]
+struct Seeds {
     /// How many seeds, beginning with `--from`.
     #[arg(long, default_value_t = 200, conflicts_with = "seed")]
     seeds: u64,
@@ -28,13 +44,28 @@ struct Cli {
     /// This seed only, twice: with what happened in it, and whether it was the same.
     #[arg(long)]
     seed: Option<u64>,
+    /// With `--seed`: once, for the process that asked for it. Prints JSON.
+    #[arg(long, hide = true, requires = "seed")]
+    once: bool,
+}
+
+impl Seeds {
+    fn range(&self) -> Range<u64> {
+        self.from..self.from.saturating_add(self.seeds)
+    }
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let done = match cli.seed {
-        Some(seed) => one(seed),
-        None => many(cli.from..cli.from.saturating_add(cli.seeds)),
+    let done = match Cli::parse().what {
+        What::Engine(seeds) => match seeds.seed {
+            Some(seed) => engine_seeds::one(seed),
+            None => engine_seeds::many(seeds.range()),
+        },
+        What::Cluster(seeds) => match seeds.seed {
+            Some(seed) if seeds.once => cluster_seeds::once(seed),
+            Some(seed) => cluster_seeds::one(seed),
+            None => cluster_seeds::many(seeds.range()),
+        },
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -44,77 +75,4 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
-}
-
-fn one(seed: u64) -> anyhow::Result<bool> {
-    let (first, second) = (mailbox_sim::run(seed)?, mailbox_sim::run(seed)?);
-    println!(
-        "seed {seed}: {} steps, trace {:016x}, {} acked",
-        first.steps, first.trace, first.report.counts.acked
-    );
-    let faults = first.faults();
-    for fault in &faults {
-        println!("  {fault}");
-    }
-    let is_same = (first.trace, &first.history) == (second.trace, &second.history);
-    if !is_same {
-        println!(
-            "  another run of the same seed was another: {:016x}",
-            second.trace
-        );
-    }
-    Ok(faults.is_empty() && is_same)
-}
-
-fn many(seeds: std::ops::Range<u64>) -> anyhow::Result<bool> {
-    let (next, begun) = (AtomicU64::new(seeds.start), Instant::now());
-    let (failed, acked, steps) = (Mutex::new(Vec::new()), AtomicU64::new(0), AtomicU64::new(0));
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| -> anyhow::Result<()> {
-        let work = || -> anyhow::Result<()> {
-            loop {
-                let seed = next.fetch_add(1, Relaxed);
-                if seed >= seeds.end {
-                    return Ok(());
-                }
-                let run = std::panic::catch_unwind(|| mailbox_sim::run(seed));
-                let Ok(run) = run else {
-                    println!("seed {seed}: a panic");
-                    failed
-                        .lock()
-                        .unwrap_or_else(|it| it.into_inner())
-                        .push(seed);
-                    continue;
-                };
-                let run = run?;
-                acked.fetch_add(run.report.counts.acked as u64, Relaxed);
-                steps.fetch_add(run.steps, Relaxed);
-                let faults = run.faults();
-                if let Some(first) = faults.first() {
-                    println!("seed {seed}: {first} ({} in all)", faults.len());
-                    failed
-                        .lock()
-                        .unwrap_or_else(|it| it.into_inner())
-                        .push(seed);
-                }
-            }
-        };
-        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        for thread in threads {
-            thread
-                .join()
-                .map_err(|_| anyhow::anyhow!("a run panicked"))??;
-        }
-        Ok(())
-    })?;
-    let failed = failed.into_inner().unwrap_or_else(|it| it.into_inner());
-    let (count, seconds) = (seeds.end - seeds.start, begun.elapsed().as_secs_f64());
-    println!(
-        "{count} seeds, {} failed, {} steps, {} sends acked; {:.0} seeds a minute",
-        failed.len(),
-        steps.into_inner(),
-        acked.into_inner(),
-        count as f64 * 60.0 / seconds.max(0.001)
-    );
-    Ok(failed.is_empty())
 }

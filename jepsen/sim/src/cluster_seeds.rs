@@ -1,0 +1,169 @@
+//! Seeds of whole clusters, each in a process of its own: see [`mailbox_sim::whole::run`].
+
+use std::ops::Range;
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
+
+use anyhow::{Context as _, bail};
+use mailbox_sim::whole::{self, Hardships};
+use serde::{Deserialize, Serialize};
+
+/// What a process says of its seed.
+#[derive(Debug, Serialize, Deserialize)]
+struct Told {
+    seconds: f64,
+    trace: String,
+    acked: usize,
+    reads: usize,
+    crashes: u64,
+    blackouts: u64,
+    holds: u64,
+    losses: u64,
+    operations: u64,
+    faults: Vec<String>,
+}
+
+/// Runs it here, and prints what came of it. A panic anywhere is told, too.
+pub(crate) fn once(seed: u64) -> anyhow::Result<bool> {
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_env("MAILBOX_SIM_LOG"))
+        .with_timer(Simulated)
+        .with_writer(std::io::stderr)
+        .init();
+    let panics = Box::leak(Box::new(Mutex::new(Vec::new())));
+    let panics: &'static Mutex<Vec<String>> = panics;
+    std::panic::set_hook(Box::new(move |panic| {
+        eprintln!("{panic}");
+        let mut panics = panics.lock().unwrap_or_else(|it| it.into_inner());
+        panics.push(format!("a panic: {panic}"));
+    }));
+    let run = std::thread::Builder::new()
+        .stack_size(16 << 20)
+        .spawn(move || whole::run(seed))
+        .context("start a thread")?
+        .join();
+    let Ok(run) = run else {
+        bail!("the simulation panicked");
+    };
+    let run = run?;
+    let mut faults = panics.lock().unwrap_or_else(|it| it.into_inner()).clone();
+    faults.extend(run.faults());
+    let Hardships {
+        crashes,
+        blackouts,
+        holds,
+        losses,
+        operations,
+    } = run.met;
+    let told = Told {
+        seconds: run.took.as_secs_f64(),
+        trace: format!("{:016x}", run.trace),
+        acked: run.report.counts.acked,
+        reads: run.report.counts.reads,
+        crashes,
+        blackouts,
+        holds,
+        losses,
+        operations,
+        faults,
+    };
+    println!("{}", serde_json::to_string(&told).context("print")?);
+    Ok(told.faults.is_empty())
+}
+
+/// Log lines carry simulated time.
+struct Simulated;
+
+impl tracing_subscriber::fmt::time::FormatTime for Simulated {
+    fn format_time(&self, w: &mut tracing_subscriber::fmt::format::Writer<'_>) -> std::fmt::Result {
+        write!(w, "{:10.3}", mailbox_fate::elapsed().as_secs_f64())
+    }
+}
+
+fn child(seed: u64) -> anyhow::Result<Told> {
+    let program = std::env::current_exe().context("find this program")?;
+    let output = Command::new(program)
+        .args(["cluster", "--once", "--seed", &seed.to_string()])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("start a process")?;
+    let told = serde_json::from_slice(&output.stdout);
+    told.with_context(|| format!("seed {seed} ended with {}", output.status))
+}
+
+/// One seed, twice: what happened, and whether it was the same.
+pub(crate) fn one(seed: u64) -> anyhow::Result<bool> {
+    let (first, second) = (child(seed)?, child(seed)?);
+    println!(
+        "seed {seed}: {:.1} s, trace {}, {} acked, {} read, {} crashes, {} of all, {} links held, {} lost, {} operations",
+        first.seconds,
+        first.trace,
+        first.acked,
+        first.reads,
+        first.crashes,
+        first.blackouts,
+        first.holds,
+        first.losses,
+        first.operations
+    );
+    for fault in &first.faults {
+        println!("  {fault}");
+    }
+    let is_same = first.trace == second.trace;
+    if is_same {
+        println!("  another run of the seed was the same");
+    } else {
+        println!("  another run of the seed was another: {}", second.trace);
+    }
+    Ok(first.faults.is_empty() && is_same)
+}
+
+/// All of them.
+pub(crate) fn many(seeds: Range<u64>) -> anyhow::Result<bool> {
+    let (next, begun) = (AtomicU64::new(seeds.start), Instant::now());
+    let failed = Mutex::new(Vec::new());
+    let (acked, crashes) = (AtomicU64::new(0), AtomicU64::new(0));
+    let operations = AtomicU64::new(0);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| -> anyhow::Result<()> {
+        let work = || -> anyhow::Result<()> {
+            loop {
+                let seed = next.fetch_add(1, Relaxed);
+                if seed >= seeds.end {
+                    return Ok(());
+                }
+                let told = child(seed)?;
+                acked.fetch_add(told.acked as u64, Relaxed);
+                crashes.fetch_add(told.crashes, Relaxed);
+                operations.fetch_add(told.operations, Relaxed);
+                if let Some(first) = told.faults.first() {
+                    println!("seed {seed}: {first} ({} in all)", told.faults.len());
+                    failed
+                        .lock()
+                        .unwrap_or_else(|it| it.into_inner())
+                        .push(seed);
+                }
+            }
+        };
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        for thread in threads {
+            thread
+                .join()
+                .map_err(|_| anyhow::anyhow!("a run panicked"))??;
+        }
+        Ok(())
+    })?;
+    let failed = failed.into_inner().unwrap_or_else(|it| it.into_inner());
+    let (count, seconds) = (seeds.end - seeds.start, begun.elapsed().as_secs_f64());
+    println!(
+        "{count} seeds, {} failed, {} crashes, {} operations, {} sends acked; {:.0} seeds a minute",
+        failed.len(),
+        crashes.into_inner(),
+        operations.into_inner(),
+        acked.into_inner(),
+        count as f64 * 60.0 / seconds.max(0.001)
+    );
+    Ok(failed.is_empty())
+}
