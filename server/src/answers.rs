@@ -1,4 +1,4 @@
-//! Questions to all voters of a shard, where a majority is enough to go on and a node may hang.
+//! Questions to all voters of a shard, where some are enough to go on and a node may hang.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -6,13 +6,14 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 
-/// How much longer the others may take once a majority has answered.
+/// How much longer the others may take once enough have answered.
 const LAGGARD_WAIT: Duration = Duration::from_millis(100);
 
-/// What the nodes say that were asked. Once a majority has answered, the others are not waited for much longer: `silent`
-/// is what is known of those instead.
-pub(crate) async fn of_most<T, A: Future<Output = T>>(
+/// What the nodes say that were asked. Once the answers are enough, the others are not waited for much longer: `silent` is
+/// what is known of those instead.
+pub(crate) async fn of_enough<T, A: Future<Output = T>>(
     asked: Vec<(u64, A)>,
+    are_enough: impl Fn(&[T]) -> bool,
     silent: impl Fn(u64) -> T,
 ) -> Vec<T> {
     let count = asked.len();
@@ -23,7 +24,7 @@ pub(crate) async fn of_most<T, A: Future<Output = T>>(
         .collect();
     let mut answers = Vec::with_capacity(count);
     loop {
-        let next = match answers.len() * 2 > count {
+        let next = match are_enough(&answers) {
             false => Ok(asked.next().await),
             true => tokio::time::timeout(LAGGARD_WAIT, asked.next()).await,
         };
@@ -59,7 +60,8 @@ mod tests {
         let asked = (1..).zip(after);
         let asked = asked.map(|(node, after)| (node, answer(node, after)));
         let began = Instant::now();
-        let answers = of_most(asked.collect(), |node| (node, false)).await;
+        let most = |answers: &[(u64, bool)]| answers.len() > 1;
+        let answers = of_enough(asked.collect(), most, |node| (node, false)).await;
         assert_eq!(answers.len(), 3);
         let mut answered: Vec<u64> = answers
             .into_iter()
@@ -70,11 +72,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_hangs_is_not_waited_for_once_a_majority_has_answered() {
+    async fn who_hangs_is_not_waited_for_once_enough_have_answered() {
         let soon = Duration::ZERO;
         assert_eq!(answered([soon; 3]).await, (vec![1, 2, 3], true));
         assert_eq!(answered([soon, LONG, soon]).await, (vec![1, 3], true));
-        // One of three is no majority.
+        // One is not enough.
         let late = LAGGARD_WAIT * 2;
         assert_eq!(answered([LONG, soon, late]).await, (vec![2, 3], true));
     }

@@ -26,7 +26,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use crate::answers::of_most;
+use crate::answers::of_enough;
 use crate::cluster_service::change;
 use crate::cluster_service::split_calls;
 use crate::core::Core;
@@ -319,7 +319,11 @@ impl Carrier<'_> {
     /// What the voters say. Once a majority has answered, the others are not waited for much longer.
     async fn ask_all(&self, voters: &[u64], hasten: bool) -> Vec<Answer> {
         let asked = voters.iter().map(|node| (*node, self.ask(*node, hasten)));
-        of_most(asked.collect(), Answer::silent).await
+        let most = |answers: &[Answer]| {
+            let said = answers.iter().filter(|answer| answer.said.is_ok());
+            said.count() * 2 > voters.len()
+        };
+        of_enough(asked.collect(), most, Answer::silent).await
     }
 
     async fn ask(&self, node: u64, hasten: bool) -> Answer {

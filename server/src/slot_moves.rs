@@ -35,7 +35,7 @@ use mailbox_engine::{
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use crate::answers::of_most;
+use crate::answers::of_enough;
 use crate::cluster_service::slot_calls::{self, digest_in};
 use crate::cluster_service::{self, change};
 use crate::core::Core;
@@ -333,11 +333,12 @@ impl Carrier<'_> {
         answer.map_err(|status| CallError::from_status(&status))
     }
 
-    /// Has replicas of the destination stage rows. Nobody serves a frozen slot, and what most of them say may be enough:
-    /// the others go on, and are asked again.
+    /// Has replicas of the destination stage rows. Nobody serves a frozen slot, and what most of them say may be enough if
+    /// `leader` is among them: the others go on, and are asked again.
     async fn stage_all(
         &self,
         nodes: &[u64],
+        leader: u64,
         frozen: bool,
         turn: usize,
     ) -> Result<Vec<Answer>, CallError> {
@@ -354,7 +355,12 @@ impl Carrier<'_> {
             return Ok(join_all(nodes.iter().map(|node| self.ask(*node, call))).await);
         }
         let asked = nodes.iter().map(|node| (*node, self.ask(*node, call)));
-        Ok(of_most(asked.collect(), Answer::silent).await)
+        let are_enough = |answers: &[Answer]| {
+            let said = answers.iter().filter(|answer| answer.said.is_ok());
+            let said: BTreeSet<u64> = said.map(|answer| answer.node).collect();
+            said.len() * 2 > nodes.len() && (said.contains(&leader) || !nodes.contains(&leader))
+        };
+        Ok(of_enough(asked.collect(), are_enough, Answer::silent).await)
     }
 
     /// Until every voter of the destination has a copy.
@@ -369,7 +375,9 @@ impl Carrier<'_> {
         }
         for turn in 0.. {
             let members = self.members().await?;
-            let answers = self.stage_all(&members.voters, false, turn).await?;
+            let answers = self
+                .stage_all(&members.voters, members.leader, false, turn)
+                .await?;
             let staged = |answer: &&Answer| answer.digest().is_some();
             let done: BTreeSet<u64> = answers.iter().filter(staged).map(|it| it.node).collect();
             let waits = answers
@@ -437,7 +445,9 @@ impl Carrier<'_> {
     async fn seal(&self, began: Instant) -> Result<Option<u128>, CallError> {
         for turn in 0.. {
             let members = self.members().await?;
-            let answers = self.stage_all(&members.voters, true, turn).await?;
+            let answers = self
+                .stage_all(&members.voters, members.leader, true, turn)
+                .await?;
             if answers.iter().any(|it| it.has_committed(self.row.epoch)) {
                 return Ok(None);
             }
@@ -505,7 +515,7 @@ impl Carrier<'_> {
             }
             if !without.is_empty() {
                 // Its apply waits for them.
-                self.stage_all(&without, true, turn).await?;
+                self.stage_all(&without, members.leader, true, turn).await?;
             }
             tokio::time::sleep(AGAIN).await;
         }
