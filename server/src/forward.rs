@@ -42,6 +42,18 @@ impl Core {
         self.leaders.guess(&view, shard, &tried)
     }
 
+    /// Another voter, where the replica here knows no leader. There is most likely none; but a replica that was replaced
+    /// is told nothing any more, and while the map does not say so yet nothing else leads to whoever leads now.
+    fn voter_beside(&self, shard: ShardId) -> Option<LeaderHint> {
+        if matches!(
+            self.node.shard(shard)?.leadership(),
+            Leadership::Leader { .. }
+        ) {
+            return None;
+        }
+        self.leaders.guess(&self.maps.now(), shard, &[self.node_id])
+    }
+
     /// A shard that the map has and this node has not.
     pub(crate) fn not_here(&self, shard: ShardId) -> CallError {
         let mut error = status::not_leader(shard.0, self.leader_elsewhere(shard, &[]));
@@ -60,7 +72,8 @@ impl Core {
         Asked: Future<Output = Result<T, Status>>,
     {
         let mut tried = Vec::new();
-        let mut next = self.leader_elsewhere(shard, &tried);
+        let next = self.leader_elsewhere(shard, &tried);
+        let mut next = next.or_else(|| self.voter_beside(shard));
         let mut last = None;
         while let Some(place) = next.take() {
             tried.push(place.node);
