@@ -4,10 +4,13 @@ use std::sync::Arc;
 
 use openraft::ServerState;
 use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::error::Fatal;
 use tokio::sync::watch;
 
+use crate::base_thread::report;
 use crate::pulse::{Pulse, View};
 use crate::replica::{Raft, Road};
+use crate::state_machine::Applier;
 use crate::status::Leadership;
 use crate::types::LogId;
 
@@ -25,6 +28,7 @@ pub(crate) struct LeadershipWatcher {
     pub(crate) pulse: Arc<Pulse>,
     pub(crate) applied: watch::Receiver<Option<LogId>>,
     pub(crate) leadership: watch::Sender<Leadership>,
+    pub(crate) applier: Arc<Applier>,
 }
 
 impl LeadershipWatcher {
@@ -47,8 +51,23 @@ impl LeadershipWatcher {
             if ended {
                 self.pulse.forget(self.shard);
                 self.publish(NOBODY);
+                self.judge_end();
                 return;
             }
+        }
+    }
+
+    /// Who ends here without having been asked to has met a bug: in memory things may be as they must not be. The node
+    /// starts again with what its disks hold, rather than be one voter short until somebody looks.
+    fn judge_end(&self) {
+        if *self.applier.stopping.borrow() {
+            return;
+        }
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        if let Err(Fatal::Panicked) = &metrics.running_state {
+            let reason = format!("shard {}: openraft panicked", self.shard);
+            report(&self.applier.fault, &reason);
         }
     }
 

@@ -1,5 +1,6 @@
 //! The replicas of one node: Raft groups, one shared log, snapshots and the peer network.
 
+mod announcer;
 mod background;
 mod ballot;
 mod base_thread;
@@ -13,6 +14,7 @@ mod election;
 mod entry_tick;
 mod error;
 mod filling;
+mod flush_due;
 mod flush_pace;
 mod freshness;
 mod hosting;

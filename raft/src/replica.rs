@@ -1,6 +1,5 @@
 //! One shard's replica on this node: openraft, and the tasks around it.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -11,13 +10,13 @@ use mailbox_api::peer::control_response::Response as Answer;
 use mailbox_engine::ShardId;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::error::Fatal;
-use openraft::metrics::WaitError;
 use openraft::storage::{RaftLogStorage as _, RaftLogStorageExt as _};
 use openraft::{EntryPayload, ServerState};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, broadcast, watch};
 use tokio::task::JoinHandle;
 
+use crate::announcer::Announcer;
 use crate::ballot::Ballot;
 use crate::base_thread::{BaseThread, FlushedShard};
 use crate::children::Children;
@@ -28,7 +27,6 @@ use crate::entry_tick::{Company, EntryTick};
 use crate::error::{Error, LeaderHint, ProposeError};
 use crate::filling::Filling;
 use crate::freshness::{Freshness, Sources};
-use crate::kept_log::{KeptLog, kept_min, too_many};
 use crate::leadership::{LeadershipWatcher, NOBODY};
 use crate::learner_pace::LearnerPace;
 use crate::lease::Lease;
@@ -53,10 +51,6 @@ pub(crate) type Raft = openraft::Raft<TypeConfig, StateMachine>;
 
 /// Batches of rows that a slow receiver may be behind before it has to read them from the store.
 const TAILS_KEPT: usize = 256;
-/// How often a leader looks how far a follower is that it fills.
-const FILLING_LOOK: Duration = Duration::from_millis(100);
-/// How long openraft may take to take note of a flush.
-const TOLD_WAIT: Duration = Duration::from_secs(1);
 /// How long a node may take to say whether it would lead.
 const MAY_LEAD_TIMEOUT: Duration = Duration::from_millis(300);
 /// How long a leader that goes looks for a follower that would lead, and how often.
@@ -71,6 +65,13 @@ pub(crate) struct Road {
 }
 
 impl Road {
+    fn new(shared: &Shared) -> Self {
+        Self {
+            node: shared.options.node,
+            peers: shared.peers.clone(),
+        }
+    }
+
     pub(crate) fn hint(&self, leader: Option<u64>) -> Option<LeaderHint> {
         let node = leader.filter(|leader| *leader != self.node)?;
         let address = self.peers.address(node)?;
@@ -252,6 +253,7 @@ fn applier(shared: &Shared, engine: &Arc<mailbox_engine::Shard>, log: &ShardLog)
         peers: shared.peers.clone(),
         pace: shared.pace.clone(),
         rows_wait: Mutex::new(None),
+        stopping: watch::Sender::new(false),
         stopped: AtomicBool::new(false),
     })
 }
@@ -312,15 +314,12 @@ impl Replica {
         found(options, &engine, &mut log).await?;
         let applier = applier(shared, &engine, &log);
         let (applied, outbox) = (&applier.applied, &applier.outbox);
-        let filling = Arc::new(Filling::default());
+        let filling = Arc::default();
         let lease = Lease::new(options.node, &shared.pledge, &shared.clock);
         let raft = start_raft(shared, id, log, &applier, &filling, &lease).await?;
         let announcer = Announcer::new(&raft, filling, shared, &applier);
         shared.pulse.add(id.0, raft.clone(), ballot.clone());
-        let road = Road {
-            node: options.node,
-            peers: shared.peers.clone(),
-        };
+        let road = Road::new(shared);
         let leadership = watch::Sender::new(NOBODY);
         let (proposer, proposing) = Proposer::spawn(
             raft.clone(),
@@ -336,6 +335,7 @@ impl Replica {
             pulse: shared.pulse.clone(),
             applied: applied.subscribe(),
             leadership: leadership.clone(),
+            applier: applier.clone(),
         };
         let [proposing, giving_up] = proposing;
         let tasks = vec![
@@ -460,6 +460,8 @@ impl Replica {
     /// Stops openraft and the tasks. Nothing is applied afterwards.
     pub(crate) async fn stop(&self) {
         self.proposer.close();
+        // Before openraft is asked: it joins what applies, which may wait for rows that nobody brings.
+        self.applier.stopping.send_replace(true);
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(shard = self.id.0, %error, "the replica did not stop cleanly");
         }
@@ -521,91 +523,6 @@ pub(crate) fn apply_lag(raft: &Raft, engine: &mailbox_engine::Shard) -> u64 {
     last.unwrap_or(0).saturating_sub(applied)
 }
 
-/// By replica, what it is known to have.
-type Replication = BTreeMap<u64, Option<LogId>>;
-
-/// Tells openraft of every flush, so that it purges what is in files; but not what a follower that is being filled
-/// needs next, nor what one needs that has not split yet.
-struct Announcer {
-    raft: Raft,
-    filling: Arc<Filling>,
-    children: Arc<Children>,
-    applier: Arc<Applier>,
-    /// Entries kept behind a flush, for followers that lag.
-    entries_kept: u64,
-}
-
-impl Announcer {
-    fn new(raft: &Raft, filling: Arc<Filling>, shared: &Shared, applier: &Arc<Applier>) -> Self {
-        Announcer {
-            raft: raft.clone(),
-            filling,
-            children: shared.children.clone(),
-            applier: applier.clone(),
-            entries_kept: shared.options.log_entries_kept,
-        }
-    }
-
-    async fn run(self, mut flushed: watch::Receiver<Option<mailbox_engine::LogId>>) {
-        let (engine, mut kept) = (&self.applier.engine, KeptLog::default());
-        while flushed.changed().await.is_ok() {
-            let upto = loop {
-                // The newest one: it is what openraft is told of.
-                let upto = flushed.borrow_and_update().map_or(0, |id| id.index);
-                let replication = self.replication();
-                let matched = |node| Some(index(*replication.as_ref()?.get(&node)?));
-                if self.filling.lets_go(upto, matched) && self.children.let_go(engine) {
-                    break upto;
-                }
-                tokio::time::sleep(FILLING_LOOK).await;
-            };
-            // One look serves both: what may go where this node leads is too much where it does not.
-            let replication = self.replication();
-            let kept_min = kept_min(engine.stored_bytes(), replication.is_some());
-            let spare = kept.flushed(upto, self.applier.log.appended_bytes(), kept_min);
-            #[cfg(feature = "planted")]
-            let spare =
-                spare.or_else(|| mailbox_planted::is("purge-before-snapshot").then_some(upto));
-            let told = self.raft.trigger().snapshot().await;
-            if told.is_err()
-                || !self
-                    .purge(upto, spare, replication.unwrap_or_default())
-                    .await
-            {
-                return;
-            }
-        }
-    }
-
-    /// Of the followers, if this node leads.
-    fn replication(&self) -> Option<Replication> {
-        self.raft.metrics().borrow_watched().replication.clone()
-    }
-
-    /// Purges entries that are too many behind a flush up to `flushed`, and those that need not be kept and that no
-    /// follower lacks, as far as is known here. False once the replica has stopped.
-    async fn purge(&self, flushed: u64, spare: Option<u64>, replication: Replication) -> bool {
-        let spare = match (spare, replication.into_values().min()) {
-            (Some(spare), None) => Some(spare),
-            (Some(spare), Some(Some(matched))) => Some(spare.min(matched.index)),
-            // Of one follower nothing is known.
-            (Some(_), Some(None)) | (None, _) => None,
-        };
-        let purged = self.raft.metrics().borrow_watched().purged;
-        let purged = purged.map(|id| id.index);
-        let Some(upto) = too_many(flushed, self.entries_kept, purged).max(spare) else {
-            return true;
-        };
-        // Nothing goes beyond the last flush that openraft knows of.
-        let told = self.raft.wait(Some(TOLD_WAIT));
-        let told = told.metrics(|it| index(it.snapshot) >= upto, "it knows of the flush");
-        if let Err(WaitError::ShuttingDown) = told.await {
-            return false;
-        }
-        self.raft.trigger().purge_log(upto).await.is_ok()
-    }
-}
-
-fn index(id: Option<LogId>) -> u64 {
+pub(crate) fn index(id: Option<LogId>) -> u64 {
     id.map_or(0, |id| id.index)
 }

@@ -57,6 +57,8 @@ pub(crate) struct Applier {
     pub(crate) pace: Arc<SnapshotPace>,
     /// Apply waits for the rows of a slot that moves in, if so.
     pub(crate) rows_wait: Mutex<Option<RowsWait>>,
+    /// The replica is to stop: what waits is to wait no more, or openraft would wait for it.
+    pub(crate) stopping: watch::Sender<bool>,
     /// The replica has stopped, and may be removed: what fails now is no fault of the node.
     pub(crate) stopped: AtomicBool,
 }
@@ -212,8 +214,8 @@ impl Applier {
             if let Some(reason) = self.fault.borrow().as_ref() {
                 return Err(io::Error::other(reason.clone()));
             }
-            if self.stopped.load(Ordering::Acquire) {
-                return Err(io::Error::other("the replica has stopped"));
+            if *self.stopping.borrow() {
+                return Err(stops());
             }
             let changed = self.base.changed();
             self.base.look();
@@ -275,12 +277,17 @@ impl Applier {
             if let Some(reason) = self.fault.borrow().as_ref() {
                 return Err(io::Error::other(reason.clone()));
             }
-            if self.stopped.load(Ordering::Acquire) {
-                return Err(io::Error::other("the replica has stopped"));
+            if *self.stopping.borrow() {
+                return Err(stops());
             }
             if asked_at.elapsed() >= ROWS_ASK {
                 turn += 1;
-                self.fetch_rows((slot, epoch, digest), turn).await;
+                let mut stopping = self.stopping.subscribe();
+                tokio::select! {
+                    biased;
+                    _ = stopping.wait_for(|stops| *stops) => return Err(stops()),
+                    () = self.fetch_rows((slot, epoch, digest), turn) => {}
+                }
                 asked_at = Instant::now();
             }
             tokio::time::sleep(STALL_LOOK).await;
@@ -325,6 +332,10 @@ impl Applier {
             snapshot: SnapshotData::Taken(taken),
         })
     }
+}
+
+fn stops() -> io::Error {
+    io::Error::other("the replica stops")
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
