@@ -346,7 +346,7 @@ impl Replica {
     /// that were given up half-way.
     pub(crate) async fn tend_membership(self: Arc<Self>) {
         let mut server = self.raft.server_metrics();
-        let mut seen = None;
+        let (mut seen, mut again) = (None, false);
         loop {
             let now = server.borrow_watched().clone();
             let found = Some((now.vote, *now.membership_config.log_id()));
@@ -355,6 +355,8 @@ impl Replica {
                 let alone = self.changes.lock().await;
                 let tended = tokio::time::timeout(CHANGE_TIMEOUT, self.tend()).await;
                 drop(alone);
+                // Nothing that is watched here may change before it can be done.
+                again = !matches!(tended, Ok(Ok(())));
                 match tended {
                     Ok(Ok(())) => seen = found,
                     Ok(Err(error)) => {
@@ -367,7 +369,7 @@ impl Replica {
             let ended = tokio::select! {
                 changed = server.changed() => changed.is_err(),
                 // What is allowed is allowed once.
-                () = tokio::time::sleep(TEND_INTERVAL), if leads && learners > 0 => {
+                () = tokio::time::sleep(TEND_INTERVAL), if leads && (again || learners > 0) => {
                     seen = None;
                     false
                 }
@@ -382,6 +384,8 @@ impl Replica {
         // Whoever held the lock may have finished it.
         let now = self.server_metrics();
         if now.state == ServerState::Leader && is_settled(&now) && is_joint(&now) {
+            // A leader that nobody has answered yet is refused.
+            self.wait_ready().await?;
             self.finish_joint(&now).await?;
         }
         self.allow_learners_to_lose().await
