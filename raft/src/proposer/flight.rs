@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use mailbox_engine::Reply;
+use mailbox_engine::{Refusal, Reply};
 use openraft::error::ClientWriteError;
 use openraft::raft::ClientWriteResult;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -102,8 +102,15 @@ impl Flight {
             // A caller that has gone will ask again with the same ids.
             let _ = answer.send(answered);
         }
-        if let Some(Reply::Refused(refusal)) = replies.next() {
-            tracing::error!(%refusal, "acks of lanes were refused");
+        match replies.next() {
+            // The slot has taken its outbox along, and whoever relays it now hears of the marks again.
+            Some(Reply::Refused(refusal @ Refusal::WrongOwner { .. })) => {
+                tracing::debug!(%refusal, "acks of lanes came too late");
+            }
+            Some(Reply::Refused(refusal)) => {
+                tracing::error!(%refusal, "acks of lanes were refused");
+            }
+            _ => {}
         }
     }
 
