@@ -67,8 +67,11 @@ impl<'a> Attempts<'a> {
                 self.served();
                 self.backoff.wait(&failure.error).await
             }
-            // Who waits behind this one would be told the same.
-            Advice::SameNode => self.backoff.wait(&failure.error).await,
+            Advice::SameNode => {
+                // It serves the shard, and others may ask for what it can give now.
+                self.served();
+                self.backoff.wait(&failure.error).await
+            }
         };
         if !goes_on {
             return Err(failure.error);
