@@ -54,7 +54,7 @@ struct Relay {
     outgoing: Outgoing,
     links: HashMap<u64, Link>,
     last_link: u64,
-    /// Rung by outboxes and by changes of leadership.
+    /// Rung by outboxes, and by changes of leadership, of the map and of the replicas here.
     wake: Arc<Notify>,
     changed: Arc<AtomicBool>,
     events: mpsc::Sender<LinkEvent>,

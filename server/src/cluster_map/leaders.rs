@@ -1,4 +1,4 @@
-//! Who leads the shards that have no replica here: what answers have told, else a guess.
+//! Who leads shards of which no replica here knows it: what answers have told, else a guess.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
