@@ -1,11 +1,10 @@
 //! What is read when all faults are over: every timeline, by every device, through leaders and at each replica; and what
 //! each replica's state hashes to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
 use mailbox_client::{Client, v1};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
@@ -25,6 +24,21 @@ const LOOK: Duration = Duration::from_millis(200);
 const LEADER: &str = "leader";
 /// The shard that has no timelines.
 const META: u32 = 0;
+/// In what is said of hashes.
+const HASH: &str = "state hash";
+/// In place of a node, where a doubt is of none.
+const NO_NODE: u64 = 0;
+
+/// Timelines by shard, each with the head that its leader had.
+type Heads = BTreeMap<u32, Vec<(Timeline, u64)>>;
+
+/// Who votes in each shard.
+#[derive(Debug, Default)]
+struct Voters {
+    voters: BTreeMap<u32, Vec<u64>>,
+    /// What nobody said, in words.
+    unknown: Vec<String>,
+}
 
 pub(crate) struct Ending<'a> {
     /// Those that run, by id and address.
@@ -45,37 +59,54 @@ impl Ending<'_> {
     pub(crate) async fn run(&self) -> Vec<String> {
         self.sync_all().await;
         let mut doubts = self.resolve_all().await;
-        match self.read_replicas().await {
-            Ok(more) => doubts.extend(more),
-            Err(error) => doubts.push(format!("nobody says who votes where: {error:#}")),
-        }
+        let mut process = self.processes.next();
+        let heads = self.read_through_leaders(&mut process).await;
+        doubts.extend(self.read_replicas(&mut process, &heads).await);
         doubts
     }
 
-    /// Reads all at those who vote, and again if others do afterwards: a replica that was moved was not there to be read.
-    async fn read_replicas(&self) -> anyhow::Result<Vec<String>> {
+    /// Reads all at those who vote, and at those who vote only afterwards. What was read at others counts, too, but it is
+    /// no doubt that it could not be read.
+    async fn read_replicas(&self, process: &mut u64, heads: &Heads) -> Vec<String> {
         let until = Instant::now() + self.within;
-        let mut shards = self.voters(until).await?;
+        let (mut was_read, mut doubts) = (BTreeSet::new(), Vec::new());
+        let mut shards = self.voters(until).await;
         loop {
-            let mut reads = Vec::new();
-            let mut doubts = self.read_all(&shards, &mut reads).await;
-            for (shard, voters) in &shards {
-                doubts.extend(self.hash_shard(*shard, voters, &mut reads).await);
+            for (shard, voters) in &shards.voters {
+                if voters
+                    .iter()
+                    .all(|node| was_read.contains(&(*shard, *node)))
+                {
+                    continue;
+                }
+                let fresh = self.those(voters);
+                for (node, address) in fresh.filter(|(node, _)| was_read.insert((*shard, *node))) {
+                    let heads = heads.get(shard).map_or(&[][..], Vec::as_slice);
+                    let read = self.read_replica(process, *node, address, heads, until);
+                    doubts.extend(read.await.map(|doubt| (*shard, *node, doubt)));
+                }
+                doubts.retain(|(of, _, doubt)| of != shard || !doubt.contains(HASH));
+                doubts.extend(self.hash_shard(*shard, voters).await);
             }
-            let now = self.voters(until).await?;
-            if now == shards || Instant::now() >= until {
-                reads.into_iter().for_each(|op| self.recorder.record(op));
-                return Ok(doubts);
+            let now = self.voters(until).await;
+            if now.voters == shards.voters || Instant::now() >= until {
+                let votes = |shard: &u32, node: &u64| {
+                    let voters = now.voters.get(shard);
+                    *node == NO_NODE || voters.is_some_and(|voters| voters.contains(node))
+                };
+                doubts.retain(|(shard, node, _)| votes(shard, node));
+                let doubts = doubts.into_iter().map(|(_, _, doubt)| doubt);
+                return doubts.chain(now.unknown).collect();
             }
             shards = now;
         }
     }
 
-    /// As [`Ending::ask_voters`], until it is answered.
-    async fn voters(&self, until: Instant) -> anyhow::Result<BTreeMap<u32, Vec<u64>>> {
+    /// As [`Ending::ask_voters`], until nothing is unknown.
+    async fn voters(&self, until: Instant) -> Voters {
         loop {
             let asked = self.ask_voters().await;
-            if asked.is_ok() || Instant::now() >= until {
+            if asked.unknown.is_empty() || Instant::now() >= until {
                 return asked;
             }
             sleep(LOOK).await;
@@ -83,11 +114,17 @@ impl Ending<'_> {
     }
 
     /// Who votes in each shard, as its leader says: the map of whichever node answers may be an old one.
-    async fn ask_voters(&self) -> anyhow::Result<BTreeMap<u32, Vec<u64>>> {
+    async fn ask_voters(&self) -> Voters {
+        let mut unknown = Vec::new();
         let mut leaders: BTreeMap<u32, v1::ShardStatus> = BTreeMap::new();
         for (node, address) in self.nodes {
-            let status = self.client.status(Some(address)).await;
-            let status = status.with_context(|| format!("ask node {node}"))?;
+            let status = match self.client.status(Some(address)).await {
+                Ok(status) => status,
+                Err(error) => {
+                    unknown.push(format!("node {node} does not say what it has: {error}"));
+                    continue;
+                }
+            };
             let led = status.shards.into_iter().filter(|it| it.role == LEADER);
             for shard in led.filter(|it| it.shard != META) {
                 let known = leaders.get(&shard.shard);
@@ -96,16 +133,22 @@ impl Ending<'_> {
                 }
             }
         }
-        // One that was merged into another may have its replicas still.
-        let map = self.client.shard_map().await?;
-        let there = |shard: &u32| map.shards.iter().any(|it| it.shard == *shard);
-        leaders.retain(|shard, _| there(shard));
-        let is_led = |shard: &v1::ShardPlacement| leaders.contains_key(&shard.shard);
-        if let Some(shard) = map.shards.iter().find(|shard| !is_led(shard)) {
-            bail!("shard {} has no leader", shard.shard);
+        match self.client.shard_map().await {
+            Ok(map) => {
+                // One that was merged into another may have its replicas still.
+                let there = |shard: &u32| map.shards.iter().any(|it| it.shard == *shard);
+                leaders.retain(|shard, _| there(shard));
+                let led = |shard: &v1::ShardPlacement| leaders.contains_key(&shard.shard);
+                let unled = map.shards.iter().filter(|shard| !led(shard));
+                unknown.extend(unled.map(|it| format!("shard {} has no leader", it.shard)));
+            }
+            Err(error) => unknown.push(format!("there is no shard map: {error}")),
         }
         let voters = leaders.into_iter();
-        Ok(voters.map(|(shard, it)| (shard, it.voters)).collect())
+        Voters {
+            voters: voters.map(|(shard, it)| (shard, it.voters)).collect(),
+            unknown,
+        }
     }
 
     /// Every device up to its head; the checker doubts a run in which one does not get there.
@@ -142,38 +185,39 @@ impl Ending<'_> {
         }
     }
 
-    /// Every timeline through the leader and at each replica.
-    async fn read_all(&self, shards: &BTreeMap<u32, Vec<u64>>, reads: &mut Vec<Op>) -> Vec<String> {
-        let mut doubts = Vec::new();
-        let mut heads: BTreeMap<u32, Vec<(Timeline, u64)>> = BTreeMap::new();
-        let mut process = self.processes.next();
+    /// Every timeline, and its head by shard.
+    async fn read_through_leaders(&self, process: &mut u64) -> Heads {
+        let mut heads = Heads::new();
         for timeline in self.population.timelines() {
-            let read = self.read_whole(&mut process, timeline, At::Leader).await;
+            let read = self.read_whole(process, timeline, At::Leader).await;
             let head = match &read.outcome {
                 Outcome::Ok(view) => view.head,
                 Outcome::Fail(_) | Outcome::Unknown(_) => 0,
             };
             let shard = self.client.shard_of_owner(timeline.owner());
             heads.entry(shard).or_default().push((timeline, head));
-            reads.push(Op::Read(read));
+            self.recorder.record(Op::Read(read));
         }
-        let until = Instant::now() + self.within;
-        for (shard, voters) in shards {
-            let Some(heads) = heads.get(shard) else {
-                continue;
-            };
-            for (node, address) in self.those(voters) {
-                if let Err(error) = catch_up(self.client, address, heads, until).await {
-                    doubts.push(format!("node {node} did not catch up: {error:#}"));
-                }
-                for (timeline, _) in heads {
-                    let at = At::Node(*node, address);
-                    let read = self.read_whole(&mut process, *timeline, at).await;
-                    reads.push(Op::Read(read));
-                }
-            }
+        heads
+    }
+
+    /// Some timelines at one replica, once it has what leaders had. What casts doubt on that.
+    async fn read_replica(
+        &self,
+        process: &mut u64,
+        node: u64,
+        address: &str,
+        heads: &[(Timeline, u64)],
+        until: Instant,
+    ) -> Option<String> {
+        let caught_up = catch_up(self.client, address, heads, until).await;
+        for (timeline, _) in heads {
+            let at = At::Node(node, address);
+            let read = self.read_whole(process, *timeline, at).await;
+            self.recorder.record(Op::Read(read));
         }
-        doubts
+        let error = caught_up.err()?;
+        Some(format!("node {node} did not catch up: {error:#}"))
     }
 
     async fn read_whole(&self, process: &mut u64, timeline: Timeline, at: At<'_>) -> Read {
@@ -189,8 +233,8 @@ impl Ending<'_> {
         nodes.filter(|(node, _)| voters.contains(node))
     }
 
-    /// Every replica's state hash, of each shard at one cut.
-    async fn hash_shard(&self, shard: u32, voters: &[u64], reads: &mut Vec<Op>) -> Vec<String> {
+    /// Every replica's state hash, at one cut. What casts doubt on that, with shard and node.
+    async fn hash_shard(&self, shard: u32, voters: &[u64]) -> Vec<(u32, u64, String)> {
         let client = self.client;
         let mut request = v1::StateHashRequest {
             shard,
@@ -199,13 +243,14 @@ impl Ending<'_> {
         match client.state_hash(None, request).await {
             Ok(cut) => request.cut_index = cut.applied_index,
             Err(error) => {
-                return vec![format!("the leader of shard {shard} made no cut: {error}")];
+                let doubt = format!("no {HASH}: the leader of shard {shard} made no cut: {error}");
+                return vec![(shard, NO_NODE, doubt)];
             }
         }
         let mut doubts = Vec::new();
         for (node, address) in self.those(voters) {
             match client.state_hash(Some(address), request).await {
-                Ok(answer) => reads.push(Op::StateHash(StateHash {
+                Ok(answer) => self.recorder.record(Op::StateHash(StateHash {
                     node: *node,
                     shard,
                     index: answer.applied_index,
@@ -216,7 +261,8 @@ impl Ending<'_> {
                         .collect(),
                 })),
                 Err(error) => {
-                    doubts.push(format!("node {node} has no hash of shard {shard}: {error}"))
+                    let doubt = format!("node {node} has no {HASH} of shard {shard}: {error}");
+                    doubts.push((shard, *node, doubt));
                 }
             }
         }

@@ -195,18 +195,36 @@ impl People {
     }
 
     /// Does one thing that an operator does, beside the people: hands a shard to another node, moves a slot, splits a
-    /// shard and merges it again, or empties one of `nodes` for a while.
-    pub async fn operate(&self, nodes: &[u64], hold: Duration, rng: &mut StdRng) -> Installation {
+    /// shard and merges it again, or empties one of `nodes` for a while. Which, and what came of it.
+    pub async fn operate(
+        &self,
+        nodes: &[u64],
+        hold: Duration,
+        rng: &mut StdRng,
+    ) -> (&'static str, Installation) {
         let client = &self.clients[0];
         let owners = self.population.timelines().into_iter();
         let owners: Vec<u64> = owners.map(Timeline::owner).collect();
-        let done = match rng.random_range(0..6) {
-            0 => operator::transfer_leader(client, hold, rng).await,
-            1..3 => operator::move_slot(client, &owners, hold, rng).await,
-            3..5 => operator::split_and_merge(client, &owners, hold, rng).await,
-            _ => operator::empty_for_a_while(client, nodes, hold, rng).await,
+        let (what, done) = match rng.random_range(0..6) {
+            0 => (
+                "transfers",
+                operator::transfer_leader(client, hold, rng).await,
+            ),
+            1..3 => (
+                "moves",
+                operator::move_slot(client, &owners, hold, rng).await,
+            ),
+            3..5 => (
+                "splits",
+                operator::split_and_merge(client, &owners, hold, rng).await,
+            ),
+            _ => (
+                "drains",
+                operator::empty_for_a_while(client, nodes, hold, rng).await,
+            ),
         };
-        done.unwrap_or_else(|error| Installation::Indeterminate(format!("{error:#}")))
+        let failed = |error| Installation::Indeterminate(format!("{error:#}"));
+        (what, done.unwrap_or_else(failed))
     }
 
     /// Takes all of `nodes` back, and waits until nothing is on the move any more. What casts doubt on the run.

@@ -28,8 +28,6 @@ thread_local! {
     /// The latest time that was given, since the beginning.
     static LATEST: Cell<Duration> = const { Cell::new(Duration::ZERO) };
     static BEGAN: Cell<Option<Instant>> = const { Cell::new(None) };
-    /// How far the wall clock of whoever runs now is ahead.
-    static WALL_AHEAD: Cell<i64> = const { Cell::new(0) };
     static CHANCE: Cell<u64> = const { Cell::new(0) };
 }
 
@@ -68,11 +66,6 @@ pub fn advance(to: Duration) {
     LATEST.with(|it| it.set(it.get().max(to)));
 }
 
-/// Sets the wall clock of whoever runs from now on ahead of the others', or behind.
-pub fn set_wall_ahead(ms: i64) {
-    WALL_AHEAD.with(|it| it.set(ms));
-}
-
 /// The next random number: splitmix64, by Sebastiano Vigna.
 fn next_random() -> u64 {
     let state = CHANCE.with(Cell::get).wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -88,16 +81,7 @@ fn time_of(clock: clockid_t) -> Option<timespec> {
     }
     let elapsed = elapsed();
     let time = match clock {
-        libc::CLOCK_REALTIME | libc::CLOCK_REALTIME_COARSE => {
-            let wall = WALL_BEGIN + elapsed;
-            let ahead = WALL_AHEAD.with(Cell::get);
-            let by = Duration::from_millis(ahead.unsigned_abs());
-            if ahead < 0 {
-                wall.saturating_sub(by)
-            } else {
-                wall + by
-            }
-        }
+        libc::CLOCK_REALTIME | libc::CLOCK_REALTIME_COARSE => WALL_BEGIN + elapsed,
         libc::CLOCK_MONOTONIC
         | libc::CLOCK_MONOTONIC_COARSE
         | libc::CLOCK_MONOTONIC_RAW
@@ -185,12 +169,6 @@ mod tests {
                 (begun.elapsed(), wall.elapsed().unwrap_or_default())
             });
             assert_eq!((slept, wall), (hour, hour));
-            let wall = SystemTime::now();
-            set_wall_ahead(500);
-            assert_eq!(
-                wall.elapsed().unwrap_or_default(),
-                Duration::from_millis(500)
-            );
         });
     }
 

@@ -1,5 +1,6 @@
 //! Seeds of whole clusters, each in a process of its own: see [`mailbox_sim::whole::run`].
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -7,21 +8,18 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
-use mailbox_sim::whole::{self, Hardships};
+use mailbox_sim::whole;
 use serde::{Deserialize, Serialize};
 
 /// What a process says of its seed.
 #[derive(Debug, Serialize, Deserialize)]
 struct Told {
+    workload: String,
     seconds: f64,
     trace: String,
     acked: usize,
     reads: usize,
-    crashes: u64,
-    blackouts: u64,
-    holds: u64,
-    losses: u64,
-    operations: u64,
+    met: BTreeMap<String, u64>,
     faults: Vec<String>,
 }
 
@@ -50,23 +48,17 @@ pub(crate) fn once(seed: u64) -> anyhow::Result<bool> {
     let run = run?;
     let mut faults = panics.lock().unwrap_or_else(|it| it.into_inner()).clone();
     faults.extend(run.faults());
-    let Hardships {
-        crashes,
-        blackouts,
-        holds,
-        losses,
-        operations,
-    } = run.met;
     let told = Told {
+        workload: run.workload.to_owned(),
         seconds: run.took.as_secs_f64(),
         trace: format!("{:016x}", run.trace),
         acked: run.report.counts.acked,
         reads: run.report.counts.reads,
-        crashes,
-        blackouts,
-        holds,
-        losses,
-        operations,
+        met: run
+            .met
+            .iter()
+            .map(|(what, often)| ((*what).to_owned(), *often))
+            .collect(),
         faults,
     };
     println!("{}", serde_json::to_string(&told).context("print")?);
@@ -97,16 +89,13 @@ fn child(seed: u64) -> anyhow::Result<Told> {
 pub(crate) fn one(seed: u64) -> anyhow::Result<bool> {
     let (first, second) = (child(seed)?, child(seed)?);
     println!(
-        "seed {seed}: {:.1} s, trace {}, {} acked, {} read, {} crashes, {} of all, {} links held, {} lost, {} operations",
+        "seed {seed}: {}, {:.1} s, trace {}, {} sends acked, {} reads, {}",
+        first.workload,
         first.seconds,
         first.trace,
         first.acked,
         first.reads,
-        first.crashes,
-        first.blackouts,
-        first.holds,
-        first.losses,
-        first.operations
+        in_words(&first.met)
     );
     for fault in &first.faults {
         println!("  {fault}");
@@ -124,8 +113,8 @@ pub(crate) fn one(seed: u64) -> anyhow::Result<bool> {
 pub(crate) fn many(seeds: Range<u64>) -> anyhow::Result<bool> {
     let (next, begun) = (AtomicU64::new(seeds.start), Instant::now());
     let failed = Mutex::new(Vec::new());
-    let (acked, crashes) = (AtomicU64::new(0), AtomicU64::new(0));
-    let operations = AtomicU64::new(0);
+    let (acked, reads) = (AtomicU64::new(0), AtomicU64::new(0));
+    let met = Mutex::new(BTreeMap::<String, u64>::new());
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| -> anyhow::Result<()> {
         let work = || -> anyhow::Result<()> {
@@ -136,8 +125,11 @@ pub(crate) fn many(seeds: Range<u64>) -> anyhow::Result<bool> {
                 }
                 let told = child(seed)?;
                 acked.fetch_add(told.acked as u64, Relaxed);
-                crashes.fetch_add(told.crashes, Relaxed);
-                operations.fetch_add(told.operations, Relaxed);
+                reads.fetch_add(told.reads as u64, Relaxed);
+                for (what, often) in told.met {
+                    let mut met = met.lock().unwrap_or_else(|it| it.into_inner());
+                    *met.entry(what).or_default() += often;
+                }
                 if let Some(first) = told.faults.first() {
                     println!("seed {seed}: {first} ({} in all)", told.faults.len());
                     failed
@@ -158,12 +150,18 @@ pub(crate) fn many(seeds: Range<u64>) -> anyhow::Result<bool> {
     let failed = failed.into_inner().unwrap_or_else(|it| it.into_inner());
     let (count, seconds) = (seeds.end - seeds.start, begun.elapsed().as_secs_f64());
     println!(
-        "{count} seeds, {} failed, {} crashes, {} operations, {} sends acked; {:.0} seeds a minute",
+        "{count} seeds, {} failed, {} sends acked, {} reads, {}; {:.0} seeds a minute",
         failed.len(),
-        crashes.into_inner(),
-        operations.into_inner(),
         acked.into_inner(),
+        reads.into_inner(),
+        in_words(&met.into_inner().unwrap_or_else(|it| it.into_inner())),
         count as f64 * 60.0 / seconds.max(0.001)
     );
     Ok(failed.is_empty())
+}
+
+/// What was met with: `12 kills, 3 moves`.
+fn in_words(met: &BTreeMap<String, u64>) -> String {
+    let words = met.iter().map(|(what, often)| format!("{often} {what}"));
+    words.collect::<Vec<_>>().join(", ")
 }

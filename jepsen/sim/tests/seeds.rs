@@ -1,4 +1,4 @@
-//! Seeds that every change has to pass; `mailbox-sim --seeds 1000` runs more.
+//! Seeds that every change has to pass; `mailbox-sim engine --seeds 1000` runs more.
 
 #![allow(clippy::unwrap_used, reason = "it is test code")]
 

@@ -1,37 +1,40 @@
-//! What goes wrong, and when: nodes are cut off, links are held or lose what is sent.
+//! What goes wrong, and when: nodes end or lose their power, links are held or lose what is sent.
 
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
 use rand::RngExt as _;
 use rand::rngs::StdRng;
-use rand::seq::IndexedRandom as _;
 
-use super::{Hardships, NODES, Phase, Shared, host};
+use super::{NODES, PEOPLE, Phase, Shared, host};
 
 /// From one fault to the next.
-const EVERY_MS: std::ops::Range<u64> = 300..2500;
+const EVERY_MS: Range<u64> = 300..2500;
 /// How long a node is away.
-const AWAY_MS: std::ops::Range<u64> = 10..3000;
+const AWAY_MS: Range<u64> = 10..3000;
 /// How long a link is not as it should be.
-const BAD_LINK_MS: std::ops::Range<u64> = 50..4000;
+const BAD_LINK_MS: Range<u64> = 50..4000;
 
 /// What goes wrong in a run.
 pub(super) struct Faults {
     rng: StdRng,
     shared: Rc<Shared>,
-    met: Hardships,
     /// When the next thing goes wrong.
     next: Duration,
     /// What is to be mended, and when.
     mends: Vec<(Duration, Mend)>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What ends a fault; of a link with the names of both ends.
+#[derive(Debug, Clone)]
 enum Mend {
+    /// A node is started, and reached again.
     Start(u64),
-    Release(u64, u64),
-    Repair(u64, u64),
+    /// What was held is delivered.
+    Release(String, String),
+    /// Nothing is lost any more.
+    Repair(String, String),
 }
 
 impl Faults {
@@ -39,14 +42,9 @@ impl Faults {
         Self {
             rng,
             shared,
-            met: Hardships::default(),
             next: Duration::ZERO,
             mends: Vec::new(),
         }
-    }
-
-    pub(super) fn met(&self) -> Hardships {
-        self.met
     }
 
     /// Mends what is due, and breaks something now and then.
@@ -59,76 +57,118 @@ impl Faults {
             .partition(|(at, _)| all || *at <= now);
         self.mends = later;
         for (_, mend) in due {
-            self.mend(sim, mend);
+            mend.apply(sim);
         }
         if phase != Phase::Faults || now < self.next {
             return;
         }
         if self.next > Duration::ZERO {
-            self.break_something(sim, now);
+            self.break_something(sim);
         }
         self.next = now + self.ms(EVERY_MS);
     }
 
-    fn ms(&mut self, range: std::ops::Range<u64>) -> Duration {
+    fn ms(&mut self, range: Range<u64>) -> Duration {
         Duration::from_millis(self.rng.random_range(range))
     }
 
-    fn break_something(&mut self, sim: &mut turmoil::Sim<'_>, now: Duration) {
-        let nodes: Vec<u64> = (1..=NODES).collect();
-        match self.rng.random_range(0..10) {
+    fn break_something(&mut self, sim: &mut turmoil::Sim<'_>) {
+        let node = self.rng.random_range(1..=NODES);
+        match self.rng.random_range(0..20) {
             0 => {
-                self.met.blackouts += 1;
-                for node in nodes {
-                    self.cut_off(sim, node, now);
+                self.shared.meet("blackouts");
+                for node in 1..=NODES {
+                    self.cut_power(sim, node);
                 }
             }
             1..5 => {
-                let node = *nodes.choose(&mut self.rng).unwrap_or(&1);
-                self.cut_off(sim, node, now);
+                self.shared.meet("kills");
+                self.end(sim, node);
             }
-            5..8 => {
-                let (from, to) = self.link();
-                self.met.holds += 1;
-                sim.hold(host::name(from), host::name(to));
-                let until = now + self.ms(BAD_LINK_MS);
-                self.mends.push((until, Mend::Release(from, to)));
+            5..9 => {
+                self.shared.meet("power cuts");
+                self.cut_power(sim, node);
             }
-            _ => {
-                let (from, to) = self.link();
-                self.met.losses += 1;
-                sim.partition(host::name(from), host::name(to));
-                let until = now + self.ms(BAD_LINK_MS);
-                self.mends.push((until, Mend::Repair(from, to)));
+            9..12 => {
+                self.shared.meet("isolations");
+                let holds = self.rng.random();
+                let until = sim.elapsed() + self.ms(BAD_LINK_MS);
+                for other in others(node) {
+                    self.spoil(sim, host::name(node), other, holds, until);
+                }
+            }
+            number => {
+                let holds = number < 17;
+                self.shared.meet(if holds { "holds" } else { "losses" });
+                let others: Vec<String> = others(node).collect();
+                let other = self.rng.random_range(0..others.len());
+                let until = sim.elapsed() + self.ms(BAD_LINK_MS);
+                self.spoil(sim, host::name(node), others[other].clone(), holds, until);
             }
         }
     }
 
-    /// Two nodes.
-    fn link(&mut self) -> (u64, u64) {
-        let from = self.rng.random_range(0..NODES);
-        let to = (from + self.rng.random_range(1..NODES)) % NODES;
-        (from + 1, to + 1)
+    /// A link holds what is sent, or loses it.
+    fn spoil(
+        &mut self,
+        sim: &turmoil::Sim<'_>,
+        from: String,
+        to: String,
+        holds: bool,
+        until: Duration,
+    ) {
+        let mend = if holds {
+            sim.hold(from.as_str(), to.as_str());
+            Mend::Release(from, to)
+        } else {
+            sim.partition(from.as_str(), to.as_str());
+            Mend::Repair(from, to)
+        };
+        self.mends.push((until, mend));
     }
 
-    fn cut_off(&mut self, sim: &mut turmoil::Sim<'_>, node: u64, now: Duration) {
+    /// A node ends without a word of its own; whoever is connected is told that the connection is gone, as a system does
+    /// whose process was killed.
+    fn end(&mut self, sim: &mut turmoil::Sim<'_>, node: u64) {
         if !sim.is_host_running(host::name(node)) {
             return;
         }
-        self.met.crashes += 1;
         self.shared.note("crash");
         sim.crash(host::name(node));
         // Nothing of it is left but its disks.
         self.shared.metrics.borrow_mut().remove(&node);
-        let until = now + self.ms(AWAY_MS);
+        let until = sim.elapsed() + self.ms(AWAY_MS);
         self.mends.push((until, Mend::Start(node)));
     }
 
-    fn mend(&self, sim: &mut turmoil::Sim<'_>, mend: Mend) {
-        match mend {
-            Mend::Start(node) => sim.bounce(host::name(node)),
-            Mend::Release(from, to) => sim.release(host::name(from), host::name(to)),
-            Mend::Repair(from, to) => sim.repair(host::name(from), host::name(to)),
+    /// As [`Faults::end`], but nobody is told.
+    fn cut_power(&mut self, sim: &mut turmoil::Sim<'_>, node: u64) {
+        for other in others(node) {
+            sim.partition(host::name(node), other);
+        }
+        self.end(sim, node);
+    }
+}
+
+impl Mend {
+    fn apply(self, sim: &mut turmoil::Sim<'_>) {
+        match self {
+            Mend::Start(node) => {
+                for other in others(node) {
+                    sim.repair(host::name(node), other);
+                }
+                if !sim.is_host_running(host::name(node)) {
+                    sim.bounce(host::name(node));
+                }
+            }
+            Mend::Release(from, to) => sim.release(from, to),
+            Mend::Repair(from, to) => sim.repair(from, to),
         }
     }
+}
+
+/// All hosts but one.
+fn others(node: u64) -> impl Iterator<Item = String> {
+    let nodes = (1..=NODES).filter(move |other| *other != node);
+    nodes.map(host::name).chain([PEOPLE.to_owned()])
 }

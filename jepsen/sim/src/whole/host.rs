@@ -46,7 +46,13 @@ pub(super) fn secret() -> mailbox_client::Auth {
 }
 
 impl Host {
-    pub(super) fn new(node: u64, dir: &Path, shared: Rc<Shared>) -> anyhow::Result<Self> {
+    /// `lease_reads`: as in its configuration.
+    pub(super) fn new(
+        node: u64,
+        dir: &Path,
+        lease_reads: bool,
+        shared: Rc<Shared>,
+    ) -> anyhow::Result<Self> {
         let dir = dir.join(name(node));
         std::fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
         let host = Self {
@@ -58,12 +64,13 @@ impl Host {
             shared,
         };
         std::fs::write(host.dir.join("secret"), SECRET).context("write the secret")?;
-        std::fs::write(&host.config, host.document()).context("write the configuration")?;
+        std::fs::write(&host.config, host.document(lease_reads))
+            .context("write the configuration")?;
         Ok(host)
     }
 
     /// What takes hours in service happens within seconds: flushes, purges of the log, snapshots for whoever lags.
-    fn document(&self) -> String {
+    fn document(&self, lease_reads: bool) -> String {
         let (node, dir) = (self.node, self.dir.display());
         let founders = 1..=FOUNDERS;
         let company = if founders.contains(&node) {
@@ -77,7 +84,7 @@ impl Host {
             "[cluster]\nid = \"{CLUSTER}\"\nsecret_file = \"{dir}/secret\"\nslot_count = 16\nshards = 2\n\
              {company}\n\
              [node]\nid = {node}\ndir = \"{dir}/rows\"\nlisten = \"0.0.0.0:{PORT}\"\naddress = \"{own}\"\n\
-             metrics_listen = \"\"\nallow_plaintext = true\n\
+             metrics_listen = \"\"\nallow_plaintext = true\nlease_reads = {lease_reads}\n\
              disk_free_min_percent = 0\ndisk_free_min_bytes = \"1 MiB\"\n\
              [storage]\nflush_age_ms = 1000\nlog_entries_kept = 64\n\
              [memory]\nbudget_bytes = \"128 MiB\"\n"

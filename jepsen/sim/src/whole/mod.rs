@@ -28,8 +28,11 @@ use anyhow::Context as _;
 use crc32fast::Hasher;
 use mailbox_jepsen::checker::{self, Floors, Report};
 use mailbox_jepsen::history::History;
+use mailbox_jepsen::people::People;
+use mailbox_jepsen::workload;
 use mailbox_server::simulation::MetricsRegistry;
 use rand::rngs::StdRng;
+use rand::seq::IndexedRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 
 use self::faults::Faults;
@@ -40,6 +43,8 @@ use self::network::Turmoil;
 const FOUNDERS: u64 = 3;
 /// Nodes that it has once the others have come.
 const NODES: u64 = 4;
+/// The host of those who chat.
+const PEOPLE: &str = "people";
 /// Moves the time.
 const TICK: Duration = Duration::from_millis(1);
 /// Longer than any run.
@@ -56,6 +61,8 @@ const TCP_CAPACITY: usize = 65_536;
 pub struct Whole {
     /// What the run follows from.
     pub seed: u64,
+    /// What people did.
+    pub workload: &'static str,
     /// Simulated time that it took.
     pub took: Duration,
     /// Equal for two runs in which the same has happened at the same times.
@@ -72,20 +79,8 @@ pub struct Whole {
     pub met: Hardships,
 }
 
-/// What a run has met with.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Hardships {
-    /// Nodes that were cut off.
-    pub crashes: u64,
-    /// Times that all were, at once.
-    pub blackouts: u64,
-    /// Links that were held for a while, and then delivered.
-    pub holds: u64,
-    /// Links that lost what was sent.
-    pub losses: u64,
-    /// What an operator did, and was done in time.
-    pub operations: u64,
-}
+/// What went wrong in a run and what an operator did, by name, and how often.
+pub type Hardships = BTreeMap<&'static str, u64>;
 
 impl Whole {
     /// What is wrong with it, in words.
@@ -118,9 +113,10 @@ struct Shared {
     phase: Cell<Phase>,
     broken: RefCell<Vec<String>>,
     doubts: RefCell<Vec<String>>,
-    history: RefCell<Option<History>>,
     trace: RefCell<Hasher>,
-    operations: Cell<u64>,
+    met: RefCell<Hardships>,
+    /// They have recorded what there was of it, whatever becomes of the rest.
+    people: RefCell<Option<People>>,
     /// The metrics of each node, since its last start.
     metrics: RefCell<BTreeMap<u64, MetricsRegistry>>,
 }
@@ -133,8 +129,18 @@ impl Shared {
         trace.update(what.as_bytes());
     }
 
+    fn meet(&self, what: &'static str) {
+        *self.met.borrow_mut().entry(what).or_default() += 1;
+    }
+
     fn is_broken(&self, why: String) {
         self.broken.borrow_mut().push(why);
+    }
+
+    /// What there is, unless it is an error.
+    fn note_broken<T>(&self, found: anyhow::Result<T>) -> Option<T> {
+        let broken = |error: anyhow::Error| self.is_broken(format!("{error:#}"));
+        found.map_err(broken).ok()
     }
 
     fn is_doubtful(&self, why: String) {
@@ -154,9 +160,9 @@ pub fn run(seed: u64) -> anyhow::Result<Whole> {
         phase: Cell::new(Phase::Settling),
         broken: RefCell::default(),
         doubts: RefCell::default(),
-        history: RefCell::default(),
         trace: RefCell::default(),
-        operations: Cell::new(0),
+        met: RefCell::default(),
+        people: RefCell::default(),
         metrics: RefCell::default(),
     });
     let mut seeds = StdRng::seed_from_u64(seed);
@@ -177,11 +183,16 @@ pub fn run(seed: u64) -> anyhow::Result<Whole> {
         .tcp_capacity(TCP_CAPACITY)
         .build();
     for node in 1..=NODES {
-        let host = Rc::new(Host::new(node, dir.path(), Rc::clone(&shared))?);
+        let lease_reads = seeds.random();
+        let host = Host::new(node, dir.path(), lease_reads, Rc::clone(&shared))?;
+        let host = Rc::new(host);
         sim.host(host::name(node), move || Rc::clone(&host).run());
     }
-    let story = story::run(seeds.random(), host::secret(), Rc::clone(&shared));
-    sim.client("people", story);
+    let workload = workload::ALL
+        .choose(&mut seeds)
+        .context("choose a workload")?;
+    let story = story::run(workload, seeds.random(), Rc::clone(&shared));
+    sim.client(PEOPLE, story);
     let mut faults = Faults::new(StdRng::from_rng(&mut seeds), Rc::clone(&shared));
     while shared.phase.get() != Phase::Over {
         mailbox_fate::advance(sim.elapsed());
@@ -192,19 +203,15 @@ pub fn run(seed: u64) -> anyhow::Result<Whole> {
         faults.act(&mut sim);
     }
     let took = sim.elapsed();
-    let mut met = faults.met();
-    met.operations = shared.operations.get();
     // As power cuts. What is left of the nodes must not wait for the thread's end.
     drop(sim);
     shared.metrics.take();
-    Ok(judge(seed, took, met, &shared))
+    Ok(judge(seed, workload.name, took, &shared))
 }
 
-fn judge(seed: u64, took: Duration, met: Hardships, shared: &Shared) -> Whole {
-    let history = shared
-        .history
-        .take()
-        .unwrap_or_else(|| History { ops: Vec::new() });
+fn judge(seed: u64, workload: &'static str, took: Duration, shared: &Shared) -> Whole {
+    let people = shared.people.take();
+    let history = people.map_or_else(|| History { ops: Vec::new() }, |people| people.history());
     let broken = shared.broken.take();
     let mut report = checker::check(
         &history,
@@ -213,11 +220,16 @@ fn judge(seed: u64, took: Duration, met: Hardships, shared: &Shared) -> Whole {
             ..Floors::default()
         },
     );
-    // Nobody syncs here.
-    report.doubts.retain(|doubt| !doubt.contains("devices"));
     if !broken.is_empty() {
         // What was not read at the end is no wonder then.
         report.doubts.clear();
+    }
+    let mut doubts = shared.doubts.take();
+    let refused = history.appends().filter(|it| it.outcome.is_fail()).count();
+    if refused > 0 {
+        doubts.push(format!(
+            "{refused} sends were refused, though all were good"
+        ));
     }
     for op in &history.ops {
         shared
@@ -228,12 +240,13 @@ fn judge(seed: u64, took: Duration, met: Hardships, shared: &Shared) -> Whole {
     let trace = u64::from(shared.trace.take().finalize()) | (history.ops.len() as u64) << 32;
     Whole {
         seed,
+        workload,
         took,
         trace,
         history,
         report,
         broken,
-        doubts: shared.doubts.take(),
-        met,
+        doubts,
+        met: shared.met.take(),
     }
 }

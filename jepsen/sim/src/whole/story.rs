@@ -4,10 +4,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use mailbox_client::{Auth, Client, ClientOptions};
+use mailbox_client::{Client, ClientOptions};
 use mailbox_jepsen::history::Installation;
 use mailbox_jepsen::people::People;
-use mailbox_jepsen::workload::{self, Workload};
+use mailbox_jepsen::workload::Workload;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
@@ -34,20 +34,24 @@ const OUTBOX_ITEMS: &str = "mailbox_lane_outbox_items";
 const CLIENTS: usize = 2;
 
 /// The whole of it.
-pub(super) async fn run(seed: u64, auth: Auth, shared: Rc<Shared>) -> turmoil::Result {
-    if let Err(error) = tell(seed, auth, &shared).await {
+pub(super) async fn run(
+    workload: &'static Workload,
+    seed: u64,
+    shared: Rc<Shared>,
+) -> turmoil::Result {
+    if let Err(error) = tell(workload, seed, &shared).await {
         shared.is_broken(format!("{error:#}"));
     }
     shared.phase.set(Phase::Over);
     Ok(())
 }
 
-async fn tell(seed: u64, auth: Auth, shared: &Shared) -> anyhow::Result<()> {
+async fn tell(workload: &'static Workload, seed: u64, shared: &Shared) -> anyhow::Result<()> {
     let nodes: Vec<(u64, String)> = (1..=NODES)
         .map(|node| (node, host::address(node)))
         .collect();
     let addresses: Vec<String> = nodes.iter().map(|(_, address)| address.clone()).collect();
-    let options = ClientOptions::new(addresses, auth);
+    let options = ClientOptions::new(addresses, host::secret());
     let mut clients = Vec::new();
     for _ in 0..CLIENTS {
         let mut options = options.clone();
@@ -60,19 +64,18 @@ async fn tell(seed: u64, auth: Auth, shared: &Shared) -> anyhow::Result<()> {
     patient.timeouts.deadline = HEALED_WITHIN;
     patient.timeouts.attempt = HEALED_WITHIN / 4;
     let patient = connect(patient).await?;
-    let workload: &'static Workload = workload::named("mixed").map_err(anyhow::Error::msg)?;
     let people = People::settle(workload, clients, patient, seed, RATE).await?;
 
+    *shared.people.borrow_mut() = Some(people.clone());
     let work = people.begin(0);
     shared.phase.set(Phase::Faults);
     let until = Instant::now() + FAULTS;
     operate(&people, seed, until, shared).await;
     sleep_until(until).await;
     shared.phase.set(Phase::Healed);
-    let ended = work.end(HEALED_WITHIN).await;
-    let told = judge(&people, &nodes, shared).await;
-    *shared.history.borrow_mut() = Some(people.history());
-    ended.and(told)
+    shared.note_broken(work.end(HEALED_WITHIN).await);
+    judge(&people, &nodes, shared).await;
+    Ok(())
 }
 
 /// Does what operators do, one thing after the other.
@@ -89,29 +92,30 @@ async fn operate(people: &People, seed: u64, until: Instant, shared: &Shared) {
         let Ok(done) = timeout_at(until, done).await else {
             return;
         };
-        if done == Installation::Installed {
-            shared.operations.set(shared.operations.get() + 1);
+        if let (what, Installation::Installed) = done {
+            shared.meet(what);
         }
     }
 }
 
-/// Nothing is wrong any more.
-async fn judge(people: &People, nodes: &[(u64, String)], shared: &Shared) -> anyhow::Result<()> {
+/// Nothing is wrong any more. Whatever is found broken, the rest is looked at, too.
+async fn judge(people: &People, nodes: &[(u64, String)], shared: &Shared) {
     let work = people.begin(1);
     let (unserved, ()) = tokio::join!(people.serve_all(), sleep(CALM));
-    unserved?.into_iter().for_each(|it| shared.is_broken(it));
-    work.end(HEALED_WITHIN).await?;
+    let unserved = shared.note_broken(unserved).unwrap_or_default();
+    unserved.into_iter().for_each(|it| shared.is_broken(it));
+    shared.note_broken(work.end(HEALED_WITHIN).await);
     let ids: Vec<u64> = nodes.iter().map(|(node, _)| *node).collect();
-    let doubt = people.be_still(&ids, HEALED_WITHIN).await?;
-    doubt.into_iter().for_each(|it| shared.is_doubtful(it));
-    drained(shared).await?;
-    for doubt in people.read_all(nodes, HEALED_WITHIN).await {
-        shared.is_doubtful(doubt);
-    }
-    for refused in people.refused().await {
-        shared.is_broken(refused);
-    }
-    Ok(())
+    let doubt = shared.note_broken(people.be_still(&ids, HEALED_WITHIN).await);
+    doubt
+        .flatten()
+        .into_iter()
+        .for_each(|it| shared.is_doubtful(it));
+    shared.note_broken(drained(shared).await);
+    let doubts = people.read_all(nodes, HEALED_WITHIN).await;
+    doubts.into_iter().for_each(|it| shared.is_doubtful(it));
+    let refused = people.refused().await;
+    refused.into_iter().for_each(|it| shared.is_broken(it));
 }
 
 async fn connect(options: ClientOptions) -> anyhow::Result<Client> {
