@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use mailbox_api::CallError;
 use mailbox_api::v1::{StepSplitRequest, StepSplitResponse};
 use mailbox_engine::{MetaCommand, ShardId, ShardSplit};
+use mailbox_raft::simulation;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -245,8 +246,9 @@ impl Carrier<'_> {
         self.propose().await?;
         fail::fail_point!("shard_split_applied", |_| std::process::abort());
         self.wait_led().await?;
-        // It may stand still here, which must hold up this task only, not the thread that others need.
-        if fail::has_failpoints() {
+        // It may stand still here, which must hold up this task only, not the thread that others need; in a simulation
+        // there is no other thread.
+        if fail::has_failpoints() && !simulation::is_on() {
             tokio::task::block_in_place(|| {
                 fail::fail_point!("shard_split_led", |_| std::process::abort());
             });
