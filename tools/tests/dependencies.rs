@@ -143,6 +143,12 @@ fn the_store_is_used_by_the_server_the_offline_tools_and_the_simulation_only() {
 }
 
 #[test]
+fn only_the_simulation_takes_the_clock_from_the_system() {
+    let users = names(&["--workspace", "--invert", "mailbox-fate", "--depth", "1"]);
+    assert_eq!(own(&users), ["mailbox-fate", "mailbox-sim"]);
+}
+
+#[test]
 fn openraft_and_its_siblings_are_one_pinned_version() {
     let raft: BTreeSet<String> = tree(&["-p", "mailbox-raft"])
         .into_iter()
