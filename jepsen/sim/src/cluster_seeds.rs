@@ -11,6 +11,8 @@ use anyhow::{Context as _, bail};
 use mailbox_sim::whole;
 use serde::{Deserialize, Serialize};
 
+use crate::each;
+
 /// What a process says of its seed.
 #[derive(Debug, Serialize, Deserialize)]
 struct Told {
@@ -111,39 +113,24 @@ pub(crate) fn one(seed: u64) -> anyhow::Result<bool> {
 
 /// All of them.
 pub(crate) fn many(seeds: Range<u64>) -> anyhow::Result<bool> {
-    let (next, begun) = (AtomicU64::new(seeds.start), Instant::now());
+    let begun = Instant::now();
     let failed = Mutex::new(Vec::new());
     let (acked, reads) = (AtomicU64::new(0), AtomicU64::new(0));
     let met = Mutex::new(BTreeMap::<String, u64>::new());
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| -> anyhow::Result<()> {
-        let work = || -> anyhow::Result<()> {
-            loop {
-                let seed = next.fetch_add(1, Relaxed);
-                if seed >= seeds.end {
-                    return Ok(());
-                }
-                let told = child(seed)?;
-                acked.fetch_add(told.acked as u64, Relaxed);
-                reads.fetch_add(told.reads as u64, Relaxed);
-                for (what, often) in told.met {
-                    let mut met = met.lock().unwrap_or_else(|it| it.into_inner());
-                    *met.entry(what).or_default() += often;
-                }
-                if let Some(first) = told.faults.first() {
-                    println!("seed {seed}: {first} ({} in all)", told.faults.len());
-                    failed
-                        .lock()
-                        .unwrap_or_else(|it| it.into_inner())
-                        .push(seed);
-                }
-            }
-        };
-        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        for thread in threads {
-            thread
-                .join()
-                .map_err(|_| anyhow::anyhow!("a run panicked"))??;
+    each(&seeds, |seed| {
+        let told = child(seed)?;
+        acked.fetch_add(told.acked as u64, Relaxed);
+        reads.fetch_add(told.reads as u64, Relaxed);
+        for (what, often) in told.met {
+            let mut met = met.lock().unwrap_or_else(|it| it.into_inner());
+            *met.entry(what).or_default() += often;
+        }
+        if let Some(first) = told.faults.first() {
+            println!("seed {seed}: {first} ({} in all)", told.faults.len());
+            failed
+                .lock()
+                .unwrap_or_else(|it| it.into_inner())
+                .push(seed);
         }
         Ok(())
     })?;

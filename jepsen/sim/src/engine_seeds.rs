@@ -4,6 +4,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
+use crate::each;
+
 /// One seed, twice: what happened, and whether it was the same.
 pub(crate) fn one(seed: u64) -> anyhow::Result<bool> {
     let (first, second) = (mailbox_sim::run(seed)?, mailbox_sim::run(seed)?);
@@ -27,43 +29,28 @@ pub(crate) fn one(seed: u64) -> anyhow::Result<bool> {
 
 /// All of them.
 pub(crate) fn many(seeds: std::ops::Range<u64>) -> anyhow::Result<bool> {
-    let (next, begun) = (AtomicU64::new(seeds.start), Instant::now());
+    let begun = Instant::now();
     let (failed, acked, steps) = (Mutex::new(Vec::new()), AtomicU64::new(0), AtomicU64::new(0));
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| -> anyhow::Result<()> {
-        let work = || -> anyhow::Result<()> {
-            loop {
-                let seed = next.fetch_add(1, Relaxed);
-                if seed >= seeds.end {
-                    return Ok(());
-                }
-                let run = std::panic::catch_unwind(|| mailbox_sim::run(seed));
-                let Ok(run) = run else {
-                    println!("seed {seed}: a panic");
-                    failed
-                        .lock()
-                        .unwrap_or_else(|it| it.into_inner())
-                        .push(seed);
-                    continue;
-                };
-                let run = run?;
-                acked.fetch_add(run.report.counts.acked as u64, Relaxed);
-                steps.fetch_add(run.steps, Relaxed);
-                let faults = run.faults();
-                if let Some(first) = faults.first() {
-                    println!("seed {seed}: {first} ({} in all)", faults.len());
-                    failed
-                        .lock()
-                        .unwrap_or_else(|it| it.into_inner())
-                        .push(seed);
-                }
-            }
+    each(&seeds, |seed| {
+        let run = std::panic::catch_unwind(|| mailbox_sim::run(seed));
+        let Ok(run) = run else {
+            println!("seed {seed}: a panic");
+            failed
+                .lock()
+                .unwrap_or_else(|it| it.into_inner())
+                .push(seed);
+            return Ok(());
         };
-        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        for thread in threads {
-            thread
-                .join()
-                .map_err(|_| anyhow::anyhow!("a run panicked"))??;
+        let run = run?;
+        acked.fetch_add(run.report.counts.acked as u64, Relaxed);
+        steps.fetch_add(run.steps, Relaxed);
+        let faults = run.faults();
+        if let Some(first) = faults.first() {
+            println!("seed {seed}: {first} ({} in all)", faults.len());
+            failed
+                .lock()
+                .unwrap_or_else(|it| it.into_inner())
+                .push(seed);
         }
         Ok(())
     })?;

@@ -7,6 +7,7 @@ mod engine_seeds;
 
 use std::ops::Range;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -53,6 +54,29 @@ impl Seeds {
     fn range(&self) -> Range<u64> {
         self.from..self.from.saturating_add(self.seeds)
     }
+}
+
+/// Does something with each seed, on all cores; ends with the first error.
+fn each(seeds: &Range<u64>, work: impl Fn(u64) -> anyhow::Result<()> + Sync) -> anyhow::Result<()> {
+    let next = AtomicU64::new(seeds.start);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        let work = || -> anyhow::Result<()> {
+            loop {
+                let seed = next.fetch_add(1, Ordering::Relaxed);
+                if seed >= seeds.end {
+                    return Ok(());
+                }
+                work(seed)?;
+            }
+        };
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        for thread in threads {
+            let ended = thread.join();
+            ended.map_err(|_| anyhow::anyhow!("a run panicked"))??;
+        }
+        Ok(())
+    })
 }
 
 fn main() -> ExitCode {
