@@ -196,7 +196,7 @@ impl SlotTable {
     }
 
     /// An import of this epoch is no longer, and will never be, under way.
-    pub(crate) fn import_is_over(&self, slot: SlotId, epoch: u64) -> bool {
+    pub fn import_is_over(&self, slot: SlotId, epoch: u64) -> bool {
         match self.get(slot) {
             None => false,
             Some((found, SlotStanding::Importing { .. })) => found > epoch,

@@ -46,6 +46,7 @@ mod shard;
 pub mod simulation;
 mod slot_copy;
 mod snapshot;
+mod stager;
 mod state_machine;
 mod status;
 mod traffic;

@@ -4,9 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mailbox_engine::{
-    Command, LaneId, Reply, ShardId, SlotId, SlotStanding, StateHash, TimelineId,
-};
+use mailbox_engine::{Command, LaneId, Reply, ShardId, SlotId, StateHash, TimelineId};
 use tokio::sync::{Notify, broadcast, watch};
 
 use crate::base_thread::{BaseThread, error_chain};
@@ -175,12 +173,7 @@ impl Shard {
     /// A fault of the storage, or the replica has stopped.
     pub async fn settle_import(&self, slot: SlotId, epoch: u64) -> Result<bool, Error> {
         let applied = self.replica.engine.applied();
-        let over = match applied.slots.get(slot) {
-            None => false,
-            Some((found, SlotStanding::Importing { .. })) => found > epoch,
-            Some((found, _)) => found >= epoch,
-        };
-        if !over {
+        if !applied.slots.import_is_over(slot, epoch) {
             return Ok(false);
         }
         let index = applied.log_id.map_or(0, |id| id.index);

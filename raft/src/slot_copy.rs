@@ -11,7 +11,6 @@
 //! of one gets only what has changed since. A transfer that breaks starts again from the beginning.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,10 +24,10 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use crate::background::{self, Haste};
-use crate::base_thread::{BaseThread, error_chain, report};
+use crate::base_thread::{BaseThread, error_chain};
 use crate::node::Node;
-use crate::peer_link::Link;
-use crate::snapshot::{SnapshotPace, StagingDir, Steps, describe, receive_slot, send_files};
+use crate::snapshot::{SnapshotPace, StagingDir, Steps, describe, send_files};
+use crate::stager::Stager;
 
 /// Copies whose read views a node keeps, and for how long.
 const KEPT_MAX: usize = 8;
@@ -228,6 +227,15 @@ pub(crate) struct Holder {
     pub(crate) base: Arc<BaseThread>,
 }
 
+impl Holder {
+    /// The digest of what an import has staged here.
+    fn staged(&self, slot: SlotId, epoch: u64) -> Option<u128> {
+        let staged = self.engine.staged_imports().into_iter();
+        let mut of_move = staged.filter(|found| (found.slot, found.epoch) == (slot, epoch));
+        of_move.next().map(|found| found.digest)
+    }
+}
+
 /// Files with rows; they are removed when this is dropped.
 pub(crate) struct RowFiles {
     meta: ExportMeta,
@@ -316,90 +324,6 @@ pub(crate) async fn send(
     send_files(begin, &rows.files, pace, throttled, &steps).await
 }
 
-/// Rows from elsewhere, in files.
-struct Fetched {
-    meta: ExportMeta,
-    files: Vec<PathBuf>,
-    _dir: StagingDir,
-}
-
-async fn fetch(link: &Link, pace: &SnapshotPace, ask: &Ask) -> Result<Fetched, String> {
-    let request = link.sign(ask.encode(link.hello(ask.shard.0)));
-    let mut client = link.snapshot_client();
-    let opened = client.slot_rows(request);
-    let mut steps = tokio::time::timeout(Duration::from_secs(10), opened)
-        .await
-        .map_err(|_| format!("node {} did not answer", link.node))?
-        .map_err(|status| status.message().to_owned())?
-        .into_inner();
-    let (begin, files, dir) = receive_slot(&mut steps, pace).await?;
-    if begin.format != EXPORT_FORMAT {
-        return Err(format!(
-            "export format {}, this build reads {EXPORT_FORMAT}",
-            begin.format
-        ));
-    }
-    let meta = ExportMeta::decode(&begin.meta).map_err(|error| error.to_string())?;
-    Ok(Fetched {
-        meta,
-        files,
-        _dir: dir,
-    })
-}
-
-/// A fault of this node's storage; all else is a *not now*.
-fn is_fault(error: &mailbox_engine::Error) -> bool {
-    use mailbox_engine::Error;
-    !matches!(
-        error,
-        Error::NotImporting { .. }
-            | Error::StagingBusy { .. }
-            | Error::DropNotFlushed { .. }
-            | Error::OtherCopy { .. }
-            | Error::CorruptSnapshot { .. }
-            | Error::SlotCount { .. }
-            | Error::Stopped { .. }
-    )
-}
-
-/// What staging needs.
-pub(crate) struct Stager<'a> {
-    pub(crate) holder: Holder,
-    pub(crate) pace: &'a SnapshotPace,
-    pub(crate) fault: &'a watch::Sender<Option<String>>,
-}
-
-impl Stager<'_> {
-    /// Gets rows from a peer and stages them. Gives their digest.
-    pub(crate) async fn stage_from(&self, link: &Link, ask: Ask) -> Result<u128, String> {
-        let fetched = fetch(link, self.pace, &ask).await?;
-        self.stage(ask.epoch, fetched.meta, fetched.files.clone())
-            .await
-    }
-
-    async fn stage(
-        &self,
-        epoch: u64,
-        meta: ExportMeta,
-        files: Vec<PathBuf>,
-    ) -> Result<u128, String> {
-        let engine = self.holder.engine.clone();
-        let digest = meta.digest;
-        let work = move || engine.stage_slot(epoch, &meta, &files);
-        // It ingests: flushes would wait for a thread that gives way.
-        let staged = background::run(Haste::Now, work).await;
-        match staged.map_err(|error| error.to_string())? {
-            Ok(()) => Ok(digest),
-            Err(error) => {
-                if is_fault(&error) {
-                    report(self.fault, &error_chain(&error));
-                }
-                Err(error_chain(&error))
-            }
-        }
-    }
-}
-
 impl Node {
     /// Has a replica here stage a slot's rows. Begins that in the background, unless it is under way, and waits a
     /// while for its end; to be called again until it is staged. A repeat changes nothing.
@@ -414,7 +338,9 @@ impl Node {
                     running.state.clone()
                 }
                 Some((false, StageState::Running)) => return StageState::Running,
-                Some((true, staged @ StageState::Staged { .. })) => return staged,
+                Some((true, StageState::Staged { digest })) if self.still_has(&order, digest) => {
+                    return StageState::Staged { digest };
+                }
                 Some(_) | None => {
                     let (told, state) = watch::channel(StageState::Running);
                     let node = self.clone();
@@ -444,6 +370,18 @@ impl Node {
         }
     }
 
+    /// What was staged is staged still, or of use no more since its import is over. Another copy may have taken its place
+    /// in between.
+    fn still_has(&self, order: &StageOrder, digest: u128) -> bool {
+        let StageOrder {
+            shard, slot, epoch, ..
+        } = *order;
+        self.peer_service.holder(shard).is_some_and(|holder| {
+            let slots = holder.engine.applied().slots;
+            holder.staged(slot, epoch) == Some(digest) || slots.import_is_over(slot, epoch)
+        })
+    }
+
     async fn stage_now(self: &Arc<Self>, order: StageOrder) -> Result<u128, String> {
         let StageOrder {
             shard, slot, epoch, ..
@@ -465,12 +403,7 @@ impl Node {
             pace: &self.shared.pace,
             fault: &self.shared.fault,
         };
-        let here = || {
-            let staged = holder.engine.staged_imports().into_iter();
-            let mut of_move = staged.filter(|found| (found.slot, found.epoch) == (slot, epoch));
-            of_move.next().map(|found| found.digest)
-        };
-        let base = here();
+        let base = holder.staged(slot, epoch);
         if let (Some(digest), false) = (base, order.frozen) {
             return Ok(digest);
         }
@@ -512,7 +445,7 @@ impl Node {
         };
         let node = order.node;
         if let Some(link) = self.shared.peers.link(node) {
-            return stager.stage_from(&link, ask).await;
+            return stager.stage_from(&link, ask, None).await;
         }
         if node != self.shared.options.node {
             return Err(format!("node {node} is not known"));

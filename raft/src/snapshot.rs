@@ -386,21 +386,20 @@ pub(crate) async fn receive(
     })
 }
 
-/// Receives what answers a call for the rows of a slot.
-pub(crate) async fn receive_slot(
+/// Receives what an answer to a call for the rows of a slot begins with. [`receive_files`] gets the rest.
+pub(crate) async fn receive_begin(
     steps: &mut Streaming<peer::SnapshotRequest>,
-    pace: &SnapshotPace,
-) -> Result<(peer::SnapshotBegin, Vec<PathBuf>, StagingDir), String> {
+) -> Result<peer::SnapshotBegin, String> {
     // The other side writes its files first.
     let begin = within(INSTALL_TIMEOUT, steps.message()).await?;
     let Some(Step::Begin(begin)) = begin.and_then(|request| request.step) else {
         return Err("rows came without a description".to_owned());
     };
-    let (files, dir) = receive_files(&begin, steps, pace).await?;
-    Ok((begin, files, dir))
+    Ok(begin)
 }
 
-async fn receive_files(
+/// Receives the files of a description, and that these were all.
+pub(crate) async fn receive_files(
     begin: &peer::SnapshotBegin,
     steps: &mut Streaming<peer::SnapshotRequest>,
     pace: &SnapshotPace,

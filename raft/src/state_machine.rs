@@ -23,8 +23,9 @@ use crate::error::Error;
 use crate::log::ShardLog;
 use crate::outbox::OutboxFeed;
 use crate::peers::Peers;
-use crate::slot_copy::{Ask, Holder, Rows, Stager};
+use crate::slot_copy::{Ask, Holder, Rows};
 use crate::snapshot::{Received, Snapshot, SnapshotData, SnapshotPace, raft_meta};
+use crate::stager::Stager;
 use crate::status::{AppliedTail, RowsWait};
 use crate::traffic::Traffic;
 use crate::types::{
@@ -294,8 +295,9 @@ impl Applier {
         }
     }
 
-    /// Asks one peer, another one each time.
-    async fn fetch_rows(&self, (slot, epoch, _): (SlotId, u64, u128), turn: usize) {
+    /// Asks one peer, another one each time. It may have an older copy than what is wanted: that one is of no use, and
+    /// must not replace what somebody else has staged meanwhile.
+    async fn fetch_rows(&self, (slot, epoch, digest): (SlotId, u64, u128), turn: usize) {
         let shard = self.engine.id();
         let links = self.peers.links();
         let Some(link) = links.get(turn % links.len().max(1)) else {
@@ -316,7 +318,7 @@ impl Applier {
             rows: Rows::Staged,
             base: None,
         };
-        if let Err(reason) = stager.stage_from(link, ask).await {
+        if let Err(reason) = stager.stage_from(link, ask, Some(digest)).await {
             tracing::debug!(shard = shard.0, peer = link.node, reason, "no rows from it");
         }
     }

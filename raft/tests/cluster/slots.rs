@@ -1,5 +1,6 @@
 //! A slot that moves between shards on the same nodes, step by step.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use mailbox_engine::{
@@ -272,4 +273,41 @@ fn what_was_staged_for_a_move_that_is_given_up_goes() {
     // It is where it was.
     let (seq, _) = sent(&cluster, SOURCE, user, "again");
     assert_eq!(seq, Seq(2));
+}
+
+#[test]
+fn rows_that_another_copy_has_replaced_are_staged_again() {
+    let cluster = Cluster::start(1, |options| options.shard_count = 2);
+    let (user, slot) = user(&cluster);
+    sent(&cluster, SOURCE, user, "early");
+    let begin = MoveSlot::BeginImport {
+        slot,
+        epoch: EPOCH,
+        from: SOURCE,
+    };
+    step(&cluster, DESTINATION, begin);
+    stage(&cluster, 0, slot, false);
+    // What a peer would give that has the copy and nothing later.
+    let source = cluster.nodes[0].shard_of(SOURCE);
+    let dir = tempfile::tempdir().unwrap();
+    let copy = source.engine().export_slot(slot).unwrap();
+    let (meta, files) = copy.write_files(dir.path(), &mut |_| ()).unwrap();
+    let files: Vec<PathBuf> = files.into_iter().map(|file| file.path).collect();
+    sent(&cluster, SOURCE, user, "late");
+    let freeze = MoveSlot::Freeze {
+        slot,
+        epoch: EPOCH,
+        to: DESTINATION,
+    };
+    step(&cluster, SOURCE, freeze);
+    let frozen = stage(&cluster, 0, slot, true);
+    assert_ne!(frozen, meta.digest);
+    let destination = cluster.nodes[0].shard_of(DESTINATION);
+    let staged = || destination.engine().staged_imports()[0].digest;
+    assert_eq!(staged(), frozen);
+    let replaced = destination.engine().stage_slot(EPOCH, &meta, &files);
+    replaced.unwrap();
+    assert_eq!(staged(), meta.digest);
+    assert_eq!(stage(&cluster, 0, slot, true), frozen);
+    assert_eq!(staged(), frozen);
 }
