@@ -12,6 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use mailbox_api::peer;
@@ -27,7 +28,7 @@ use crate::background::{self, Haste};
 use crate::base_thread::{BaseThread, error_chain};
 use crate::node::Node;
 use crate::snapshot::{SnapshotPace, StagingDir, Steps, describe, send_files};
-use crate::stager::Stager;
+use crate::stager::{Patience, Stager, Unstaged};
 
 /// Copies whose read views a node keeps, and for how long.
 const KEPT_MAX: usize = 8;
@@ -157,6 +158,8 @@ struct Kept {
 struct Task {
     order: StageOrder,
     state: watch::Receiver<StageState>,
+    /// Tries for the same rows that a silent peer ended, this one included.
+    silences: Arc<AtomicU32>,
 }
 
 /// The copies of a node, on their way out and in.
@@ -332,29 +335,21 @@ impl Node {
             let mut tasks = self.copies.tasks.lock();
             let key = (order.shard, order.slot);
             let found = tasks.get(&key);
-            match found.map(|task| (task.order.is_of(&order), task.state.borrow().clone())) {
-                Some((true, StageState::Running)) => {
-                    let running = found.expect("just seen");
-                    running.state.clone()
-                }
-                Some((false, StageState::Running)) => return StageState::Running,
-                Some((true, StageState::Staged { digest })) if self.still_has(&order, digest) => {
+            let now = found.map(|task| task.state.borrow().clone());
+            let same = found.filter(|task| task.order.is_of(&order));
+            let same = same.map(|task| (task.state.clone(), task.silences.clone()));
+            match (now, same) {
+                (Some(StageState::Running), Some((running, _))) => running,
+                (Some(StageState::Running), None) => return StageState::Running,
+                (Some(StageState::Staged { digest }), Some(_))
+                    if self.still_has(&order, digest) =>
+                {
                     return StageState::Staged { digest };
                 }
-                Some(_) | None => {
-                    let (told, state) = watch::channel(StageState::Running);
-                    let node = self.clone();
-                    tokio::spawn(async move {
-                        let done = node.stage_now(order).await;
-                        told.send_replace(match done {
-                            Ok(digest) => StageState::Staged { digest },
-                            Err(reason) => StageState::Failed { reason },
-                        });
-                    });
-                    let task = Task {
-                        order,
-                        state: state.clone(),
-                    };
+                (_, same) => {
+                    let silences = same.map(|(_, silences)| silences).unwrap_or_default();
+                    let task = self.begin_staging(order, silences);
+                    let state = task.state.clone();
                     tasks.insert(key, task);
                     state
                 }
@@ -370,6 +365,28 @@ impl Node {
         }
     }
 
+    fn begin_staging(self: &Arc<Self>, order: StageOrder, silences: Arc<AtomicU32>) -> Task {
+        let (told, state) = watch::channel(StageState::Running);
+        let (node, counted) = (self.clone(), silences.clone());
+        tokio::spawn(async move {
+            let done = node.stage_now(order, counted.load(Ordering::Relaxed)).await;
+            if let Err(Unstaged::Silent(_)) = &done {
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+            told.send_replace(match done {
+                Ok(digest) => StageState::Staged { digest },
+                Err(error) => StageState::Failed {
+                    reason: error.to_string(),
+                },
+            });
+        });
+        Task {
+            order,
+            state,
+            silences,
+        }
+    }
+
     /// What was staged is staged still, or of use no more since its import is over. Another copy may have taken its place
     /// in between.
     fn still_has(&self, order: &StageOrder, digest: u128) -> bool {
@@ -382,7 +399,11 @@ impl Node {
         })
     }
 
-    async fn stage_now(self: &Arc<Self>, order: StageOrder) -> Result<u128, String> {
+    async fn stage_now(
+        self: &Arc<Self>,
+        order: StageOrder,
+        silences: u32,
+    ) -> Result<u128, Unstaged> {
         let StageOrder {
             shard, slot, epoch, ..
         } = order;
@@ -410,17 +431,18 @@ impl Node {
         // Staging waits for the flush of the slot's last drop here.
         let flushed = holder.base.flush(shard);
         flushed.await.map_err(|error| error_chain(&error))?;
-        let first = self.stage_once(&stager, order, base).await;
+        let first = self.stage_once(&stager, order, base, silences).await;
         match (first, base) {
-            // What changed since another copy than this one is of no use: the whole, then.
-            (Err(reason), Some(_)) => {
+            // What changed since another copy than this one is of no use: the whole, then. But not of a peer that is
+            // silent: the next order names another one.
+            (Err(Unstaged::Refused(reason)), Some(_)) => {
                 tracing::info!(
                     shard = shard.0,
                     slot = slot.0,
                     reason,
                     "all rows are fetched"
                 );
-                self.stage_once(&stager, order, None).await
+                self.stage_once(&stager, order, None, silences).await
             }
             (first, _) => first,
         }
@@ -431,7 +453,8 @@ impl Node {
         stager: &Stager<'_>,
         order: StageOrder,
         base: Option<u128>,
-    ) -> Result<u128, String> {
+        silences: u32,
+    ) -> Result<u128, Unstaged> {
         let ask = Ask {
             shard: order.from,
             slot: order.slot,
@@ -445,16 +468,18 @@ impl Node {
         };
         let node = order.node;
         if let Some(link) = self.shared.peers.link(node) {
-            return stager.stage_from(&link, ask, None).await;
+            let patience = Patience::for_rows(ask.rows, silences);
+            return stager.stage_from(&link, ask, None, patience).await;
         }
         if node != self.shared.options.node {
-            return Err(format!("node {node} is not known"));
+            return Err(format!("node {node} is not known").into());
         }
         let absent = || format!("shard {} does not run here", order.from);
         let holder = self.peer_service.holder(order.from).ok_or_else(absent)?;
         let rows = export(&holder, &self.copies, &self.shared.pace, ask).await?;
         let files = rows.files.iter().map(|file| file.path.clone()).collect();
-        stager.stage(order.epoch, rows.meta, files).await
+        let staged = stager.stage(order.epoch, rows.meta, files);
+        staged.await.map_err(Unstaged::from)
     }
 }
 

@@ -386,12 +386,12 @@ pub(crate) async fn receive(
     })
 }
 
-/// Receives what an answer to a call for the rows of a slot begins with. [`receive_files`] gets the rest.
+/// Receives what an answer to a call for the rows of a slot begins with. [`receive_files`] gets the rest. The other side
+/// writes its files first, for as long as the caller waits.
 pub(crate) async fn receive_begin(
     steps: &mut Streaming<peer::SnapshotRequest>,
 ) -> Result<peer::SnapshotBegin, String> {
-    // The other side writes its files first.
-    let begin = within(INSTALL_TIMEOUT, steps.message()).await?;
+    let begin = steps.message().await.map_err(|status| status.to_string())?;
     let Some(Step::Begin(begin)) = begin.and_then(|request| request.step) else {
         return Err("rows came without a description".to_owned());
     };

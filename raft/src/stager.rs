@@ -9,8 +9,61 @@ use tokio::sync::watch;
 use crate::background::{self, Haste};
 use crate::base_thread::{error_chain, report};
 use crate::peer_link::Link;
-use crate::slot_copy::{Ask, Holder};
+use crate::slot_copy::{Ask, Holder, Rows};
 use crate::snapshot::{SnapshotPace, StagingDir, receive_begin, receive_files};
+
+/// How long a peer may take to answer a call for rows, and then to write them.
+const OPENING: Duration = Duration::from_secs(10);
+const WRITING: Duration = Duration::from_secs(600);
+/// The same at first where nobody is served meanwhile.
+const URGENT_OPENING: Duration = Duration::from_secs(2);
+const URGENT_WRITING: Duration = Duration::from_secs(5);
+
+/// How long a peer is waited for before another one is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Patience {
+    opening: Duration,
+    writing: Duration,
+}
+
+impl Patience {
+    /// Of a replica whose apply waits: it looks meanwhile whether the rows have come otherwise.
+    pub(crate) const BESIDE: Patience = Patience {
+        opening: URGENT_OPENING,
+        writing: Duration::from_secs(60),
+    };
+
+    /// After so many tries for the same rows that a silent peer ended. A peer that is paused or cut off is given up soon
+    /// if nobody is served meanwhile. But whoever writes a large slot is silent for long, too, and a frozen one goes
+    /// nowhere without its rows: so what was not enough is doubled.
+    pub(crate) fn for_rows(rows: Rows, silences: u32) -> Patience {
+        let factor = match rows {
+            Rows::Copy => u32::MAX,
+            Rows::Frozen | Rows::Staged => 1_u32.checked_shl(silences).unwrap_or(u32::MAX),
+        };
+        Patience {
+            opening: URGENT_OPENING.saturating_mul(factor).min(OPENING),
+            writing: URGENT_WRITING.saturating_mul(factor).min(WRITING),
+        }
+    }
+}
+
+/// Why rows are not staged.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unstaged {
+    /// The peer has said nothing for as long as it may.
+    #[error("{0}")]
+    Silent(String),
+    /// It refused, or what it gave is of no use now.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl From<String> for Unstaged {
+    fn from(reason: String) -> Unstaged {
+        Unstaged::Refused(reason)
+    }
+}
 
 /// Rows from elsewhere, in files.
 struct Fetched {
@@ -24,21 +77,22 @@ async fn fetch(
     pace: &SnapshotPace,
     ask: &Ask,
     wanted: Option<u128>,
-) -> Result<Fetched, String> {
+    patience: Patience,
+) -> Result<Fetched, Unstaged> {
+    let silent = |what: &str| Unstaged::Silent(format!("node {} {what}", link.node));
     let request = link.sign(ask.encode(link.hello(ask.shard.0)));
     let mut client = link.snapshot_client();
-    let opened = client.slot_rows(request);
-    let mut steps = tokio::time::timeout(Duration::from_secs(10), opened)
-        .await
-        .map_err(|_| format!("node {} did not answer", link.node))?
+    let opened = tokio::time::timeout(patience.opening, client.slot_rows(request)).await;
+    let mut steps = opened
+        .map_err(|_| silent("did not answer"))?
         .map_err(|status| status.message().to_owned())?
         .into_inner();
-    let begin = receive_begin(&mut steps).await?;
+    let begin = tokio::time::timeout(patience.writing, receive_begin(&mut steps)).await;
+    let begin = begin.map_err(|_| silent("sends nothing"))??;
     if begin.format != EXPORT_FORMAT {
-        return Err(format!(
-            "export format {}, this build reads {EXPORT_FORMAT}",
-            begin.format
-        ));
+        let found = begin.format;
+        let reason = format!("export format {found}, this build reads {EXPORT_FORMAT}");
+        return Err(Unstaged::Refused(reason));
     }
     let meta = ExportMeta::decode(&begin.meta).map_err(|error| error.to_string())?;
     check_wanted(&meta, wanted)?;
@@ -87,10 +141,11 @@ impl Stager<'_> {
         link: &Link,
         ask: Ask,
         wanted: Option<u128>,
-    ) -> Result<u128, String> {
-        let fetched = fetch(link, self.pace, &ask, wanted).await?;
-        self.stage(ask.epoch, fetched.meta, fetched.files.clone())
-            .await
+        patience: Patience,
+    ) -> Result<u128, Unstaged> {
+        let fetched = fetch(link, self.pace, &ask, wanted, patience).await?;
+        let staged = self.stage(ask.epoch, fetched.meta, fetched.files.clone());
+        staged.await.map_err(Unstaged::from)
     }
 
     /// Stages rows that are in files. Gives their digest.
@@ -136,5 +191,24 @@ mod tests {
         assert_eq!(check_wanted(&meta, Some(7)), Ok(()));
         let refused = check_wanted(&meta, Some(8)).unwrap_err();
         assert!(refused.contains("slot 9"), "{refused}");
+    }
+
+    #[test]
+    fn a_silent_peer_is_waited_for_longer_each_time_where_nobody_is_served() {
+        let of = Patience::for_rows;
+        let first = of(Rows::Frozen, 0);
+        assert_eq!(
+            (first.opening, first.writing),
+            (URGENT_OPENING, URGENT_WRITING)
+        );
+        let second = of(Rows::Frozen, 1);
+        assert_eq!(second.opening, URGENT_OPENING * 2);
+        assert_eq!(second.writing, URGENT_WRITING * 2);
+        // Whatever the slot weighs, some try is long enough; and none is as good as for ever.
+        let served = of(Rows::Copy, 0);
+        assert_eq!((served.opening, served.writing), (OPENING, WRITING));
+        for silences in [7, 8, 31, 32, u32::MAX] {
+            assert_eq!(of(Rows::Frozen, silences), served, "{silences}");
+        }
     }
 }

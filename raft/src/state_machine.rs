@@ -25,7 +25,7 @@ use crate::outbox::OutboxFeed;
 use crate::peers::Peers;
 use crate::slot_copy::{Ask, Holder, Rows};
 use crate::snapshot::{Received, Snapshot, SnapshotData, SnapshotPace, raft_meta};
-use crate::stager::Stager;
+use crate::stager::{Patience, Stager};
 use crate::status::{AppliedTail, RowsWait};
 use crate::traffic::Traffic;
 use crate::types::{
@@ -318,8 +318,9 @@ impl Applier {
             rows: Rows::Staged,
             base: None,
         };
-        if let Err(reason) = stager.stage_from(link, ask, Some(digest)).await {
-            tracing::debug!(shard = shard.0, peer = link.node, reason, "no rows from it");
+        let staged = stager.stage_from(link, ask, Some(digest), Patience::BESIDE);
+        if let Err(reason) = staged.await {
+            tracing::debug!(shard = shard.0, peer = link.node, %reason, "no rows from it");
         }
     }
 
