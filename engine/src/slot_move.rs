@@ -30,7 +30,8 @@
 //! apply; the map row follows in the flush that carries the commit, with the applied row. A replica without
 //! these very rows cannot apply the commit: its apply stops before the entry and says what it waits for
 //! ([`ImportWait`]). Whoever owns it fetches them from a peer that has not applied the commit yet
-//! ([`Shard::export_staged`](crate::Shard::export_staged)), or a snapshot of the shard from one that has.
+//! ([`Shard::export_staged`](crate::Shard::export_staged)) or from the source, whose slot stays frozen until every
+//! replica of the destination has the commit in its files; or a snapshot of the shard from one that has applied it.
 //!
 //! *Crashes*, step by step. 1, 3, 5, 6: replayed from the log, and 5 finds its staged range again, since
 //! the files name it until the flush that makes it live. 2, 4: files half written are lost with the staging

@@ -31,6 +31,8 @@ use crate::read_barrier::ReadBarrier;
 use crate::replica::{Raft, Replica, apply_lag};
 use crate::slot_copy::{self, Holder, SlotCopies};
 use crate::snapshot::{self, Snapshot, SnapshotData, SnapshotPace, raft_meta};
+use crate::state_machine::Applier;
+use crate::status::RowsWait;
 use crate::types::TypeConfig;
 use crate::wire;
 
@@ -66,6 +68,7 @@ struct Served {
     ballot: Arc<Ballot>,
     barrier: ReadBarrier,
     holder: Holder,
+    applier: Arc<Applier>,
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -106,6 +109,7 @@ impl PeerService {
             ballot: replica.ballot.clone(),
             barrier: replica.barrier.clone(),
             holder: replica.holder(),
+            applier: replica.applier.clone(),
         };
         self.core.replicas.write().insert(replica.id.0, served);
     }
@@ -147,8 +151,13 @@ impl Served {
         }
     }
 
-    /// Why this replica would not lead now. One that has much to apply would hold the leadership and serve nobody.
+    /// Why this replica would not lead now. One that has much to apply, or that cannot go on applying, would hold the
+    /// leadership and serve nobody.
     fn refusal_to_lead(self, shard: u32) -> Option<String> {
+        let wait = *self.applier.rows_wait.lock();
+        if let Some(RowsWait { slot, .. }) = wait {
+            return Some(format!("it waits for the rows of slot {slot}"));
+        }
         let lag = apply_lag(&self.raft, &self.holder.engine);
         if lag > LEAD_LAG_MAX {
             return Some(format!("it has {lag} entries to apply first"));

@@ -156,7 +156,7 @@ pub(crate) struct Replica {
     pub(crate) changes: tokio::sync::Mutex<()>,
     /// Somebody's change is under way.
     pub(crate) changing: AtomicBool,
-    applier: Arc<Applier>,
+    pub(crate) applier: Arc<Applier>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 

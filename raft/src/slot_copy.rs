@@ -409,6 +409,10 @@ impl Node {
         } = order;
         let absent = || format!("shard {shard} does not run here");
         let holder = self.peer_service.holder(shard).ok_or_else(absent)?;
+        if holder.engine.applied().slots.import_is_over(slot, epoch) {
+            // Rows would travel in vain.
+            return Err(format!("the import of slot {slot} under epoch {epoch} is over").into());
+        }
         let _permit = match order.frozen {
             false => Some(
                 self.copies

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use fail::fail_point;
 use futures_util::{Stream, TryStreamExt};
-use mailbox_engine::{Applied, ApplyEntry, ApplyPayload, ImportWait, SlotId, StagedInstall};
+use mailbox_engine::{
+    Applied, ApplyEntry, ApplyPayload, ImportWait, ShardId, SlotId, SlotStanding, StagedInstall,
+};
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use parking_lot::Mutex;
@@ -25,7 +27,7 @@ use crate::outbox::OutboxFeed;
 use crate::peers::Peers;
 use crate::slot_copy::{Ask, Holder, Rows};
 use crate::snapshot::{Received, Snapshot, SnapshotData, SnapshotPace, raft_meta};
-use crate::stager::{Patience, Stager};
+use crate::stager::{Patience, Stager, Unstaged};
 use crate::status::{AppliedTail, RowsWait};
 use crate::traffic::Traffic;
 use crate::types::{
@@ -38,7 +40,7 @@ const BATCH_BYTES: usize = 512 << 10;
 const BATCH_ENTRIES: usize = 256;
 /// How often a stalled apply looks again by itself: compaction tells nobody when it has caught up.
 const STALL_LOOK: Duration = Duration::from_millis(10);
-/// How long rows that a commit needs are waited for before a peer is asked, and then the next one.
+/// How long rows that a commit needs are waited for before peers are asked, and then again.
 const ROWS_ASK: Duration = Duration::from_secs(1);
 
 /// What the state machine shares with the rest of a replica.
@@ -264,15 +266,13 @@ impl Applier {
         waited
     }
 
-    /// Whoever drives the move has them staged here, or a peer that has them staged gives them.
+    /// Whoever drives the move has them staged here, or a peer gives them.
     async fn wait_for_rows(&self, wanted: (SlotId, u64, u128)) -> Result<(), io::Error> {
         let (slot, epoch, digest) = wanted;
         let mut asked_at = Instant::now();
         let mut turn = 0;
         loop {
-            let staged = self.engine.staged_imports();
-            let mut staged = staged.iter();
-            if staged.any(|found| (found.slot, found.epoch, found.digest) == wanted) {
+            if self.has_staged(wanted) {
                 return Ok(());
             }
             if let Some(reason) = self.fault.borrow().as_ref() {
@@ -295,14 +295,16 @@ impl Applier {
         }
     }
 
-    /// Asks one peer, another one each time. It may have an older copy than what is wanted: that one is of no use, and
-    /// must not replace what somebody else has staged meanwhile.
+    fn has_staged(&self, wanted: (SlotId, u64, u128)) -> bool {
+        let mut staged = self.engine.staged_imports().into_iter();
+        staged.any(|found| (found.slot, found.epoch, found.digest) == wanted)
+    }
+
+    /// Asks the peers, beginning with another one each time, until one has given the rows or is silent, or the rows have
+    /// come otherwise. A peer may have an older copy than what is wanted: that one is of no use, and must not replace
+    /// what somebody else has staged meanwhile.
     async fn fetch_rows(&self, (slot, epoch, digest): (SlotId, u64, u128), turn: usize) {
-        let shard = self.engine.id();
-        let links = self.peers.links();
-        let Some(link) = links.get(turn % links.len().max(1)) else {
-            return;
-        };
+        fail_point!("fetch_rows", |_| ());
         let stager = Stager {
             holder: Holder {
                 engine: self.engine.clone(),
@@ -311,16 +313,41 @@ impl Applier {
             pace: &self.pace,
             fault: &self.fault,
         };
-        let ask = Ask {
-            shard,
-            slot,
-            epoch,
-            rows: Rows::Staged,
-            base: None,
+        let mut links = self.peers.links();
+        let first = turn % links.len().max(1);
+        links.rotate_left(first);
+        let own = self.engine.id();
+        let sources = sources(own, epoch, self.engine.applied().slots.get(slot));
+        let asked = async {
+            for link in &links {
+                for (shard, rows) in &sources {
+                    let ask = Ask {
+                        shard: *shard,
+                        slot,
+                        epoch,
+                        rows: *rows,
+                        base: None,
+                    };
+                    let staged = stager.stage_from(link, ask, Some(digest), Patience::BESIDE);
+                    match staged.await {
+                        // No second one is waited for now: the next call begins with another peer.
+                        Ok(_) | Err(Unstaged::Silent(_)) => return,
+                        Err(Unstaged::Refused(reason)) => {
+                            let (shard, peer) = (own.0, link.node);
+                            tracing::debug!(shard, peer, ?rows, reason, "no rows from it");
+                        }
+                    }
+                }
+            }
         };
-        let staged = stager.stage_from(link, ask, Some(digest), Patience::BESIDE);
-        if let Err(reason) = staged.await {
-            tracing::debug!(shard = shard.0, peer = link.node, %reason, "no rows from it");
+        let come = async {
+            while !self.has_staged((slot, epoch, digest)) {
+                tokio::time::sleep(STALL_LOOK).await;
+            }
+        };
+        tokio::select! {
+            () = asked => {}
+            () = come => {}
         }
     }
 
@@ -441,4 +468,35 @@ async fn stage(
         .await
         .map_err(|error| Error::Log(error.to_string()))?;
     Ok(staged?)
+}
+
+/// Where the rows may be that a commit in the shard `own` needs: staged, at who has not applied it yet, and frozen, in the
+/// shard that the slot comes from. There they stay until every replica of the destination has settled, so that somebody
+/// has them when all others have applied it.
+fn sources(own: ShardId, epoch: u64, stands: Option<(u64, SlotStanding)>) -> Vec<(ShardId, Rows)> {
+    let mut sources = vec![(own, Rows::Staged)];
+    if let Some((found, SlotStanding::Importing { from, .. })) = stands
+        && found == epoch
+    {
+        sources.push((from, Rows::Frozen));
+    }
+    sources
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_for_a_commit_are_looked_for_in_both_shards() {
+        let (own, from) = (ShardId(2), ShardId(1));
+        let importing = SlotStanding::Importing { from, since: 3 };
+        let staged = (own, Rows::Staged);
+        let all = [staged, (from, Rows::Frozen)];
+        assert_eq!(sources(own, 7, Some((7, importing))), all);
+        // Of another import nothing is known here.
+        assert_eq!(sources(own, 8, Some((7, importing))), [staged]);
+        assert_eq!(sources(own, 7, Some((7, SlotStanding::Held))), [staged]);
+        assert_eq!(sources(own, 7, None), [staged]);
+    }
 }

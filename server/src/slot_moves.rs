@@ -16,6 +16,9 @@
 //! voter that does not answer holds the freeze up, not the commit: once a majority with the leader has the rows, the
 //! others get them while their apply waits. The source keeps the frozen rows until every replica of the destination
 //! has settled, so that there is somebody to get them from.
+//!
+//! A voter whose apply waits so may come to lead the destination, which serves nobody then and does not say either who
+//! its members are: until it does, those that the map names get the rows.
 
 mod due;
 
@@ -179,12 +182,8 @@ async fn carry(core: &Core, slot: SlotId) {
             MoveStage::Aborting => carrier.abort().await,
         };
         if let Err(error) = done {
-            let (stage, reason) = ((row.epoch, row.stage), error.to_string());
-            if core.slot_moves.notes.fail(slot, stage, &reason) {
-                say_that_it_waits(slot, &row, &reason);
-            }
-            let frozen = row.stage == MoveStage::Freezing;
-            tokio::time::sleep(if frozen { AGAIN_FROZEN } else { AGAIN }).await;
+            carrier.note_failure(&error);
+            carrier.pause().await;
         }
     }
 }
@@ -240,6 +239,24 @@ impl Carrier<'_> {
         if notes.note(self.slot, stage, done, waits_for) {
             say_that_it_waits(self.slot, &self.row, waits_for);
         }
+    }
+
+    /// A try has failed.
+    fn note_failure(&self, error: &CallError) {
+        let (notes, stage) = (
+            &self.core.slot_moves.notes,
+            (self.row.epoch, self.row.stage),
+        );
+        let reason = error.to_string();
+        if notes.fail(self.slot, stage, &reason) {
+            say_that_it_waits(self.slot, &self.row, &reason);
+        }
+    }
+
+    /// Before the next try.
+    async fn pause(&self) {
+        let frozen = self.row.stage == MoveStage::Freezing;
+        tokio::time::sleep(if frozen { AGAIN_FROZEN } else { AGAIN }).await;
     }
 
     async fn decide(&self, stage: MoveStage) -> Result<(), CallError> {
@@ -363,6 +380,17 @@ impl Carrier<'_> {
         Ok(of_enough(asked.collect(), are_enough, Answer::silent).await)
     }
 
+    /// The destination does not say who its members are: has the voters that the map names stage the frozen rows. Whoever
+    /// leads it may be one whose apply waits for them.
+    async fn stage_by_map(&self, error: &CallError, turn: usize) -> Result<Vec<Answer>, CallError> {
+        self.note_failure(error);
+        let voters = self.core.maps.now().voters(self.row.to);
+        // Whether there is a leader, and which, is what is not known.
+        let answers = self.stage_all(&voters, 0, true, turn).await;
+        self.pause().await;
+        answers
+    }
+
     /// Until every voter of the destination has a copy.
     async fn copy(&self, began: Instant) -> Result<(), CallError> {
         let (slot, SlotMove { epoch, from, .. }) = (self.slot, self.row);
@@ -444,13 +472,20 @@ impl Carrier<'_> {
     /// Until enough of the destination have the frozen rows. Gives their digest; nothing if it has committed before.
     async fn seal(&self, began: Instant) -> Result<Option<u128>, CallError> {
         for turn in 0.. {
-            let members = self.members().await?;
-            let answers = self
-                .stage_all(&members.voters, members.leader, true, turn)
-                .await?;
+            let members = self.members().await;
+            let answers = match &members {
+                Ok(members) => {
+                    self.stage_all(&members.voters, members.leader, true, turn)
+                        .await?
+                }
+                Err(error) => self.stage_by_map(error, turn).await?,
+            };
             if answers.iter().any(|it| it.has_committed(self.row.epoch)) {
                 return Ok(None);
             }
+            let Ok(members) = members else {
+                continue;
+            };
             let staged: BTreeMap<u64, u128> = answers
                 .iter()
                 .filter_map(|answer| Some((answer.node, answer.digest()?)))
@@ -482,7 +517,13 @@ impl Carrier<'_> {
         let (slot, epoch) = (self.slot, self.row.epoch);
         let mut settled = BTreeSet::new();
         for turn in 0.. {
-            let members = self.members().await?;
+            let members = match self.members().await {
+                Ok(members) => members,
+                Err(error) => {
+                    self.stage_by_map(&error, turn).await?;
+                    continue;
+                }
+            };
             let all: BTreeSet<u64> = [&members.voters, &members.learners]
                 .into_iter()
                 .flatten()

@@ -7,7 +7,7 @@ use mailbox_engine::{
     Command, MessageId, MoveSlot, RegisterUser, Reply, Seq, ShardId, SlotId, SlotStanding, UserId,
     slot_of_handle, slot_of_owner,
 };
-use mailbox_raft::{ProposeError, StageOrder, StageState};
+use mailbox_raft::{ChangeError, ProposeError, StageOrder, StageState};
 use uuid::Uuid;
 
 use crate::nodes::{Cluster, eventually, send};
@@ -144,6 +144,13 @@ fn freeze(cluster: &Cluster, nodes: [usize; 2], user: UserId, slot: SlotId) -> M
     }
 }
 
+/// Replicas that wait for rows ask nobody, until this is dropped or the failpoint is removed.
+fn no_fetching() -> fail::FailScenario<'static> {
+    let scenario = fail::FailScenario::setup();
+    fail::cfg("fetch_rows", "return").unwrap();
+    scenario
+}
+
 fn wait_for_wait(cluster: &Cluster, node: usize) {
     eventually("apply waits", || {
         let shard = cluster.nodes[node].shard_of(DESTINATION);
@@ -178,6 +185,7 @@ fn wait_until_all_is_there(cluster: &Cluster, node: usize, user: UserId, texts: 
 
 #[test]
 fn a_slot_moves_and_a_voter_without_its_rows_waits_for_them() {
+    let _scenario = no_fetching();
     let mut cluster = Cluster::start(3, |options| options.shard_count = 2);
     let (user, slot) = user(&cluster);
     let mut texts: Vec<String> = (0..20).map(|number| format!("early {number}")).collect();
@@ -240,6 +248,35 @@ fn a_slot_moves_and_a_voter_without_its_rows_waits_for_them() {
     for node in &mut cluster.nodes {
         node.stop();
     }
+}
+
+#[test]
+fn a_voter_without_rows_gets_them_from_the_source_and_is_handed_no_leadership_before() {
+    let _scenario = no_fetching();
+    let cluster = Cluster::start(3, |options| options.shard_count = 2);
+    let (user, slot) = user(&cluster);
+    sent(&cluster, SOURCE, user, "early");
+    let leader = leader_of(&cluster, DESTINATION);
+    let third = (leader + 1) % 3;
+    let commit = freeze(&cluster, [leader, (leader + 2) % 3], user, slot);
+    assert_eq!(step(&cluster, DESTINATION, commit), SlotStanding::Held);
+    wait_for_wait(&cluster, third);
+    let transfer = || {
+        let leader = &cluster.nodes[leader_of(&cluster, DESTINATION)];
+        let shard = leader.shard_of(DESTINATION);
+        leader.run(shard.transfer_leader(third as u64 + 1))
+    };
+    let refused = transfer();
+    let Err(ChangeError::Unavailable { reason }) = refused else {
+        panic!("{refused:?}");
+    };
+    assert!(reason.contains("waits for the rows"), "{reason}");
+    // Both others have applied the commit: what they had staged is staged no more.
+    let texts = ["early".to_owned(), "late".to_owned()];
+    wait_until_all_is_there(&cluster, (leader + 2) % 3, user, &texts);
+    fail::remove("fetch_rows");
+    wait_until_all_is_there(&cluster, third, user, &texts);
+    eventually("it leads", || transfer().ok());
 }
 
 #[test]
