@@ -77,7 +77,12 @@ impl<'a> Attempts<'a> {
             return Err(failure.error);
         }
         tracing::debug!(shard, failed = node.address(), error = %failure.error, "try again");
-        self.client.learn_map(node, &failure.error).await;
+        self.client
+            .learn_map(node, &failure.error, self.deadline)
+            .await;
+        if Instant::now() >= self.deadline {
+            return Err(failure.error);
+        }
         Ok(())
     }
 

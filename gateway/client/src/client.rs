@@ -18,6 +18,7 @@ use uuid::Uuid;
 use crate::attempts::Attempts;
 use crate::clock::ServerClock;
 use crate::gate::Gates;
+use crate::learning::Asked;
 use crate::map::ShardMap;
 use crate::node::Node;
 use crate::options::ClientOptions;
@@ -46,7 +47,7 @@ pub(crate) struct Inner {
     /// Whose handles are known: they never change hands.
     handles: Mutex<HashMap<String, u64>>,
     /// Held by who reads the map because of a `WrongShard`; the others wait and see what came.
-    learning: tokio::sync::Mutex<()>,
+    pub(crate) learning: tokio::sync::Mutex<Asked>,
 }
 
 /// Held while a send is on its way.
@@ -415,22 +416,6 @@ impl Client {
 }
 
 impl Inner {
-    /// Reads the map of a node whose *no* names a newer one than that held.
-    pub(crate) async fn learn_map(&self, node: &Node, wrong: &CallError) {
-        if self.router.with_map(ShardMap::epoch) >= wrong.0.map_epoch {
-            return;
-        }
-        // One reads; the others wait and see what came.
-        let _one = self.learning.lock().await;
-        let held = self.router.with_map(ShardMap::epoch);
-        if held >= wrong.0.map_epoch {
-            return;
-        }
-        if let Err(error) = self.shard_map_of(node).await {
-            tracing::debug!(node = node.address(), %error, "the shard map was not read");
-        }
-    }
-
     /// One attempt of a unary call.
     pub(crate) async fn once<T>(
         &self,
@@ -459,7 +444,7 @@ impl Inner {
         }
     }
 
-    async fn shard_map_of(&self, node: &Node) -> Result<ShardMapResponse, CallError> {
+    pub(crate) async fn shard_map_of(&self, node: &Node) -> Result<ShardMapResponse, CallError> {
         let mut admin = node.admin();
         let asked = Instant::now();
         let answer = self.once(admin.shard_map(ShardMapRequest {})).await;

@@ -111,7 +111,8 @@ impl Follower {
                 }
             }
             backoff.wait(&failure.error).await;
-            self.client.learn_map(&node, &failure.error).await;
+            let patience = Instant::now() + self.client.options.timeouts.attempt;
+            self.client.learn_map(&node, &failure.error, patience).await;
             self.let_go();
         }
     }
@@ -198,12 +199,14 @@ impl Follower {
                 .accept_heads(response.heads, Instant::now(), patience),
         )
         .await?;
+        // All of them together: the stream's other timelines wait meanwhile.
+        let patience = Instant::now() + patience;
         for ended in response.ended {
             let error = CallError(ended.error.unwrap_or_default());
             if error.code() == ErrorCode::WrongShard
                 && let Some(timeline) = ended.timeline
             {
-                self.move_on(node, timeline, &error).await;
+                self.move_on(node, timeline, &error, patience).await;
                 continue;
             }
             if advice(error.code()) != Advice::GiveUp {
@@ -217,8 +220,8 @@ impl Follower {
     }
 
     /// Goes on with a timeline in the shard that the map names by now.
-    async fn move_on(&self, node: &Node, timeline: Timeline, error: &CallError) {
-        self.client.learn_map(node, error).await;
+    async fn move_on(&self, node: &Node, timeline: Timeline, error: &CallError, patience: Instant) {
+        self.client.learn_map(node, error, patience).await;
         if self.belongs(&timeline) {
             // Its slot is on the way, or one of the two maps is old: the other timelines go on meanwhile.
             self.wanted.park(timeline);

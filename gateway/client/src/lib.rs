@@ -20,6 +20,7 @@ mod dead_letters;
 mod follow;
 mod gate;
 mod gateways;
+mod learning;
 mod map;
 mod node;
 mod operate;

@@ -501,6 +501,43 @@ async fn slots_that_moved_are_found_by_a_new_map_and_nothing_is_doubled() {
 }
 
 #[tokio::test]
+async fn a_node_that_tells_of_a_newer_map_but_gives_none_is_waited_for_once() {
+    const SENDS: usize = 100;
+    let cluster = Cluster::start(2);
+    let mut options = cluster.options();
+    options.timeouts.map_refresh = Duration::from_secs(3600);
+    options.timeouts.attempt = Duration::from_millis(500);
+    let client = Client::connect(options).await.unwrap();
+    cluster.store.lock().mapless.insert(0);
+    cluster.split_at(0);
+    let begun = tokio::time::Instant::now();
+    let sends = messages(&client, SENDS).into_iter();
+    let sends = futures_util::future::join_all(sends.map(|message| client.send(message)));
+    assert!(sends.await.iter().all(Result::is_ok));
+    assert!(begun.elapsed() < Duration::from_secs(10));
+    assert_once(&cluster, SENDS);
+}
+
+#[tokio::test]
+async fn while_nobody_gives_the_newer_map_sends_end_at_their_deadline() {
+    let cluster = Cluster::start(2);
+    let mut options = cluster.options();
+    options.timeouts.map_refresh = Duration::from_secs(3600);
+    options.timeouts.deadline = Duration::from_millis(600);
+    options.timeouts.attempt = Duration::from_secs(3600);
+    let client = Client::connect(options).await.unwrap();
+    cluster.store.lock().mapless.extend([0, 1]);
+    cluster.split_at(0);
+    let begun = tokio::time::Instant::now();
+    let sends = messages(&client, 100).into_iter();
+    let sends = futures_util::future::join_all(sends.map(|message| client.send(message)));
+    for sent in sends.await {
+        assert!(sent.unwrap_err().is_retryable());
+    }
+    assert!(begun.elapsed() < Duration::from_secs(10));
+}
+
+#[tokio::test]
 async fn a_shard_that_answers_no_keeps_back_its_own_heads_only() {
     let cluster = Cluster::start(1);
     cluster.split_at(20);

@@ -36,6 +36,8 @@ pub(crate) struct Store {
     pub(crate) frames: usize,
     /// Nodes that take everything and answer nothing.
     pub(crate) silent: BTreeSet<usize>,
+    /// Nodes that serve, but do not answer who asks for the map.
+    pub(crate) mapless: BTreeSet<usize>,
     /// So many frames are accepted and then, instead of an answer, the stream breaks.
     pub(crate) swallow: usize,
     /// What every send is refused with.
