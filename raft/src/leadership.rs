@@ -35,6 +35,8 @@ impl LeadershipWatcher {
     pub(crate) async fn run(mut self) {
         let mut server = self.raft.server_metrics();
         let mut pulse = self.pulse.subscribe();
+        // A leader that was started again elsewhere leads on; where it is must not be told as it was.
+        let mut nodes = self.road.peers.watch();
         loop {
             let now = self.look();
             self.publish(now);
@@ -46,6 +48,7 @@ impl LeadershipWatcher {
             let ended = tokio::select! {
                 changed = server.changed() => changed.is_err(),
                 changed = pulse.changed() => changed.is_err(),
+                changed = nodes.changed() => changed.is_err(),
                 changed = self.applied.changed(), if waiting => changed.is_err(),
             };
             if ended {

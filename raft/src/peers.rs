@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 
 use crate::error::Error;
 use crate::options::{ClientTls, NodeOptions};
@@ -18,6 +19,8 @@ pub(crate) struct Peers {
     credentials: Credentials,
     runtime: Handle,
     known: RwLock<Known>,
+    /// Moves whenever nodes come, go or are elsewhere.
+    changes: watch::Sender<u64>,
 }
 
 #[derive(Default)]
@@ -41,6 +44,7 @@ impl Peers {
             credentials: credentials.clone(),
             runtime: Handle::current(),
             known: RwLock::default(),
+            changes: watch::Sender::new(0),
         };
         {
             let mut known = peers.known.write();
@@ -81,6 +85,13 @@ impl Peers {
         known.nodes = nodes;
         known.links = links;
         known.whole = true;
+        drop(known);
+        self.changes.send_modify(|changes| *changes += 1);
+    }
+
+    /// Rings whenever nodes come, go or are elsewhere.
+    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     /// This node's own id.
@@ -147,7 +158,11 @@ mod tests {
         let peers = peers(&[(1, "a:1"), (2, "b:1"), (3, "c:1")], false);
         let (second, third) = (peers.link(2).unwrap(), peers.link(3).unwrap());
         assert!(peers.link(1).is_none() && !peers.is_alone());
+        let changes = peers.watch();
+        peers.set(nodes(&[(1, "a:1"), (2, "b:1"), (3, "c:1")]));
+        assert!(!changes.has_changed().unwrap());
         peers.set(nodes(&[(1, "a:1"), (2, "b:1"), (3, "c:2"), (4, "d:1")]));
+        assert!(changes.has_changed().unwrap());
         assert!(Arc::ptr_eq(&second, &peers.link(2).unwrap()));
         assert!(!Arc::ptr_eq(&third, &peers.link(3).unwrap()));
         assert_eq!(peers.address(3).as_deref(), Some("c:2"));

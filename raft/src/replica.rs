@@ -61,7 +61,7 @@ const WILLING_LOOK: Duration = Duration::from_millis(50);
 #[derive(Clone)]
 pub(crate) struct Road {
     node: u64,
-    peers: Arc<Peers>,
+    pub(crate) peers: Arc<Peers>,
 }
 
 impl Road {

@@ -64,6 +64,29 @@ fn followers_send_callers_to_the_leader() {
 }
 
 #[test]
+fn a_follower_tells_where_the_leader_is_now() {
+    let cluster = Cluster::start(3, |_| ());
+    cluster.register("alice");
+    let leader = cluster.leader();
+    let follower = &cluster.nodes[(leader + 1) % 3];
+    let told = |address: &str| {
+        eventually("the follower tells of the leader", || {
+            let Leadership::Follower { leader, .. } = follower.shard().leadership() else {
+                return None;
+            };
+            leader.filter(|leader| leader.address == address)
+        })
+    };
+    let (node, mut known) = (leader as u64 + 1, cluster.addresses());
+    assert_eq!(told(&known[&node]).node, node);
+    // As a map of the cluster does; here it is but another name, so that the node leads on.
+    let now = known[&node].replace("127.0.0.1", "localhost");
+    known.insert(node, now.clone());
+    follower.node().set_nodes(known);
+    assert_eq!(told(&now).node, node);
+}
+
+#[test]
 fn a_leader_without_a_majority_answers_no_read() {
     let mut cluster = Cluster::start(3, |_| ());
     cluster.register("alice");

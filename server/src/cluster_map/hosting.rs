@@ -55,8 +55,24 @@ pub(super) async fn run(core: Arc<Core>) {
         }
     };
     tokio::select! {
+        () = name_nodes(&core) => {}
         () = following => {}
         () = stopping.cancelled() => {}
+    }
+}
+
+/// Tells of every map where the nodes are, at once: replicas that come and go take their time, and meanwhile callers
+/// are sent to leaders by it.
+async fn name_nodes(core: &Core) {
+    let mut maps = core.maps.watch();
+    loop {
+        let view = Arc::clone(&maps.borrow_and_update());
+        if view.cluster.epoch > 0 {
+            core.node.set_nodes(addresses(&view));
+        }
+        if maps.changed().await.is_err() {
+            return;
+        }
     }
 }
 
