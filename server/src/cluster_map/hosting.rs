@@ -16,11 +16,16 @@
 //! which makes the replica without copying a row. So it is waited for that, for some time: an empty replica would be
 //! no fault, but have to be sent all of it. And one may come by a split after the map has placed the shard elsewhere:
 //! what is held is compared with the map whenever either changes.
+//!
+//! Whoever is asked whether a replica may go may hang. So some are asked about at once, and no longer than until there
+//! is a newer map, which may want the replica here again; those that are left are next when their turn comes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use mailbox_api::v1::MembershipRequest;
 use mailbox_engine::{MapShard, ShardId, SlotId, Standing};
 use tokio::sync::watch;
@@ -37,18 +42,29 @@ const AGAIN: Duration = Duration::from_secs(1);
 const SPLIT_WAIT: Duration = Duration::from_secs(30);
 /// One question to a voter.
 const ASK_WAIT: Duration = Duration::from_secs(2);
+/// Replicas whose going is asked about at once.
+const ASKED_MAX: usize = 32;
+
+/// What is remembered from one look at the map to the next.
+#[derive(Default)]
+struct Rounds {
+    /// Since when splits that are to bring a replica are waited for.
+    awaited: BTreeMap<ShardId, Instant>,
+    /// The last shard that was asked about.
+    asked: Option<ShardId>,
+}
 
 /// Follows the map until the node stops.
 pub(super) async fn run(core: Arc<Core>) {
     let (mut maps, mut held) = (core.maps.watch(), core.node.watch_shards());
     let stopping = core.stopping.clone();
-    let mut awaited = BTreeMap::new();
+    let mut rounds = Rounds::default();
     let following = async {
         loop {
             // Before it is looked at: what comes or goes meanwhile is looked at again.
             held.mark_unchanged();
             let view = Arc::clone(&maps.borrow_and_update());
-            let done = follow(&core, &view, &mut awaited).await;
+            let done = follow(&core, &view, &maps, &mut rounds).await;
             if !until_due(&mut maps, &mut held, done).await {
                 return;
             }
@@ -96,8 +112,13 @@ async fn until_due<M, H>(
     }
 }
 
-/// True if all is as the map says.
-async fn follow(core: &Core, view: &View, awaited: &mut BTreeMap<ShardId, Instant>) -> bool {
+/// True if all is as the map says. `maps` has seen this map, and tells when there is a newer one: then the rest is left.
+async fn follow(
+    core: &Core,
+    view: &View,
+    maps: &watch::Receiver<Arc<View>>,
+    rounds: &mut Rounds,
+) -> bool {
     if view.cluster.epoch == 0 {
         // Nobody has told a map: what is here was made by the cluster's first start, and stays.
         return true;
@@ -114,31 +135,53 @@ async fn follow(core: &Core, view: &View, awaited: &mut BTreeMap<ShardId, Instan
     let wanted: BTreeSet<ShardId> = view.cluster.shards_on(core.node_id).collect();
     let held: BTreeSet<ShardId> = core.node.shards().iter().map(|shard| shard.id()).collect();
     let mut done = true;
+    let awaited = &mut rounds.awaited;
     awaited.retain(|shard, _| wanted.contains(shard) && !held.contains(shard));
     for shard in wanted.difference(&held) {
-        if will_split_off(core, view, *shard) {
-            let since = awaited.entry(*shard).or_insert_with(Instant::now);
-            if since.elapsed() < SPLIT_WAIT {
-                tracing::debug!(
-                    shard = shard.0,
-                    "comes by a split that is not applied here yet"
-                );
-                done = false;
-                continue;
-            }
-        }
-        match core.node.host(*shard).await {
-            Ok(_) => tracing::info!(shard = shard.0, "a replica is made"),
-            Err(error) => {
-                tracing::warn!(shard = shard.0, error = %status::with_causes(&error), "no replica");
-                done = false;
-            }
+        done &= make_replica(core, view, *shard, awaited).await;
+        if is_old(maps) {
+            return false;
         }
     }
-    for shard in held.difference(&wanted) {
-        done &= drop_replica(core, view, *shard).await;
+    let unwanted: Vec<ShardId> = held.difference(&wanted).copied().collect();
+    let asked = in_turn(&unwanted, rounds.asked);
+    rounds.asked = asked.last().copied();
+    done &= asked.len() == unwanted.len();
+    done & drop_replicas(core, view, maps, asked).await
+}
+
+/// There is a newer map.
+fn is_old(maps: &watch::Receiver<Arc<View>>) -> bool {
+    maps.has_changed().unwrap_or(true)
+}
+
+/// True if it is there.
+async fn make_replica(
+    core: &Core,
+    view: &View,
+    shard: ShardId,
+    awaited: &mut BTreeMap<ShardId, Instant>,
+) -> bool {
+    if will_split_off(core, view, shard) {
+        let since = awaited.entry(shard).or_insert_with(Instant::now);
+        if since.elapsed() < SPLIT_WAIT {
+            tracing::debug!(
+                shard = shard.0,
+                "comes by a split that is not applied here yet"
+            );
+            return false;
+        }
     }
-    done
+    match core.node.host(shard).await {
+        Ok(_) => {
+            tracing::info!(shard = shard.0, "a replica is made");
+            true
+        }
+        Err(error) => {
+            tracing::warn!(shard = shard.0, error = %status::with_causes(&error), "no replica");
+            false
+        }
+    }
 }
 
 /// A replica here that is to stay still serves slots which the map gives to the shard: it has not come to their
@@ -167,15 +210,57 @@ fn addresses(view: &View) -> BTreeMap<u64, String> {
         .collect()
 }
 
-async fn drop_replica(core: &Core, view: &View, shard: ShardId) -> bool {
+/// The shards that are asked about next, of those that are not wanted here, when `last` was asked about last.
+fn in_turn(unwanted: &[ShardId], last: Option<ShardId>) -> Vec<ShardId> {
+    let from = unwanted.partition_point(|shard| Some(*shard) <= last);
+    let (before, after) = unwanted.split_at(from);
+    let turns = after.iter().chain(before);
+    turns.take(ASKED_MAX).copied().collect()
+}
+
+/// True if all of them have gone.
+async fn drop_replicas(
+    core: &Core,
+    view: &View,
+    maps: &watch::Receiver<Arc<View>>,
+    shards: Vec<ShardId>,
+) -> bool {
+    let mut maps = maps.clone();
+    let asking = shards.into_iter().map(|shard| may_go(core, view, shard));
+    let mut asking: FuturesUnordered<_> = asking.collect();
+    let mut done = true;
+    loop {
+        let answer = tokio::select! {
+            biased;
+            answer = asking.next() => answer,
+            _ = maps.changed() => return false,
+        };
+        let Some((shard, may_go)) = answer else {
+            return done;
+        };
+        if may_go {
+            done &= drop_replica(core, shard).await;
+        } else {
+            tracing::debug!(shard = shard.0, "the replica stays: it may be a member");
+            done = false;
+        }
+        if is_old(&maps) {
+            return false;
+        }
+    }
+}
+
+/// A shard, and whether the replica of it may go.
+async fn may_go(core: &Core, view: &View, shard: ShardId) -> (ShardId, bool) {
     let may_go = match view.cluster.shards.contains_key(&shard) {
         true => is_no_member(core, view, shard).await,
         false => is_retired(core, shard).await,
     };
-    if !may_go {
-        tracing::debug!(shard = shard.0, "the replica stays: it may be a member");
-        return false;
-    }
+    (shard, may_go)
+}
+
+/// True if it has gone.
+async fn drop_replica(core: &Core, shard: ShardId) -> bool {
     // It may never learn that it was removed, and of a retired shard all are.
     match core.node.unhost(shard, true).await {
         Ok(()) => {
@@ -238,6 +323,19 @@ mod tests {
         assert!(is_waited_for(&row(2, 3), 1));
         assert!(!is_waited_for(&row(4, 7), 1));
         assert!(!is_waited_for(&row(0, 3), ShardId::META.0));
+    }
+
+    #[test]
+    fn the_replicas_that_are_asked_about_take_turns() {
+        let unwanted: Vec<ShardId> = (1..=40).map(ShardId).collect();
+        let first = in_turn(&unwanted, None);
+        assert_eq!(first, unwanted[..ASKED_MAX]);
+        let next = in_turn(&unwanted, first.last().copied());
+        assert_eq!(next.len(), ASKED_MAX);
+        assert_eq!((next[0], next[8]), (ShardId(33), ShardId(1)));
+        // The one that was asked about last has gone.
+        assert_eq!(in_turn(&unwanted[33..], Some(ShardId(33)))[0], ShardId(34));
+        assert!(in_turn(&[], Some(ShardId(33))).is_empty());
     }
 
     #[tokio::test]
