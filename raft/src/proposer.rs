@@ -225,6 +225,12 @@ impl Proposer {
                 self.bytes.fetch_sub(bytes, Ordering::Relaxed);
                 return Err(lost(STOPPED));
             }
+            // What waits is refused once, when the leadership is lost. What comes after that would wait for room
+            // among the entries in flight, which nobody answers without a majority.
+            if let Some(elsewhere) = self.guards.road.of(&self.leadership.borrow()) {
+                self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+                return Err(elsewhere);
+            }
             if queue.calls.is_empty() {
                 queue.since = Some(Instant::now());
             }
@@ -551,6 +557,41 @@ impl Run {
             builder.push(&Command::AckLanes(AckLanes { acks }));
         }
         self.proposer.flights.lock().begin(flight.number, callers);
+        // Those in flight are given up once, too, and these may have come after that.
+        if matches!(*self.leadership.borrow(), Leadership::Follower { .. }) {
+            self.proposer.give_up_flights();
+        }
         (builder.finish(), flight)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+    use crate::leadership::NOBODY;
+    use crate::node::Node;
+    use crate::open::tests::{SHARD, options, stop};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_call_that_comes_when_the_leadership_is_just_lost_waits_for_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = Node::start(options(dir.path())).await.unwrap();
+        let shard = node.shard(SHARD).unwrap();
+        let mut leadership = shard.watch_leadership();
+        let ready = leadership.wait_for(|leadership| leadership.is_ready());
+        ready.await.unwrap();
+        let replica = shard.replica().clone();
+        // Behind the look that a call takes before it queues.
+        replica.leadership.send_replace(NOBODY);
+        let queued = replica.proposer.queue(vec![Command::Cut], 0, false);
+        let answer = queued.now_or_never();
+        assert!(
+            matches!(answer, Some(Err(ProposeError::NotLeader { .. }))),
+            "{answer:?}"
+        );
+        drop(replica);
+        stop(node, shard).await;
     }
 }
