@@ -143,6 +143,14 @@ impl Replica {
         memberships.any(|stored| stored.membership().get_node(&server.id).is_some())
     }
 
+    /// Whether a later membership than that of `index`, known here to be committed, gives this node a part.
+    pub(crate) fn is_member_since(&self, index: u64) -> bool {
+        let server = self.server_metrics();
+        let stored = &server.committed_membership_config;
+        let is_later = stored.log_id().as_ref().is_some_and(|id| id.index > index);
+        is_later && stored.membership().get_node(&server.id).is_some()
+    }
+
     pub(crate) async fn change_from(
         self: &Arc<Self>,
         index: u64,

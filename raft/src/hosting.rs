@@ -19,6 +19,31 @@ use crate::node::{HANDOVER_WAIT, Node};
 use crate::replica::Replica;
 use crate::shard::Shard;
 
+/// Why a replica may go.
+enum Leave {
+    /// It knows itself that this node is no member.
+    NoMember,
+    /// Somebody knows better than it.
+    Forced,
+    /// The shard's leader has told a membership that does not name this node, and nothing speaks against it since.
+    Told {
+        /// Of the entry that brought that membership.
+        index: u64,
+        goes: Box<dyn Fn() -> bool + Send>,
+    },
+}
+
+impl Leave {
+    fn allows(&self, replica: &Replica) -> bool {
+        match self {
+            Leave::NoMember => !replica.is_member(),
+            Leave::Forced => true,
+            // Who votes again has learnt before that the membership is committed which made it a learner.
+            Leave::Told { index, goes } => goes() && !replica.is_member_since(*index),
+        }
+    }
+}
+
 impl Node {
     /// Makes an empty replica of a shard, with the slots that the shard had at bootstrap, and starts it: entries
     /// or a snapshot bring it what it lacks once the shard's leader has it as a learner. One that a split has made
@@ -44,8 +69,34 @@ impl Node {
     /// # Errors
     /// [`Error::StillMember`], a fault of the storage, or the node is stopping.
     pub async fn unhost(self: &Arc<Self>, shard: ShardId, force: bool) -> Result<(), Error> {
+        let leave = if force {
+            Leave::Forced
+        } else {
+            Leave::NoMember
+        };
+        self.unhost_as(shard, leave).await
+    }
+
+    /// The same for a replica of which the shard's leader has told that this node is no member, in the membership of
+    /// that [`crate::Membership::index`]. What was told may be old by the time that nothing else comes or goes here,
+    /// and then it would be a member's replica that goes: so it stays if it knows a later membership by then that
+    /// names this node, or if `goes` says no.
+    ///
+    /// # Errors
+    /// As [`Node::unhost`].
+    pub async fn unhost_removed(
+        self: &Arc<Self>,
+        shard: ShardId,
+        index: u64,
+        goes: impl Fn() -> bool + Send + 'static,
+    ) -> Result<(), Error> {
+        let goes = Box::new(goes);
+        self.unhost_as(shard, Leave::Told { index, goes }).await
+    }
+
+    async fn unhost_as(self: &Arc<Self>, shard: ShardId, leave: Leave) -> Result<(), Error> {
         let node = self.clone();
-        let removed = tokio::spawn(async move { node.unhost_now(shard, force).await });
+        let removed = tokio::spawn(async move { node.unhost_now(shard, leave).await });
         removed.await.unwrap_or_else(|error| Err(stopped(error)))
     }
 
@@ -159,7 +210,7 @@ impl Node {
         Ok(())
     }
 
-    async fn unhost_now(&self, id: ShardId, force: bool) -> Result<(), Error> {
+    async fn unhost_now(&self, id: ShardId, leave: Leave) -> Result<(), Error> {
         let hosting = self.hosting.lock().await;
         if hosting.stopping {
             return Err(Error::Stopping);
@@ -167,19 +218,22 @@ impl Node {
         let Some(shard) = self.shards.get(id) else {
             return Ok(());
         };
-        let replica = shard.replica();
-        if !force && replica.is_member() {
-            let node = self.shared.options.node;
+        let (replica, node) = (shard.replica(), self.shared.options.node);
+        if !leave.allows(replica) {
             return Err(Error::StillMember { shard: id, node });
         }
         replica.give_leadership_away(HANDOVER_WAIT).await;
+        // That may have taken its time.
+        if !leave.allows(replica) {
+            return Err(Error::StillMember { shard: id, node });
+        }
         self.peer_service.remove(id);
         self.shards.remove(id);
         replica.stop().await;
         let log = self.log.shard_log(id).map_err(log_error)?;
         log.enter(Stage::Leaving).await.map_err(log_error)?;
         remove_rows(&self.shared.base, &self.log, id).await?;
-        tracing::info!(shard = id.0, force, "no longer hosted");
+        tracing::info!(shard = id.0, "no longer hosted");
         Ok(())
     }
 }

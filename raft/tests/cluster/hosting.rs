@@ -99,6 +99,44 @@ fn a_new_node_takes_the_place_of_another_under_load() {
 }
 
 #[test]
+fn a_removal_that_was_told_before_the_node_became_a_member_again_removes_nothing() {
+    let mut cluster = Cluster::start(3, |_| ());
+    let fourth = cluster.join();
+    cluster.host(fourth);
+    let told = || cluster.nodes[cluster.leader()].shard().membership().index;
+    let before = told();
+    cluster.add_learner(fourth);
+    let node = &cluster.nodes[fourth];
+    eventually("it knows that it is a member", || {
+        node.shard()
+            .membership()
+            .learners
+            .contains(&4)
+            .then_some(())
+    });
+    let stays = |index: u64, goes: bool| {
+        let refused = node.run(node.node().unhost_removed(SHARD, index, move || goes));
+        let still = matches!(
+            refused,
+            Err(Error::StillMember {
+                node: 4,
+                shard: SHARD
+            })
+        );
+        assert!(still && node.hosts(), "{refused:?}");
+    };
+    stays(before, true);
+    cluster.change(async |shard| shard.remove_learner(4).await);
+    let after = told();
+    assert!(after > before);
+    // Somebody wants it here again.
+    stays(after, false);
+    node.run(node.node().unhost_removed(SHARD, after, || true))
+        .unwrap();
+    assert!(!node.hosts());
+}
+
+#[test]
 fn hosting_is_idempotent_and_begins_nothing() {
     let mut cluster = Cluster::start(1, |_| ());
     let second = cluster.join();

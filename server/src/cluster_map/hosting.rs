@@ -3,7 +3,8 @@
 //! A replica is made when the map names it, which is before the shard's leader is told to add it. It goes when
 //! the map no longer names it, which is after the shard's members were changed; but this node's map may be old,
 //! and a voter that forgets what it has acknowledged loses it for all. So it goes only when the shard's leader,
-//! behind a read barrier, says that it is no member.
+//! behind a read barrier, says that it is no member, and if by the time that it goes neither a newer map nor what
+//! the replica has learnt since speaks against it.
 //!
 //! A shard that the map does not name at all is nobody's to ask. It may have been retired by a merge: then the meta
 //! shard has a row of that which stays for ever, and its leader, behind a read barrier, says so. It may also be one that
@@ -52,6 +53,19 @@ struct Rounds {
     awaited: BTreeMap<ShardId, Instant>,
     /// The last shard that was asked about.
     asked: Option<ShardId>,
+}
+
+/// What is known of a replica that the map does not have here.
+enum Fate {
+    /// It may be a member's.
+    Stays,
+    /// The shard's leader says that this node is no member.
+    Removed {
+        /// Index of the membership that says so.
+        index: u64,
+    },
+    /// The shard is gone for ever.
+    Retired,
 }
 
 /// Follows the map until the node stops.
@@ -114,7 +128,7 @@ async fn until_due<M, H>(
 
 /// True if all is as the map says. `maps` has seen this map, and tells when there is a newer one: then the rest is left.
 async fn follow(
-    core: &Core,
+    core: &Arc<Core>,
     view: &View,
     maps: &watch::Receiver<Arc<View>>,
     rounds: &mut Rounds,
@@ -220,13 +234,13 @@ fn in_turn(unwanted: &[ShardId], last: Option<ShardId>) -> Vec<ShardId> {
 
 /// True if all of them have gone.
 async fn drop_replicas(
-    core: &Core,
+    core: &Arc<Core>,
     view: &View,
     maps: &watch::Receiver<Arc<View>>,
     shards: Vec<ShardId>,
 ) -> bool {
     let mut maps = maps.clone();
-    let asking = shards.into_iter().map(|shard| may_go(core, view, shard));
+    let asking = shards.into_iter().map(|shard| fate(core, view, shard));
     let mut asking: FuturesUnordered<_> = asking.collect();
     let mut done = true;
     loop {
@@ -235,34 +249,45 @@ async fn drop_replicas(
             answer = asking.next() => answer,
             _ = maps.changed() => return false,
         };
-        let Some((shard, may_go)) = answer else {
+        let Some((shard, fate)) = answer else {
             return done;
         };
-        if may_go {
-            done &= drop_replica(core, shard).await;
-        } else {
-            tracing::debug!(shard = shard.0, "the replica stays: it may be a member");
-            done = false;
-        }
+        done &= drop_replica(core, shard, fate).await;
         if is_old(&maps) {
             return false;
         }
     }
 }
 
-/// A shard, and whether the replica of it may go.
-async fn may_go(core: &Core, view: &View, shard: ShardId) -> (ShardId, bool) {
-    let may_go = match view.cluster.shards.contains_key(&shard) {
-        true => is_no_member(core, view, shard).await,
-        false => is_retired(core, shard).await,
+/// A shard, and what is to become of the replica of it.
+async fn fate(core: &Core, view: &View, shard: ShardId) -> (ShardId, Fate) {
+    let fate = if view.cluster.shards.contains_key(&shard) {
+        let removed = removed_at(core, view, shard).await;
+        removed.map_or(Fate::Stays, |index| Fate::Removed { index })
+    } else if is_retired(core, shard).await {
+        Fate::Retired
+    } else {
+        Fate::Stays
     };
-    (shard, may_go)
+    (shard, fate)
 }
 
 /// True if it has gone.
-async fn drop_replica(core: &Core, shard: ShardId) -> bool {
+async fn drop_replica(core: &Arc<Core>, shard: ShardId, fate: Fate) -> bool {
     // It may never learn that it was removed, and of a retired shard all are.
-    match core.node.unhost(shard, true).await {
+    let gone = match fate {
+        Fate::Stays => {
+            tracing::debug!(shard = shard.0, "the replica stays: it may be a member");
+            return false;
+        }
+        Fate::Removed { index } => {
+            let of = Arc::clone(core);
+            let goes = move || !of.maps.now().is_here(shard);
+            core.node.unhost_removed(shard, index, goes).await
+        }
+        Fate::Retired => core.node.unhost(shard, true).await,
+    };
+    match gone {
         Ok(()) => {
             tracing::info!(shard = shard.0, "the replica is gone");
             true
@@ -280,8 +305,9 @@ async fn is_retired(core: &Core, shard: ShardId) -> bool {
     matches!(asked, Ok(Ok(true)))
 }
 
-/// Whether the shard's leader knows this node neither as a voter nor as a learner, and nothing is changing.
-async fn is_no_member(core: &Core, view: &View, shard: ShardId) -> bool {
+/// The index of the membership by which the shard's leader knows this node neither as a voter nor as a learner;
+/// nothing if it knows it, if something is changing, or if nobody says.
+async fn removed_at(core: &Core, view: &View, shard: ShardId) -> Option<u64> {
     for node in view.voters(shard) {
         let Some(place) = view.place(node).filter(|place| place.node != core.node_id) else {
             continue;
@@ -290,20 +316,19 @@ async fn is_no_member(core: &Core, view: &View, shard: ShardId) -> bool {
             continue;
         };
         let mut request = Request::new(MembershipRequest { shard: shard.0 });
-        if core.authority.prove(request.metadata_mut()).is_err() {
-            return false;
-        }
+        core.authority.prove(request.metadata_mut()).ok()?;
         let asked = tokio::time::timeout(ASK_WAIT, client.membership(request)).await;
         // Only the leader answers.
         if let Ok(Ok(answer)) = asked {
             let members = answer.into_inner();
             let own = core.node_id;
-            return !members.changing
+            let is_none = !members.changing
                 && !members.voters.contains(&own)
                 && !members.learners.contains(&own);
+            return is_none.then_some(members.index);
         }
     }
-    false
+    None
 }
 
 #[cfg(test)]
