@@ -47,8 +47,15 @@ impl std::fmt::Debug for Dispatch {
 #[derive(Default)]
 struct State {
     users: HashMap<u64, Online>,
-    /// Group → members online here.
-    groups: HashMap<u64, HashMap<u64, Member>>,
+    groups: HashMap<u64, Group>,
+}
+
+/// A group that somebody who is online here is a member of.
+struct Group {
+    /// User → member.
+    members: HashMap<u64, Member>,
+    /// Leaves below this seq are not seen as messages any more: the group's stream began here, or has passed them.
+    leaves_from: u64,
 }
 
 /// A member of a group who is online here.
@@ -214,8 +221,16 @@ impl Dispatch {
             self.metrics.subscriptions.inc();
         }
         online.groups.insert(group);
-        let members = groups.entry(group).or_default();
-        let member = members.entry(user).or_insert(Member { join_seq, from_seq });
+        let group = groups.entry(group).or_insert_with(|| Group {
+            members: HashMap::new(),
+            leaves_from: from_seq,
+        });
+        // The head that is known may be older than the stream.
+        let from_seq = from_seq.max(group.leaves_from);
+        let member = group
+            .members
+            .entry(user)
+            .or_insert(Member { join_seq, from_seq });
         member.join_seq = join_seq.max(member.join_seq);
     }
 
@@ -223,7 +238,7 @@ impl Dispatch {
         if let Some(online) = state.users.get_mut(&user) {
             online.groups.remove(&group);
         }
-        if let Some(members) = state.groups.get_mut(&group) {
+        if let Some(Group { members, .. }) = state.groups.get_mut(&group) {
             members.remove(&user);
             if members.is_empty() {
                 state.groups.remove(&group);
@@ -301,7 +316,8 @@ impl Dispatch {
         match timeline {
             Timeline::Mailbox(user) => connections_of(&user, 0).collect(),
             Timeline::Group(group) => {
-                let members = state.groups.get(&group).into_iter().flatten();
+                let group = state.groups.get(&group);
+                let members = group.into_iter().flat_map(|group| &group.members);
                 members
                     .flat_map(|(user, member)| connections_of(user, member.join_seq))
                     .collect()
@@ -335,6 +351,9 @@ impl Dispatch {
     fn left(&self, user: u64, group: u64, left_seq: u64) {
         let mut state = self.state.lock();
         note_left(&mut state, user, group, left_seq);
+        if let Some(group) = state.groups.get_mut(&group) {
+            group.leaves_from = group.leaves_from.max(left_seq + 1);
+        }
         if member_of(&state, user, group).is_some_and(|member| member.join_seq < left_seq) {
             self.leave_group(&mut state, user, group);
         }
@@ -430,7 +449,7 @@ fn too_many_connections(max: usize) -> CallError {
 }
 
 fn member_of(state: &State, user: u64, group: u64) -> Option<Member> {
-    state.groups.get(&group)?.get(&user).copied()
+    state.groups.get(&group)?.members.get(&user).copied()
 }
 
 /// Whatever says that the user is in the group since before is out of date.

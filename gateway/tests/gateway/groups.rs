@@ -241,3 +241,42 @@ async fn who_was_let_in_by_a_list_from_before_the_leave_goes_with_the_next_list(
     let push = bob.next_with("push").await;
     assert_eq!(push["push"]["timeline"], "mailbox:18");
 }
+
+#[tokio::test]
+async fn who_was_let_in_after_the_leave_had_come_to_others_goes_with_the_next_list() {
+    let rig = Rig::start().await;
+    let alice = rig.sdk("alice").await;
+    assert_eq!(alice.create_group("friends").await.unwrap(), 65);
+    let bob = rig.sdk("bob").await;
+    bob.join_group(65).await.unwrap();
+    rig.store.freeze_list(BOB);
+    rig.store.freeze_head(65);
+    assert_eq!(bob.leave_group(65).await.unwrap(), 3);
+    bob.close().await.unwrap();
+    until(|| !rig.store.is_subscribed("mailbox:18")).await;
+    // The group is subscribed to for alice, and that is behind the leave.
+    alice.send(&Destination::Group(65), "later").await.unwrap();
+    while next_message(&alice).await.text() != Some("later") {}
+    let mut bob = RawSocket::connect(&rig.url(), "bob").await;
+    alice
+        .send(&Destination::Group(65), "too late")
+        .await
+        .unwrap();
+    let push = bob.next_with("push").await;
+    assert_eq!(push["push"]["timeline"], "group:65", "the list says so");
+    rig.store.thaw_list(BOB);
+    rig.store.thaw_head(65);
+    let page = sync(&mut bob, json!({})).await;
+    assert_eq!(rows(&page), ["group:65/2", "group:65/3"]);
+    alice
+        .send(&Destination::Group(65), "bob is gone")
+        .await
+        .unwrap();
+    while next_message(&alice).await.text() != Some("bob is gone") {}
+    alice
+        .send(&"@bob".parse().unwrap(), "are you?")
+        .await
+        .unwrap();
+    let push = bob.next_with("push").await;
+    assert_eq!(push["push"]["timeline"], "mailbox:18");
+}

@@ -32,6 +32,8 @@ struct State {
     groups_of: HashMap<u64, List>,
     /// Lists of groups that are shown in their place.
     shown: HashMap<u64, List>,
+    /// Heads of groups that are told in place of what they are.
+    old_heads: HashMap<u64, u64>,
     sent: HashMap<(u64, String, Vec<u8>), (u32, v1::SendResponse)>,
     registered: HashMap<Vec<u8>, (String, u64)>,
     groups: u64,
@@ -120,6 +122,18 @@ impl FakeStore {
     /// From now on this list is shown.
     pub(crate) fn show_list(&self, user: u64, list: List) {
         self.state.lock().shown.insert(user, list);
+    }
+
+    /// From now on a group's head is told as it is now, as if it were read before what comes.
+    pub(crate) fn freeze_head(&self, group: u64) {
+        let mut state = self.state.lock();
+        let rows = state.timelines.get(&(GROUP, group)).map_or(0, Vec::len);
+        state.old_heads.insert(group, rows as u64);
+    }
+
+    /// The head is told as it is.
+    pub(crate) fn thaw_head(&self, group: u64) {
+        self.state.lock().old_heads.remove(&group);
     }
 
     /// A user's list of groups names one that is not there yet.
@@ -469,9 +483,11 @@ impl Mailbox for FakeStore {
                 timeline: Some(timeline),
                 after_seq: 0,
             };
+            let head = self.read(&range, 0, 0).head;
+            let old_head = self.state.lock().old_heads.get(&timeline.owner).copied();
             v1::TimelineHead {
                 timeline: Some(timeline),
-                head: self.read(&range, 0, 0).head,
+                head: old_head.unwrap_or(head),
             }
         });
         Ok(Response::new(v1::HeadsResponse {
