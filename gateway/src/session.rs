@@ -200,7 +200,7 @@ impl Answerer {
 
     /// Reads a page.
     pub(crate) async fn sync(&self, user: u64, sync: SyncFrame) -> Result<Page, Fault> {
-        let key = starting_key(user, &sync.key, &sync.have)?;
+        let start = starting_key(user, &sync.key, &sync.have)?;
         let max = self.limits.sync_messages_max;
         let messages_max = if sync.limit == 0 {
             max
@@ -211,7 +211,7 @@ impl Answerer {
             messages_max,
             bytes_max: self.limits.sync_bytes_max,
         };
-        let page = compose(&self.client, user, key, bounds).await?;
+        let page = compose(&self.client, user, start, bounds).await?;
         self.dispatch.update_groups(user, &page.memberships);
         Ok(page)
     }

@@ -37,8 +37,18 @@ pub(crate) struct Bounds {
     pub(crate) bytes_max: u64,
 }
 
+/// Where a sync begins.
+#[derive(Debug)]
+pub(crate) struct Start {
+    key: SyncKey,
+    /// (group, seq) that the client has got by push and that the key has no room for: it may hold groups that the user
+    /// is not in any more.
+    beyond: Vec<(u64, u64)>,
+}
+
 /// Reads the key text and adds what the client has got by push since.
-pub(crate) fn starting_key(user: u64, key: &str, have: &[Position]) -> Result<SyncKey, Fault> {
+pub(crate) fn starting_key(user: u64, key: &str, have: &[Position]) -> Result<Start, Fault> {
+    let mut beyond = Vec::new();
     let mut key = SyncKey::parse(key).map_err(|error| resync(error.to_string()))?;
     if have.len() > SYNC_KEY_GROUPS_MAX + 1 {
         let message = format!(
@@ -58,25 +68,25 @@ pub(crate) fn starting_key(user: u64, key: &str, have: &[Position]) -> Result<Sy
                 return Err(fault(ErrorCode::InvalidArgument, message));
             }
             Timeline::Group(group) => {
-                if !key.raise_group(group, position.seq) {
-                    return Err(too_many_groups());
+                if position.seq != 0 && !key.raise_group(group, position.seq) {
+                    beyond.push((group, position.seq));
                 }
             }
         }
     }
-    Ok(key)
+    Ok(Start { key, beyond })
 }
 
 /// Reads a page.
 pub(crate) async fn compose(
     client: &Client,
     user: u64,
-    key: SyncKey,
+    start: Start,
     bounds: Bounds,
 ) -> Result<Page, Fault> {
     let mailbox = Timeline::Mailbox(user);
     let request = v1::SyncRequest {
-        ranges: vec![range(mailbox, key.mailbox_seq)],
+        ranges: vec![range(mailbox, start.key.mailbox_seq)],
         limit: bounds.messages_max,
         limit_bytes: bounds.bytes_max,
         groups_of: Some(user_id_to_api(user)),
@@ -91,7 +101,7 @@ pub(crate) async fn compose(
         // Which groups have news: their shards are asked for heads, not one group after the other for rows.
         fill_heads(client, &mut memberships, false, patience(client)).await
     };
-    let mut composer = Composer::new(key, bounds, &memberships, unknown);
+    let mut composer = Composer::new(start, bounds, &memberships, unknown)?;
     for page in response.pages {
         if timeline_from_api(page.timeline.as_ref()) == Some(mailbox) {
             composer.take_mailbox(user, page)?;
@@ -171,13 +181,14 @@ impl Composer {
     /// A group whose head is 0 and not `unknown` is not there yet: its founder's list says so first. Heads need not be
     /// there for a page that the mailbox fills.
     ///
-    /// What the key holds of a group that is not listed stays there: the list may not know yet of a join.
+    /// What the key holds of a group that is not listed stays there as long as there is room: the list may not know yet
+    /// of a join.
     fn new(
-        key: SyncKey,
+        start: Start,
         left: Bounds,
         memberships: &[v1::GroupMembership],
         unknown: Option<Unknown>,
-    ) -> Self {
+    ) -> Result<Self, Fault> {
         let is_unknown = |group: u64| {
             let groups = unknown.as_ref().map(|unknown| &unknown.groups);
             groups.is_some_and(|groups| groups.contains(&group))
@@ -191,13 +202,21 @@ impl Composer {
             })
             .collect();
         groups.sort_unstable_by_key(|group| group.id);
-        Self {
-            key,
+        let mut composer = Self {
+            key: start.key,
             left,
             messages: Vec::new(),
             groups,
             missing: unknown.map(|unknown| unknown.error),
+        };
+        for (group, seq) in start.beyond {
+            let raised = composer.raise(group, seq);
+            // Of one that is not listed some rows will be given again.
+            if is_listed(&composer.groups, group) {
+                raised?;
+            }
         }
+        Ok(composer)
     }
 
     fn take_mailbox(&mut self, user: u64, page: v1::SyncPage) -> Result<(), Fault> {
@@ -334,9 +353,7 @@ impl Composer {
         if self.key.raise_group(id, seq) {
             return Ok(());
         }
-        let groups = &self.groups;
-        let is_listed = |id| groups.binary_search_by_key(&id, |group| group.id).is_ok();
-        self.key.retain_groups(is_listed);
+        self.key.retain_groups(|id| is_listed(&self.groups, id));
         if self.key.raise_group(id, seq) {
             Ok(())
         } else {
@@ -373,6 +390,10 @@ impl Composer {
             positions,
         })
     }
+}
+
+fn is_listed(groups: &[Group], id: u64) -> bool {
+    groups.binary_search_by_key(&id, |group| group.id).is_ok()
 }
 
 fn range(timeline: Timeline, after_seq: u64) -> v1::SyncRange {
@@ -426,4 +447,50 @@ fn resync(message: String) -> Fault {
 fn too_many_groups() -> Fault {
     let message = format!("a user's sync serves at most {SYNC_KEY_GROUPS_MAX} groups");
     fault(ErrorCode::LimitExceeded, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FULL: u64 = SYNC_KEY_GROUPS_MAX as u64;
+    const BOUNDS: Bounds = Bounds {
+        messages_max: 10,
+        bytes_max: 1000,
+    };
+
+    /// Of a key that is full, by somebody who has got something of one more group.
+    fn start() -> Start {
+        let mut key = SyncKey::default();
+        assert!((1..=FULL).all(|group| key.raise_group(group, 1)));
+        let have = [(1, 2), (FULL + 1, 5)].map(|(group, seq)| Position {
+            timeline: Timeline::Group(group),
+            seq,
+        });
+        starting_key(18, &key.to_text(), &have).unwrap()
+    }
+
+    fn listed(groups: impl IntoIterator<Item = u64>) -> Vec<v1::GroupMembership> {
+        let groups = groups.into_iter().map(|group| v1::GroupMembership {
+            group,
+            ..v1::GroupMembership::default()
+        });
+        groups.collect()
+    }
+
+    #[test]
+    fn what_was_pushed_of_a_new_group_takes_the_place_of_groups_that_are_not_listed() {
+        let composer = Composer::new(start(), BOUNDS, &listed([FULL + 1, 1]), None).unwrap();
+        assert_eq!(composer.key.groups(), [(1, 2), (FULL + 1, 5)]);
+    }
+
+    #[test]
+    fn a_key_that_is_full_of_listed_groups_takes_no_other() {
+        let refused = Composer::new(start(), BOUNDS, &listed(1..=FULL + 1), None).err();
+        assert_eq!(refused, Some(too_many_groups()));
+        // What is not listed is no reason to give nothing.
+        let composer = Composer::new(start(), BOUNDS, &listed(1..=FULL), None).unwrap();
+        assert_eq!(composer.key.group_seq(1), 2);
+        assert_eq!(composer.key.group_seq(FULL + 1), 0);
+    }
 }
