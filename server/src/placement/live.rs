@@ -1,15 +1,17 @@
 //! What the executor does, done to the cluster that this node is part of.
 
 use std::collections::BTreeSet;
+use std::error::Error as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mailbox_api::CallError;
 use mailbox_api::v1::change_membership_request::Change;
-use mailbox_api::v1::{self, ChangeMembershipRequest, MembershipRequest, StatusRequest};
+use mailbox_api::v1::{self, ChangeMembershipRequest, ErrorCode, MembershipRequest, StatusRequest};
 use mailbox_engine::{ClusterMap, MapReplica, MetaCommand, ShardId};
 use mailbox_placement::Load;
 use mailbox_raft::{Leadership, MembershipChange};
+use tonic::{Code, Status};
 
 use super::effects::{Effects, Led, Members, Told};
 use crate::admin_service;
@@ -43,11 +45,43 @@ impl Live {
             let request = self.core.own_call(StatusRequest::default())?;
             match tokio::time::timeout(STATUS_WAIT, admin.status(request)).await {
                 Ok(Ok(answer)) => return Ok(answer.into_inner()),
-                Ok(Err(status)) => last = CallError::from_status(&status),
+                Ok(Err(status)) => last = failure(&status),
                 Err(_) => last = status::unavailable("the node does not answer"),
             }
         }
         Err(last)
+    }
+}
+
+/// Why a node did not say how it is: `Unavailable` only if it is out of reach, since its replicas are made anew elsewhere
+/// for that. One that lives may word an answer that cannot be read here.
+fn failure(status: &Status) -> CallError {
+    let error = CallError::from_status(status);
+    let is_its_own = !status.details().is_empty();
+    if error.code() == ErrorCode::Unavailable && !is_its_own && !is_out_of_reach(status) {
+        return CallError::new(ErrorCode::Internal, error.0.message);
+    }
+    error
+}
+
+/// Whether a status without details tells of the connection, or of nobody at its other end.
+fn is_out_of_reach(status: &Status) -> bool {
+    match status.code() {
+        Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded | Code::Unknown => true,
+        // Only what the connection has done has a source.
+        Code::Internal => status.source().is_some(),
+        Code::Ok
+        | Code::InvalidArgument
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::PermissionDenied
+        | Code::ResourceExhausted
+        | Code::FailedPrecondition
+        | Code::Aborted
+        | Code::OutOfRange
+        | Code::Unimplemented
+        | Code::DataLoss
+        | Code::Unauthenticated => false,
     }
 }
 
@@ -220,5 +254,28 @@ impl Effects for Live {
     async fn transfer(&self, shard: ShardId, to: u64) -> Result<(), CallError> {
         let call = v1::TransferLeaderRequest { shard: shard.0, to };
         placement_calls::transfer(&self.core, call).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_out_of_reach_if_the_connection_failed_and_not_if_its_answer_cannot_be_read() {
+        let is_out_of_reach = |status: &Status| failure(status).code() == ErrorCode::Unavailable;
+        for gone in [
+            Status::unavailable("connection refused"),
+            Status::cancelled("timeout expired"),
+            Status::unknown("transport error"),
+        ] {
+            assert!(is_out_of_reach(&gone), "{gone}");
+        }
+        let mut internal = Status::internal("it does not decode");
+        assert!(!is_out_of_reach(&internal));
+        internal.set_source(Arc::new(std::io::Error::other("the connection broke")));
+        assert!(is_out_of_reach(&internal));
+        let refusal = CallError::new(ErrorCode::Internal, "the node's own").to_status();
+        assert!(!is_out_of_reach(&refusal));
     }
 }
