@@ -102,11 +102,13 @@ impl Shard {
             }
         };
         let done = self.stage_rows(epoch, meta, files, before);
-        let mut staged = self.core.staged.lock();
-        if done.is_err()
-            && let Some(found) = staged.get_mut(&key)
-        {
-            found.busy = false;
+        // Who has marked nothing leaves the mark of another call alone: what that one changes must not become live.
+        if let (Err(_), Some(before)) = (&done, before) {
+            let mut staged = self.core.staged.lock();
+            let marked = staged.get_mut(&key);
+            if let Some(found) = marked.filter(|found| found.range == before.range) {
+                found.busy = false;
+            }
         }
         done
     }
