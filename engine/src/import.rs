@@ -243,6 +243,12 @@ impl Shard {
         imports.collect()
     }
 
+    /// Just these rows are staged here, and nobody is changing them: the commit that names them does not wait.
+    pub fn is_staged(&self, slot: SlotId, epoch: u64, digest: u128) -> bool {
+        let found = self.staged(slot, epoch);
+        found.is_some_and(|found| found.digest == digest)
+    }
+
     /// A staged range that nobody is changing.
     pub(crate) fn staged(&self, slot: SlotId, epoch: u64) -> Option<StagedRange> {
         let staged = self.core.staged.lock();

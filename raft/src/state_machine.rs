@@ -295,9 +295,8 @@ impl Applier {
         }
     }
 
-    fn has_staged(&self, wanted: (SlotId, u64, u128)) -> bool {
-        let mut staged = self.engine.staged_imports().into_iter();
-        staged.any(|found| (found.slot, found.epoch, found.digest) == wanted)
+    fn has_staged(&self, (slot, epoch, digest): (SlotId, u64, u128)) -> bool {
+        self.engine.is_staged(slot, epoch, digest)
     }
 
     /// Asks the peers, beginning with another one each time, until one has given the rows or is silent, or the rows have
