@@ -62,14 +62,19 @@ impl Inner {
             .chain(others)
             .filter(|next| !asked.is_vain(next.address(), epoch, begun));
         let next: Vec<&Node> = next.take(ASKED_MAX).collect();
+        let mut in_vain = Vec::with_capacity(ASKED_MAX);
         for node in next {
             if self.holds_map(epoch) || Instant::now() >= deadline {
                 return;
             }
             let pause = Box::pin(self.read_map_of(node, deadline)).await;
+            in_vain.push((node.address(), pause));
+            // From now on for all of them: the next in line is to ask others, and not again who was silent first.
             let now = Instant::now();
-            let until = now + pause;
-            asked.note(node.address(), Vain { epoch, until }, now);
+            for (address, pause) in &in_vain {
+                let until = now + *pause;
+                asked.note(address, Vain { epoch, until }, now);
+            }
         }
     }
 
