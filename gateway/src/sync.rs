@@ -209,12 +209,22 @@ impl Composer {
             groups,
             missing: unknown.map(|unknown| unknown.error),
         };
-        for (group, seq) in start.beyond {
-            let raised = composer.raise(group, seq);
-            // Of one that is not listed some rows will be given again.
-            if is_listed(&composer.groups, group) {
-                raised?;
+        if start.beyond.is_empty() {
+            return Ok(composer);
+        }
+        let (key, groups) = (&mut composer.key, &composer.groups);
+        // Once for all of them: a client names thousands.
+        key.retain_groups(|id| is_listed(groups, id));
+        let (listed, others): (Vec<_>, Vec<_>) =
+            (start.beyond.into_iter()).partition(|(group, _)| is_listed(groups, *group));
+        for (group, seq) in listed {
+            if !key.raise_group(group, seq) {
+                return Err(too_many_groups());
             }
+        }
+        for (group, seq) in others {
+            // Of one that has no room some rows will be given again.
+            key.raise_group(group, seq);
         }
         Ok(composer)
     }
