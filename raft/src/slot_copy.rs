@@ -473,7 +473,9 @@ impl Node {
         let node = order.node;
         if let Some(link) = self.shared.peers.link(node) {
             let patience = Patience::for_rows(ask.rows, silences);
-            return stager.stage_from(&link, ask, None, patience).await;
+            let is_reached = || self.shared.pulse.is_reached(node);
+            let staged = stager.stage_from(&link, ask, None, patience, &is_reached);
+            return staged.await;
         }
         if node != self.shared.options.node {
             return Err(format!("node {node} is not known").into());

@@ -35,7 +35,7 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// Snapshots on their way at once, each direction of a node.
 const TRANSFERS_MAX: usize = 2;
 /// Silence after which a transfer is given up.
-const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the receiver may take to say whether it takes one.
 const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the receiver may take to install.
@@ -378,7 +378,7 @@ pub(crate) async fn receive(
         .receiving
         .try_acquire()
         .map_err(|_| receives_enough())?;
-    let (files, dir) = receive_files(begin, steps, pace).await?;
+    let (files, dir) = receive_files(begin, steps, STALL_TIMEOUT, pace).await?;
     Ok(Received {
         meta,
         files,
@@ -398,44 +398,48 @@ pub(crate) async fn receive_begin(
     Ok(begin)
 }
 
-/// Receives the files of a description, and that these were all.
+/// Receives the files of a description, and that these were all; each next piece within `stall`.
 pub(crate) async fn receive_files(
     begin: &peer::SnapshotBegin,
     steps: &mut Streaming<peer::SnapshotRequest>,
+    stall: Duration,
     pace: &SnapshotPace,
 ) -> Result<(Vec<PathBuf>, StagingDir), String> {
     let dir = pace.new_dir("receive")?;
     let mut files = Vec::with_capacity(begin.files.len());
     for (number, file) in (0_u32..).zip(&begin.files) {
         let path = dir.path.join(format!("{number:06}"));
-        receive_file(number, file, &path, steps, pace).await?;
+        receive_file((number, file), &path, steps, stall, pace).await?;
         files.push(path);
     }
-    match next_step(steps).await? {
+    match next_step(steps, stall).await? {
         Step::End(_) => Ok((files, dir)),
         Step::Begin(_) | Step::Chunk(_) => Err("more was sent than announced".to_owned()),
     }
 }
 
-async fn next_step(steps: &mut Streaming<peer::SnapshotRequest>) -> Result<Step, String> {
-    within(STALL_TIMEOUT, steps.message())
+async fn next_step(
+    steps: &mut Streaming<peer::SnapshotRequest>,
+    stall: Duration,
+) -> Result<Step, String> {
+    within(stall, steps.message())
         .await?
         .and_then(|request| request.step)
         .ok_or_else(|| "the stream ended early".to_owned())
 }
 
 async fn receive_file(
-    number: u32,
-    file: &peer::SnapshotFile,
+    (number, file): (u32, &peer::SnapshotFile),
     path: &Path,
     steps: &mut Streaming<peer::SnapshotRequest>,
+    stall: Duration,
     pace: &SnapshotPace,
 ) -> Result<(), String> {
     let created = path.to_owned();
     let out = Arc::new(beside(path, move || File::create(created)).await?);
     let (mut offset, mut hasher) = (0_u64, Xxh3Default::new());
     while offset < file.bytes {
-        let Step::Chunk(chunk) = next_step(steps).await? else {
+        let Step::Chunk(chunk) = next_step(steps, stall).await? else {
             return Err(format!("{}: chunks are missing", file.name));
         };
         if chunk.file != number || chunk.offset != offset || chunk.content.is_empty() {

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use mailbox_engine::{EXPORT_FORMAT, ExportMeta};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::background::{self, Haste};
 use crate::base_thread::{error_chain, report};
 use crate::peer_link::Link;
 use crate::slot_copy::{Ask, Holder, Rows};
-use crate::snapshot::{SnapshotPace, StagingDir, receive_begin, receive_files};
+use crate::snapshot::{STALL_TIMEOUT, SnapshotPace, StagingDir, receive_begin, receive_files};
 
 /// How long a peer may take to answer a call for rows, and then to write them.
 const OPENING: Duration = Duration::from_secs(10);
@@ -18,24 +19,31 @@ const WRITING: Duration = Duration::from_secs(600);
 /// The same at first where nobody is served meanwhile.
 const URGENT_OPENING: Duration = Duration::from_secs(2);
 const URGENT_WRITING: Duration = Duration::from_secs(5);
+/// The same if it answers pulses meanwhile: whoever writes a large slot is silent for long, and who is asked in its place
+/// begins anew.
+const AT_WORK: Duration = Duration::from_secs(60);
 
 /// How long a peer is waited for before another one is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Patience {
     opening: Duration,
+    /// Until it begins to send, if it answers no pulses; and at most from one piece to the next.
     writing: Duration,
+    /// Until it begins to send, if it answers them.
+    at_work: Duration,
 }
 
 impl Patience {
     /// Of a replica whose apply waits: it looks meanwhile whether the rows have come otherwise.
     pub(crate) const BESIDE: Patience = Patience {
         opening: URGENT_OPENING,
-        writing: Duration::from_secs(60),
+        writing: AT_WORK,
+        at_work: AT_WORK,
     };
 
     /// After so many tries for the same rows that a silent peer ended. A peer that is paused or cut off is given up soon
-    /// if nobody is served meanwhile. But whoever writes a large slot is silent for long, too, and a frozen one goes
-    /// nowhere without its rows: so what was not enough is doubled.
+    /// if nobody is served meanwhile. But a frozen slot goes nowhere without its rows, however long they take to be
+    /// written: so what was not enough is doubled.
     pub(crate) fn for_rows(rows: Rows, silences: u32) -> Patience {
         let factor = match rows {
             Rows::Copy => u32::MAX,
@@ -44,6 +52,31 @@ impl Patience {
         Patience {
             opening: URGENT_OPENING.saturating_mul(factor).min(OPENING),
             writing: URGENT_WRITING.saturating_mul(factor).min(WRITING),
+            at_work: AT_WORK.saturating_mul(factor).min(WRITING),
+        }
+    }
+
+    /// From one piece to the next.
+    fn stall(self) -> Duration {
+        self.writing.min(STALL_TIMEOUT)
+    }
+
+    /// What `begins` gives, unless the peer stays silent for too long.
+    async fn wait_for<T>(
+        self,
+        begins: impl Future<Output = T>,
+        is_reached: &impl Fn() -> bool,
+    ) -> Option<T> {
+        tokio::pin!(begins);
+        let end = Instant::now() + self.at_work;
+        loop {
+            let look = end.min(Instant::now() + self.writing);
+            if let Ok(begun) = tokio::time::timeout_at(look, &mut begins).await {
+                return Some(begun);
+            }
+            if look == end || !is_reached() {
+                return None;
+            }
         }
     }
 }
@@ -51,7 +84,7 @@ impl Patience {
 /// Why rows are not staged.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Unstaged {
-    /// The peer has said nothing for as long as it may.
+    /// The peer has said nothing for as long as it may, or not gone on with what it began.
     #[error("{0}")]
     Silent(String),
     /// It refused, or what it gave is of no use now.
@@ -78,6 +111,7 @@ async fn fetch(
     ask: &Ask,
     wanted: Option<u128>,
     patience: Patience,
+    is_reached: &impl Fn() -> bool,
 ) -> Result<Fetched, Unstaged> {
     let silent = |what: &str| Unstaged::Silent(format!("node {} {what}", link.node));
     let request = link.sign(ask.encode(link.hello(ask.shard.0)));
@@ -87,8 +121,8 @@ async fn fetch(
         .map_err(|_| silent("did not answer"))?
         .map_err(|status| status.message().to_owned())?
         .into_inner();
-    let begin = tokio::time::timeout(patience.writing, receive_begin(&mut steps)).await;
-    let begin = begin.map_err(|_| silent("sends nothing"))??;
+    let begin = patience.wait_for(receive_begin(&mut steps), is_reached);
+    let begin = begin.await.ok_or_else(|| silent("sends nothing"))??;
     if begin.format != EXPORT_FORMAT {
         let found = begin.format;
         let reason = format!("export format {found}, this build reads {EXPORT_FORMAT}");
@@ -96,7 +130,9 @@ async fn fetch(
     }
     let meta = ExportMeta::decode(&begin.meta).map_err(|error| error.to_string())?;
     check_wanted(&meta, wanted)?;
-    let (files, dir) = receive_files(&begin, &mut steps, pace).await?;
+    let received = receive_files(&begin, &mut steps, patience.stall(), pace).await;
+    // Whoever stops in the middle is not asked for more at once.
+    let (files, dir) = received.map_err(Unstaged::Silent)?;
     Ok(Fetched {
         meta,
         files,
@@ -136,14 +172,16 @@ pub(crate) struct Stager<'a> {
 
 impl Stager<'_> {
     /// Gets rows from a peer and stages them; if only those with one digest are `wanted`, no others. Gives their digest.
+    /// A peer that `is_reached` may be silent for longer.
     pub(crate) async fn stage_from(
         &self,
         link: &Link,
         ask: Ask,
         wanted: Option<u128>,
         patience: Patience,
+        is_reached: &impl Fn() -> bool,
     ) -> Result<u128, Unstaged> {
-        let fetched = fetch(link, self.pace, &ask, wanted, patience).await?;
+        let fetched = fetch(link, self.pace, &ask, wanted, patience, is_reached).await?;
         let staged = self.stage(ask.epoch, fetched.meta, fetched.files.clone());
         staged.await.map_err(Unstaged::from)
     }
@@ -210,5 +248,20 @@ mod tests {
         for silences in [7, 8, 31, 32, u32::MAX] {
             assert_eq!(of(Rows::Frozen, silences), served, "{silences}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_peer_that_is_reached_has_longer_to_begin() {
+        let patience = Patience::for_rows(Rows::Frozen, 0);
+        let after = |seconds| tokio::time::sleep(Duration::from_secs(seconds));
+        let begun = patience.wait_for(after(4), &|| false).await;
+        assert_eq!(begun, Some(()));
+        let begun = patience.wait_for(after(6), &|| false).await;
+        assert_eq!(begun, None, "nothing is heard of it");
+        let begun = patience.wait_for(after(59), &|| true).await;
+        assert_eq!(begun, Some(()));
+        let began = Instant::now();
+        let begun = patience.wait_for(after(61), &|| true).await;
+        assert_eq!((begun, began.elapsed()), (None, AT_WORK));
     }
 }

@@ -327,7 +327,9 @@ impl Applier {
                         rows: *rows,
                         base: None,
                     };
-                    let staged = stager.stage_from(link, ask, Some(digest), Patience::BESIDE);
+                    let (wanted, patience) = (Some(digest), Patience::BESIDE);
+                    // It has all its time whatever it says.
+                    let staged = stager.stage_from(link, ask, wanted, patience, &|| true);
                     match staged.await {
                         // No second one is waited for now: the next call begins with another peer.
                         Ok(_) | Err(Unstaged::Silent(_)) => return,
