@@ -148,7 +148,7 @@ pub const OPTIONS: &[OptionFacts] = &[
     ),
     text(
         "cluster.nodes",
-        "node id = \"host:port\", one or three nodes",
+        "node id = \"host:port\"; one or three nodes, of a gateway any number",
         "The store nodes that the cluster begins with, and the addresses under which clients and the \
          other nodes reach them. A change after bootstrap has no effect on who votes.",
     ),

@@ -36,7 +36,7 @@ impl Config {
                 check_bounds(option, value)?;
             }
         }
-        self.check_cluster()?;
+        self.check_cluster(role)?;
         self.check_pairs()?;
         match role {
             Role::Server => self.check_node(),
@@ -44,7 +44,7 @@ impl Config {
         }
     }
 
-    fn check_cluster(&self) -> Result<(), Error> {
+    fn check_cluster(&self, role: Role) -> Result<(), Error> {
         let cluster = &self.cluster;
         let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         if cluster.id.is_empty() || cluster.id.len() > 64 || !cluster.id.chars().all(fits) {
@@ -74,7 +74,9 @@ impl Config {
                 "a node is one of cluster.nodes or joins, not both: leave cluster.nodes out",
             );
         }
-        if cluster.join.is_empty() && cluster.nodes.len() != 1 && cluster.nodes.len() != 3 {
+        // A gateway may be told of nodes that have joined since: the more it knows, the more may be down when it starts.
+        let begins = cluster.nodes.len() == 1 || cluster.nodes.len() == 3;
+        if role == Role::Server && cluster.join.is_empty() && !begins {
             return invalid(
                 "cluster.nodes",
                 format!("{} nodes", cluster.nodes.len()),
@@ -409,6 +411,24 @@ mod tests {
         config.cluster.join = vec!["10.0.0.1".into()];
         let error = config.validate(Role::Server).expect_err("no port");
         assert!(error.to_string().contains("cluster.join"), "{error}");
+    }
+
+    #[test]
+    fn a_gateway_may_name_as_many_nodes_as_there_are() {
+        let many = |c: &mut Config| {
+            c.cluster.nodes = (1..=5)
+                .map(|id| (id, format!("10.0.0.{id}:7700")))
+                .collect();
+        };
+        let text = refusal(many, Role::Server);
+        assert!(text.contains("must be one or three"), "{text}");
+        let mut config = Config::default();
+        config.auth.hs256_secret_file = "./key".into();
+        many(&mut config);
+        config.validate(Role::Gateway).expect("any number");
+        config.cluster.nodes.insert(0, "10.0.0.9:7700".to_owned());
+        let error = config.validate(Role::Gateway).expect_err("no such id");
+        assert!(error.to_string().contains("at least 1"), "{error}");
     }
 
     #[test]
