@@ -200,15 +200,10 @@ impl Cluster {
             anyhow::Ok(path)
         };
         let config = write("mailbox.toml", company)?;
+        // A gateway does not join, it only has to know some nodes.
         let gateway_config = match company {
-            config::Company::Members(_) => config.clone(),
-            // A gateway does not join, it only has to know some nodes.
-            config::Company::Joins(_) => {
-                let known = self.nodes.iter();
-                let known = known.map(|node| (node.id(), node.address().to_owned()));
-                let known = config::Company::Members(known.collect());
-                write("gateway.toml", &known)?
-            }
+            config::Company::Members(_) => write("gateway.toml", company)?,
+            config::Company::Joins(_) => write("gateway.toml", &self.known_to_gateways())?,
         };
         let places = Places {
             binary: &self.mould.binary,
@@ -241,7 +236,26 @@ impl Cluster {
         node.start()?;
         node.start_gateway()?;
         self.nodes.push(node);
+        self.tell_gateways()?;
         self.wait_ready(within).await
+    }
+
+    /// Nodes that a gateway is told of: as many as a server may be told of, of those that are there.
+    fn known_to_gateways(&self) -> config::Company {
+        let count = if self.nodes.len() < 3 { 1 } else { 3 };
+        let known = self.nodes.iter().take(count);
+        let known = known.map(|node| (node.id(), node.address().to_owned()));
+        config::Company::Members(known.collect())
+    }
+
+    /// Writes into the gateways' configs, as an operator would, which nodes there are: one that starts when all that it
+    /// was told of are gone finds nobody.
+    fn tell_gateways(&self) -> anyhow::Result<()> {
+        let known = self.known_to_gateways();
+        for node in &self.nodes {
+            config::set_company(node.gateway_config(), &known)?;
+        }
+        Ok(())
     }
 
     /// The id of the next node that joins.
@@ -294,7 +308,7 @@ impl Cluster {
         self.nodes[found].kill()?;
         self.nodes[found].kill_gateway()?;
         self.nodes.remove(found);
-        Ok(())
+        self.tell_gateways()
     }
 
     /// Node `i`, counted from 0.

@@ -36,6 +36,37 @@ pub(crate) enum Company {
     Joins(Vec<String>),
 }
 
+impl Company {
+    /// The option of `cluster` that says it.
+    fn option(&self) -> (&'static str, Value) {
+        match self {
+            Company::Members(nodes) => {
+                let nodes = nodes.iter();
+                let nodes: Table = nodes
+                    .map(|(id, address)| (id.to_string(), Value::from(address.clone())))
+                    .collect();
+                ("nodes", Value::from(nodes))
+            }
+            Company::Joins(addresses) => ("join", Value::from(addresses.clone())),
+        }
+    }
+}
+
+/// Says in a file that is there who the others are now.
+pub(crate) fn set_company(file: &Path, company: &Company) -> anyhow::Result<()> {
+    let text = std::fs::read_to_string(file);
+    let text = text.with_context(|| format!("read {}", file.display()))?;
+    let mut config: Table = text
+        .parse()
+        .with_context(|| format!("parse {}", file.display()))?;
+    let cluster = config.get_mut("cluster").and_then(Value::as_table_mut);
+    let cluster = cluster.with_context(|| format!("{} has no [cluster]", file.display()))?;
+    let (key, value) = company.option();
+    cluster.insert(key.to_owned(), value);
+    let text = toml::to_string(&config).context("encode the config")?;
+    std::fs::write(file, text).with_context(|| format!("write {}", file.display()))
+}
+
 /// The config of one node, with `extra` merged over it.
 pub(crate) fn document(
     own: &Own<'_>,
@@ -47,16 +78,6 @@ pub(crate) fn document(
     // A network of the harness' own leads nowhere else.
     let plaintext = Value::from(!own.host.ip.is_loopback());
     let path = |path: &Path| Value::from(path.to_string_lossy().into_owned());
-    let company = match company {
-        Company::Members(nodes) => {
-            let nodes = nodes.iter();
-            let nodes: Table = nodes
-                .map(|(id, address)| (id.to_string(), Value::from(address.clone())))
-                .collect();
-            ("nodes", Value::from(nodes))
-        }
-        Company::Joins(addresses) => ("join", Value::from(addresses.clone())),
-    };
     let id = i64::try_from(own.id).context("number the node")?;
     let mut config = Table::new();
     set(
@@ -67,7 +88,7 @@ pub(crate) fn document(
             ("secret_file", path(files.secret)),
             ("slot_count", Value::from(SLOT_COUNT)),
             ("shards", Value::from(i64::from(own.shards))),
-            company,
+            company.option(),
         ],
     );
     set(
@@ -161,6 +182,24 @@ mod tests {
                 .map(|id| (id, format!("198.18.0.{id}:1")))
                 .to_vec(),
         )
+    }
+
+    #[test]
+    fn a_gateway_is_told_who_is_there_now() {
+        let first = Company::Members(vec![(1, "10.0.0.1:7".to_owned())]);
+        let before = config(&first, "").unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), toml::to_string(&before).unwrap()).unwrap();
+        let now = Company::Members(vec![(4, "10.0.0.4:7".to_owned())]);
+        set_company(file.path(), &now).unwrap();
+        let after: Table = std::fs::read_to_string(file.path())
+            .unwrap()
+            .parse()
+            .unwrap();
+        let nodes = after["cluster"]["nodes"].as_table().unwrap();
+        assert_eq!(nodes.keys().collect::<Vec<_>>(), ["4"]);
+        assert_eq!(after["cluster"]["id"], before["cluster"]["id"]);
+        assert_eq!(after["gateway"], before["gateway"]);
     }
 
     #[test]

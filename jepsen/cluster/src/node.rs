@@ -22,6 +22,7 @@ pub struct Node {
     gateway_address: Option<String>,
     dir: PathBuf,
     config: PathBuf,
+    gateway_config: PathBuf,
     server: Process,
     gateway: Option<Process>,
 }
@@ -33,7 +34,6 @@ pub(crate) struct Places<'a> {
     pub(crate) dir: &'a Path,
     pub(crate) data: PathBuf,
     pub(crate) config: PathBuf,
-    /// The gateway's, if it is another.
     pub(crate) gateway_config: PathBuf,
 }
 
@@ -62,7 +62,13 @@ impl Node {
             server,
             gateway: gateway.then(|| process("gateway", &places.gateway_config)),
             config: places.config,
+            gateway_config: places.gateway_config,
         }
+    }
+
+    /// What its gateway reads when it starts.
+    pub(crate) fn gateway_config(&self) -> &Path {
+        &self.gateway_config
     }
 
     /// Its node id, from 1.
