@@ -8,6 +8,7 @@
 //! `:fail` did surely not happen, `:info` may have; a process whose operation ended so does nothing any more. Faults
 //! are the operations of the process `:nemesis`: `:info` when they begin and when they are healed.
 
+use std::fmt::Write as _;
 use std::io::Write;
 
 use anyhow::Context as _;
@@ -15,7 +16,11 @@ use anyhow::Context as _;
 use crate::edn::Edn;
 use crate::history::{Append, Fault, History, Installation, Op, Outcome, Read, Row, Source};
 use crate::page::{Page, Synced};
+use crate::parallel;
 use crate::register::{Call, Touch};
+
+/// Events that are written together.
+const PIECE_EVENTS: usize = 16_384;
 
 /// Who did it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,9 +44,9 @@ pub enum Kind {
     Info,
 }
 
-/// One event.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Event {
+/// One event: what can be told of it without its values, which take far longer.
+#[derive(Debug, Clone, Copy)]
+pub struct Event<'a> {
     /// Nanoseconds since the run began.
     pub time_ns: u64,
     /// Whose.
@@ -49,11 +54,12 @@ pub struct Event {
     /// Begin or end.
     pub kind: Kind,
     /// What was done: `send`, `read`, `sync`, `claim`, `look`, `raise`, or the name of a fault.
-    pub f: String,
-    /// What was asked, and once it is known what was answered.
-    pub value: Edn,
+    pub f: &'a str,
     /// Why it failed, or may have.
-    pub error: Option<String>,
+    pub error: Option<&'a str>,
+    /// What it belongs to.
+    op: &'a Op,
+    is_end: bool,
 }
 
 impl Kind {
@@ -68,12 +74,90 @@ impl Kind {
     }
 }
 
-impl Event {
+impl<'a> Event<'a> {
+    /// The begin or the end of an operation; `None` of one that took no time.
+    fn of(op: &'a Op, is_end: bool) -> Option<Self> {
+        let (process, f, times, (end, error)) = match op {
+            Op::Append(it) => (
+                it.process,
+                "send",
+                (it.invoked_ns, it.completed_ns),
+                end_of(&it.outcome),
+            ),
+            Op::Read(it) => (
+                it.process,
+                "read",
+                (it.invoked_ns, it.completed_ns),
+                end_of(&it.outcome),
+            ),
+            Op::Page(it) => (
+                it.process,
+                "sync",
+                (it.invoked_ns, it.completed_ns),
+                end_of(&it.outcome),
+            ),
+            Op::Touch(it) => {
+                let f = match it.call {
+                    Call::Claim => "claim",
+                    Call::Look => "look",
+                    Call::Raise(_) => "raise",
+                };
+                (
+                    it.process,
+                    f,
+                    (it.invoked_ns, it.completed_ns),
+                    end_of(&it.outcome),
+                )
+            }
+            Op::Fault(it) => {
+                let error = match &it.installation {
+                    Installation::Installed => None,
+                    Installation::Skipped(why) | Installation::Indeterminate(why) => Some(why),
+                };
+                return Some(Self {
+                    time_ns: if is_end { it.healed_ns } else { it.begun_ns },
+                    process: Process::Nemesis,
+                    kind: Kind::Info,
+                    f: &it.kind,
+                    error: error.filter(|_| is_end).map(String::as_str),
+                    op,
+                    is_end,
+                });
+            }
+            Op::Join(_) | Op::Leave(_) | Op::Leaderless(_) | Op::StateHash(_) => return None,
+        };
+        Some(Self {
+            time_ns: if is_end { times.1 } else { times.0 },
+            process: Process::Number(process),
+            kind: if is_end { end } else { Kind::Invoke },
+            f,
+            error: error.filter(|_| is_end),
+            op,
+            is_end,
+        })
+    }
+
     /// What pairs its begin with its end: a process does one thing after the other, but of the nemesis two faults may
     /// stand at once, of different kinds.
-    pub(crate) fn whose(&self) -> (Process, Option<String>) {
+    pub(crate) fn whose(&self) -> (Process, Option<&'a str>) {
         let is_fault = self.process == Process::Nemesis;
-        (self.process, is_fault.then(|| self.f.clone()))
+        (self.process, is_fault.then_some(self.f))
+    }
+
+    /// What was asked, and once it is known what was answered.
+    pub fn value(&self) -> Edn {
+        let mut value = match self.op {
+            Op::Append(append) => asked_to_send(append),
+            Op::Read(read) => asked_to_read(read),
+            Op::Page(page) => asked_to_sync(page),
+            Op::Touch(touch) => asked_of_register(touch),
+            Op::Fault(fault) => target(fault),
+            Op::Join(_) | Op::Leave(_) | Op::Leaderless(_) | Op::StateHash(_) => Vec::new(),
+        };
+        if self.is_end {
+            value.extend(answer(self.op));
+        }
+        Edn::Map(value)
     }
 
     /// The event as the one with that number.
@@ -87,13 +171,22 @@ impl Event {
             ("time", Edn::Int(self.time_ns)),
             ("process", process),
             ("type", Edn::keyword(self.kind.name())),
-            ("f", Edn::keyword(&self.f)),
-            ("value", self.value.clone()),
+            ("f", Edn::keyword(self.f)),
+            ("value", self.value()),
         ];
-        if let Some(error) = &self.error {
+        if let Some(error) = self.error {
             pairs.push(("error", Edn::text(error)));
         }
         Edn::Map(pairs)
+    }
+}
+
+/// How an operation of a process ended, and why if it was not well.
+fn end_of<T>(outcome: &Outcome<T>) -> (Kind, Option<&str>) {
+    match outcome {
+        Outcome::Ok(_) => (Kind::Ok, None),
+        Outcome::Fail(code) => (Kind::Fail, Some(code)),
+        Outcome::Unknown(code) => (Kind::Info, Some(code)),
     }
 }
 
@@ -113,15 +206,10 @@ impl<'a> Events<'a> {
     pub fn of(history: &'a History) -> Self {
         let mut order = Vec::with_capacity(2 * history.ops.len());
         for (number, op) in history.ops.iter().enumerate() {
-            let (begun_ns, ended_ns) = match op {
-                Op::Append(append) => (append.invoked_ns, append.completed_ns),
-                Op::Read(read) => (read.invoked_ns, read.completed_ns),
-                Op::Page(page) => (page.invoked_ns, page.completed_ns),
-                Op::Touch(touch) => (touch.invoked_ns, touch.completed_ns),
-                Op::Fault(fault) => (fault.begun_ns, fault.healed_ns),
-                Op::Join(_) | Op::Leave(_) | Op::Leaderless(_) | Op::StateHash(_) => continue,
-            };
-            order.extend([(begun_ns, number, false), (ended_ns, number, true)]);
+            for is_end in [false, true] {
+                let event = Event::of(op, is_end);
+                order.extend(event.map(|event| (event.time_ns, number, is_end)));
+            }
         }
         // The operations of one process stand in their order: of two of its events at one time, the earlier comes first.
         order.sort_unstable();
@@ -129,24 +217,19 @@ impl<'a> Events<'a> {
     }
 
     /// In their order.
-    pub fn iter(&self) -> impl Iterator<Item = Event> + '_ {
-        let ops = &self.history.ops;
-        self.order.iter().filter_map(|(_, number, is_end)| {
-            let [begun, ended] = both_of(ops.get(*number)?)?;
-            Some(if *is_end { ended } else { begun })
-        })
+    pub fn iter(&self) -> impl Iterator<Item = Event<'a>> + '_ {
+        self.some(&self.order)
     }
-}
 
-/// Begin and end of an operation that took time.
-fn both_of(op: &Op) -> Option<[Event; 2]> {
-    match op {
-        Op::Append(append) => Some(sent(append)),
-        Op::Read(read) => Some(was_read(read)),
-        Op::Page(page) => Some(synced(page)),
-        Op::Touch(touch) => Some(touched(touch)),
-        Op::Fault(fault) => Some(installed(fault)),
-        Op::Join(_) | Op::Leave(_) | Op::Leaderless(_) | Op::StateHash(_) => None,
+    fn some<'b>(&self, order: &'b [(u64, usize, bool)]) -> impl Iterator<Item = Event<'a>> + 'b
+    where
+        'a: 'b,
+    {
+        let ops = &self.history.ops;
+        let ops = order
+            .iter()
+            .map(|(_, number, is_end)| (ops.get(*number), is_end));
+        ops.filter_map(|(op, is_end)| Event::of(op?, *is_end))
     }
 }
 
@@ -155,127 +238,115 @@ fn both_of(op: &Op) -> Option<[Event; 2]> {
 /// # Errors
 /// When `to` takes no more.
 pub fn write(events: &Events<'_>, to: &mut impl Write) -> anyhow::Result<()> {
-    for (event, index) in events.iter().zip(0..) {
-        writeln!(to, "{}", event.edn(index)).context("write an event")?;
-    }
+    let pieces = events.order.chunks(PIECE_EVENTS).zip(0_u64..);
+    let text = |(piece, number): (&[_], u64)| {
+        let mut text = String::new();
+        let first = number * PIECE_EVENTS as u64;
+        for (event, index) in events.some(piece).zip(first..) {
+            // To a string all can be written.
+            let _ = writeln!(text, "{}", event.edn(index));
+        }
+        text
+    };
+    parallel::in_order(pieces, text, |text| {
+        to.write_all(text.as_bytes()).context("write some events")
+    })?;
     to.flush().context("write the events")
 }
 
-/// Begin and end of one operation of a process of the workload. `answer` is put behind `asked`.
-fn both<T>(
-    f: &str,
-    process: u64,
-    (begun_ns, ended_ns): (u64, u64),
-    asked: Vec<(&'static str, Edn)>,
-    outcome: &Outcome<T>,
-    answer: impl FnOnce(&T) -> Vec<(&'static str, Edn)>,
-) -> [Event; 2] {
-    let begun = Event {
-        time_ns: begun_ns,
-        process: Process::Number(process),
-        kind: Kind::Invoke,
-        f: f.to_owned(),
-        value: Edn::Map(asked.clone()),
-        error: None,
-    };
-    let mut value = asked;
-    let (kind, error) = match outcome {
-        Outcome::Ok(answered) => {
-            value.extend(answer(answered));
-            (Kind::Ok, None)
-        }
-        Outcome::Fail(code) => (Kind::Fail, Some(code.clone())),
-        Outcome::Unknown(code) => (Kind::Info, Some(code.clone())),
-    };
-    let ended = Event {
-        time_ns: ended_ns,
-        kind,
-        value: Edn::Map(value),
-        error,
-        ..begun.clone()
-    };
-    [begun, ended]
-}
+type Named = Vec<(&'static str, Edn)>;
 
-fn sent(append: &Append) -> [Event; 2] {
-    let asked = vec![
+fn asked_to_send(append: &Append) -> Named {
+    vec![
         ("sender", Edn::Int(append.sender)),
         ("to", Edn::text(append.to)),
         ("id", Edn::text(append.id)),
         ("content", Edn::Int(append.content.into())),
-    ];
-    let times = (append.invoked_ns, append.completed_ns);
-    both(
-        "send",
-        append.process,
-        times,
-        asked,
-        &append.outcome,
-        |acked| {
-            vec![
-                ("timeline", Edn::text(acked.timeline)),
-                ("seq", Edn::Int(acked.seq)),
-                ("message-id", Edn::Int(acked.message_id)),
-            ]
-        },
-    )
+    ]
 }
 
-fn was_read(read: &Read) -> [Event; 2] {
+fn asked_to_read(read: &Read) -> Named {
     let source = match read.source {
         Source::Leader => Edn::keyword("leader"),
         Source::Node(node) => Edn::Int(node),
         Source::Stale(max_ms) => Edn::Map(vec![("max-staleness-ms", Edn::Int(max_ms.into()))]),
     };
-    let asked = vec![
+    vec![
         ("timeline", Edn::text(read.timeline)),
         ("source", source),
         ("last", Edn::Bool(read.last)),
-    ];
-    let times = (read.invoked_ns, read.completed_ns);
-    both("read", read.process, times, asked, &read.outcome, |view| {
-        vec![
-            ("after", Edn::Int(view.after)),
-            ("head", Edn::Int(view.head)),
-            ("rows", Edn::Vector(view.rows.iter().map(row).collect())),
-        ]
-    })
+    ]
 }
 
-fn synced(page: &Page) -> [Event; 2] {
-    let asked = vec![
+fn asked_to_sync(page: &Page) -> Named {
+    vec![
         ("user", Edn::Int(page.user)),
         ("device", Edn::text(&page.device)),
         ("gateway", Edn::Int(page.gateway)),
         ("last", Edn::Bool(page.last)),
-    ];
-    let times = (page.invoked_ns, page.completed_ns);
-    both("sync", page.process, times, asked, &page.outcome, |page| {
-        let Synced { rows, more } = page;
-        let rows = rows
-            .iter()
-            .map(|(timeline, it)| Edn::Vector(vec![Edn::text(timeline), row(it)]));
-        vec![
-            ("rows", Edn::Vector(rows.collect())),
-            ("more", Edn::Bool(*more)),
-        ]
-    })
+    ]
 }
 
-fn touched(touch: &Touch) -> [Event; 2] {
+fn asked_of_register(touch: &Touch) -> Named {
     let mut asked = vec![("register", Edn::text(&touch.register))];
-    let f = match touch.call {
-        Call::Claim => "claim",
-        Call::Look => "look",
-        Call::Raise(to) => {
-            asked.push(("to", Edn::Int(to)));
-            "raise"
+    if let Call::Raise(to) = touch.call {
+        asked.push(("to", Edn::Int(to)));
+    }
+    asked
+}
+
+fn target(fault: &Fault) -> Named {
+    vec![
+        ("fault", Edn::text(&fault.kind)),
+        ("node", Edn::maybe(fault.node, Edn::Int)),
+    ]
+}
+
+/// What was answered, if it was ok; of a fault, whether it was there.
+fn answer(op: &Op) -> Named {
+    match op {
+        Op::Append(Append {
+            outcome: Outcome::Ok(acked),
+            ..
+        }) => vec![
+            ("timeline", Edn::text(acked.timeline)),
+            ("seq", Edn::Int(acked.seq)),
+            ("message-id", Edn::Int(acked.message_id)),
+        ],
+        Op::Read(Read {
+            outcome: Outcome::Ok(view),
+            ..
+        }) => vec![
+            ("after", Edn::Int(view.after)),
+            ("head", Edn::Int(view.head)),
+            ("rows", Edn::Vector(view.rows.iter().map(row).collect())),
+        ],
+        Op::Page(Page {
+            outcome: Outcome::Ok(Synced { rows, more }),
+            ..
+        }) => {
+            let rows = rows
+                .iter()
+                .map(|(timeline, it)| Edn::Vector(vec![Edn::text(timeline), row(it)]));
+            vec![
+                ("rows", Edn::Vector(rows.collect())),
+                ("more", Edn::Bool(*more)),
+            ]
         }
-    };
-    let times = (touch.invoked_ns, touch.completed_ns);
-    both(f, touch.process, times, asked, &touch.outcome, |holds| {
-        vec![("holds", Edn::Int(*holds))]
-    })
+        Op::Touch(Touch {
+            outcome: Outcome::Ok(holds),
+            ..
+        }) => vec![("holds", Edn::Int(*holds))],
+        Op::Fault(fault) => {
+            let name = match &fault.installation {
+                Installation::Installed => "installed",
+                Installation::Skipped(_) => "skipped",
+                Installation::Indeterminate(_) => "indeterminate",
+            };
+            vec![("installation", Edn::keyword(name))]
+        }
+        _ => Vec::new(),
+    }
 }
 
 fn row(row: &Row) -> Edn {
@@ -288,35 +359,6 @@ fn row(row: &Row) -> Edn {
         ("content", Edn::Int(row.content.into())),
         ("refused", Edn::maybe(row.refused, Edn::Int)),
     ])
-}
-
-fn installed(fault: &Fault) -> [Event; 2] {
-    let target = vec![
-        ("fault", Edn::text(&fault.kind)),
-        ("node", Edn::maybe(fault.node, Edn::Int)),
-    ];
-    let begun = Event {
-        time_ns: fault.begun_ns,
-        process: Process::Nemesis,
-        kind: Kind::Info,
-        f: fault.kind.clone(),
-        value: Edn::Map(target.clone()),
-        error: None,
-    };
-    let (name, error) = match &fault.installation {
-        Installation::Installed => ("installed", None),
-        Installation::Skipped(why) => ("skipped", Some(why.clone())),
-        Installation::Indeterminate(why) => ("indeterminate", Some(why.clone())),
-    };
-    let mut value = target;
-    value.push(("installation", Edn::keyword(name)));
-    let healed = Event {
-        time_ns: fault.healed_ns,
-        value: Edn::Map(value),
-        error,
-        ..begun.clone()
-    };
-    [begun, healed]
 }
 
 #[cfg(test)]
@@ -427,11 +469,8 @@ mod tests {
         let history = History {
             ops: vec![append(1, (1, 2), unknown), append(2, (3, 4), failed)],
         };
-        let events: Vec<Event> = Events::of(&history).iter().collect();
-        let ends: Vec<_> = events
-            .iter()
-            .map(|it| (it.kind, it.error.as_deref()))
-            .collect();
+        let events = Events::of(&history);
+        let ends: Vec<_> = events.iter().map(|it| (it.kind, it.error)).collect();
         let wanted = [
             (Kind::Invoke, None),
             (Kind::Info, Some("Unavailable")),
@@ -447,14 +486,15 @@ mod tests {
         let history = History {
             ops: (0..100).map(op).collect(),
         };
-        let events: Vec<Event> = Events::of(&history).iter().collect();
+        let events = Events::of(&history);
+        let events: Vec<Event<'_>> = events.iter().collect();
         assert_eq!(events.len(), 200);
         for (pair, seq) in events.chunks(2).zip(0..) {
             let [begun, ended] = pair else {
                 panic!("{pair:?}")
             };
             assert_eq!((begun.kind, ended.kind), (Kind::Invoke, Kind::Ok));
-            assert!(ended.value.to_string().contains(&format!(":seq {seq},")));
+            assert!(ended.value().to_string().contains(&format!(":seq {seq},")));
         }
     }
 }

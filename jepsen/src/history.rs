@@ -4,7 +4,6 @@
 //! answer never came is `unknown`, never `fail`: it may have happened.
 
 use std::fmt;
-use std::io::{BufRead, Write};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
@@ -17,8 +16,7 @@ use crate::page::{Join, Leave, Page};
 use crate::register::Touch;
 
 /// A timeline: `mailbox:17` or `group:65`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Timeline {
     /// Of a user.
     Mailbox(u64),
@@ -27,8 +25,7 @@ pub enum Timeline {
 }
 
 /// A message's `client_msg_id`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SendId(pub Uuid);
 
 /// How an operation ended.
@@ -234,27 +231,6 @@ pub struct History {
 }
 
 impl History {
-    /// Writes one operation a line.
-    pub fn write(&self, to: &mut impl Write) -> anyhow::Result<()> {
-        for op in &self.ops {
-            serde_json::to_writer(&mut *to, op).context("encode an operation")?;
-            to.write_all(b"\n").context("write an operation")?;
-        }
-        to.flush().context("write the history")
-    }
-
-    /// Reads what [`History::write`] wrote.
-    pub fn read(from: impl BufRead) -> anyhow::Result<Self> {
-        let mut ops = Vec::new();
-        for (line, number) in from.lines().zip(1..) {
-            let line = line.with_context(|| format!("read line {number}"))?;
-            let op =
-                serde_json::from_str(&line).with_context(|| format!("decode line {number}"))?;
-            ops.push(op);
-        }
-        Ok(Self { ops })
-    }
-
     /// The sends.
     pub fn appends(&self) -> impl Iterator<Item = &Append> {
         self.ops.iter().filter_map(|op| match op {
@@ -438,36 +414,16 @@ impl FromStr for Timeline {
     }
 }
 
-impl From<Timeline> for String {
-    fn from(timeline: Timeline) -> Self {
-        timeline.to_string()
-    }
-}
-
-impl TryFrom<String> for Timeline {
-    type Error = anyhow::Error;
-
-    fn try_from(text: String) -> anyhow::Result<Self> {
-        text.parse()
-    }
-}
-
 impl fmt::Display for SendId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
 }
 
-impl From<SendId> for String {
-    fn from(id: SendId) -> Self {
-        id.to_string()
-    }
-}
+impl FromStr for SendId {
+    type Err = uuid::Error;
 
-impl TryFrom<String> for SendId {
-    type Error = uuid::Error;
-
-    fn try_from(text: String) -> Result<Self, uuid::Error> {
+    fn from_str(text: &str) -> Result<Self, uuid::Error> {
         text.parse().map(Self)
     }
 }
@@ -475,130 +431,6 @@ impl TryFrom<String> for SendId {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::register::{Call, Register};
-
-    #[test]
-    fn a_history_survives_its_file() {
-        let acked = Acked {
-            timeline: Timeline::Group(65),
-            seq: 3,
-            message_id: 1 << 60,
-        };
-        let append = Append {
-            process: 1,
-            invoked_ns: 5,
-            completed_ns: 9,
-            sender: 17,
-            to: Timeline::Group(65),
-            id: SendId(Uuid::from_u128(7)),
-            content: 4,
-            outcome: Outcome::Ok(acked),
-            repeats: vec![acked],
-            repeat_refused: None,
-            reuse: Some("IdReused".into()),
-        };
-        let unknown = Append {
-            outcome: Outcome::Unknown("Unavailable".into()),
-            ..append.clone()
-        };
-        let row = Row {
-            seq: 1,
-            message_id: 2,
-            sender: 17,
-            recipient: 0,
-            id: Some(append.id),
-            content: 4,
-            refused: None,
-        };
-        let read = Read {
-            process: 2,
-            invoked_ns: 6,
-            completed_ns: 7,
-            timeline: Timeline::Mailbox(17),
-            source: Source::Node(3),
-            last: true,
-            staleness_ms: None,
-            outcome: Outcome::Ok(View {
-                after: 0,
-                head: 1,
-                rows: vec![row],
-            }),
-        };
-        let fault = Fault {
-            kind: "pause".into(),
-            node: Some(2),
-            begun_ns: 1,
-            healed_ns: 2,
-            installation: Installation::Skipped("no leader".into()),
-        };
-
-        let history = History {
-            ops: vec![
-                Op::Append(append),
-                Op::Append(unknown),
-                Op::Read(read),
-                Op::Fault(fault),
-            ],
-        };
-        let mut bytes = Vec::new();
-        history.write(&mut bytes).unwrap();
-        assert_eq!(History::read(&bytes[..]).unwrap(), history);
-        assert!(History::read(&b"{\"op\":\"append\"}\n"[..]).is_err());
-    }
-
-    #[test]
-    fn what_is_not_of_timelines_survives_its_file_too() {
-        let (process, invoked_ns, completed_ns) = (1, 2, 3);
-        let touch = |register, call, outcome| {
-            Op::Touch(Touch {
-                process,
-                invoked_ns,
-                completed_ns,
-                register,
-                call,
-                outcome,
-            })
-        };
-        let handle = Register::Handle("tom".into());
-        let mark = Register::ReadMark { user: 1, peer: 2 };
-        let stale = Read {
-            process,
-            invoked_ns,
-            completed_ns,
-            timeline: Timeline::Group(4),
-            source: Source::Stale(200),
-            last: false,
-            staleness_ms: Some(7),
-            outcome: Outcome::Fail("Unavailable".into()),
-        };
-        let hash = StateHash {
-            node: 1,
-            shard: 1,
-            index: 8,
-            hash: "ff".into(),
-        };
-        let history = History {
-            ops: vec![
-                touch(handle, Call::Claim, Outcome::Ok(16)),
-                touch(mark, Call::Raise(5), Outcome::Unknown("Unavailable".into())),
-                Op::Read(stale),
-                Op::Leave(Leave {
-                    user: 1,
-                    group: 4,
-                    last: 9,
-                }),
-                Op::StateHash(hash),
-                Op::Leaderless(Leaderless {
-                    shard: 3,
-                    from_ns: 1,
-                    until_ns: 2,
-                }),
-            ],
-        };
-        let mut bytes = Vec::new();
-        history.write(&mut bytes).unwrap();
-        assert_eq!(History::read(&bytes[..]).unwrap(), history);
-    }
 
     #[test]
     fn a_timeline_is_read_as_it_is_written() {

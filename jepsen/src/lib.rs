@@ -30,6 +30,8 @@ pub mod timeline;
 pub mod workload;
 
 mod ending;
+mod lines;
+mod parallel;
 mod population;
 mod reader;
 mod registrar;

@@ -107,6 +107,13 @@ fn print(how: Print, summary: &Summary) -> anyhow::Result<Verdict> {
     for doubt in &summary.doubts {
         println!("  doubt: {doubt}");
     }
+    let s = |ms: u64| ms as f64 / 1000.0;
+    println!(
+        "  {} operations judged in {:.1} s (read back in {:.1} s)",
+        summary.operations,
+        s(summary.check_ms),
+        s(summary.read_ms)
+    );
     println!("kept: {}", summary.dir.display());
     println!("again: {}", summary.reproduce);
     Ok(summary.verdict)

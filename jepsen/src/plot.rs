@@ -80,7 +80,7 @@ impl Plots {
                 Process::Nemesis if event.error.is_none() => bands.push(Band {
                     from_ns,
                     to_ns: event.time_ns,
-                    colour: colour(fault_colour(&event.f)),
+                    colour: colour(fault_colour(event.f)),
                 }),
                 Process::Nemesis => {}
                 Process::Number(_) => done.push(Done {

@@ -11,8 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::history::Outcome;
 
 /// Which one: `handle:tom`, `read-mark:17:18`, `cursor:17:phone`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Register {
     /// Whose it is. Nobody's at first, then one user's for ever.
     Handle(String),
@@ -106,20 +105,6 @@ impl FromStr for Register {
             }
         };
         parsed().with_context(|| format!("{text:?} is no register"))
-    }
-}
-
-impl From<Register> for String {
-    fn from(register: Register) -> Self {
-        register.to_string()
-    }
-}
-
-impl TryFrom<String> for Register {
-    type Error = anyhow::Error;
-
-    fn try_from(text: String) -> anyhow::Result<Self> {
-        text.parse()
     }
 }
 

@@ -46,6 +46,12 @@ pub struct Summary {
     pub options: RunOptions,
     /// How much there was to judge.
     pub counts: Counts,
+    /// Operations in the history, whatever became of them.
+    pub operations: usize,
+    /// How long it took to read them back, in milliseconds; 0 right after a run.
+    pub read_ms: u64,
+    /// How long it took to judge them, in milliseconds.
+    pub check_ms: u64,
     /// The promises broken, in words.
     pub violations: Vec<String>,
     /// Why the run proves nothing, if so.
@@ -95,8 +101,7 @@ pub async fn run(options: &RunOptions) -> anyhow::Result<Summary> {
     store::write_history(&dir, &history)?;
     store::write_options(&dir, options, &findings)?;
 
-    let report = judge(&history, &options.floors()?);
-    let mut summary = summary(options, report, findings, dir.clone());
+    let mut summary = judged(options, &history, findings, dir.clone())?;
     if let Err(error) = store::write_judged(&dir, &history, &summary) {
         // Whatever was found is told all the same.
         summary.doubt(format!("not all of the run is kept: {error:#}"));
@@ -156,10 +161,31 @@ impl Summary {
 pub fn recheck(dir: &Path) -> anyhow::Result<Summary> {
     let (mut options, findings) = store::read_options(dir)?;
     dir.clone_into(&mut options.dir);
+    let begun = Instant::now();
     let history = store::read_history(dir)?;
-    let report = judge(&history, &options.floors()?);
-    let summary = summary(&options, report, findings, dir.to_owned());
+    let read_ms = ms_since(begun);
+    let mut summary = judged(&options, &history, findings, dir.to_owned())?;
+    summary.read_ms = read_ms;
     store::write_judged(dir, &history, &summary)?;
+    Ok(summary)
+}
+
+fn ms_since(begun: Instant) -> u64 {
+    u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+fn judged(
+    options: &RunOptions,
+    history: &History,
+    findings: Findings,
+    dir: PathBuf,
+) -> anyhow::Result<Summary> {
+    let floors = options.floors()?;
+    let begun = Instant::now();
+    let report = judge(history, &floors);
+    let mut summary = summary(options, report, findings, dir);
+    summary.check_ms = ms_since(begun);
+    summary.operations = history.ops.len();
     Ok(summary)
 }
 
@@ -185,6 +211,9 @@ fn summary(options: &RunOptions, report: Report, findings: Findings, dir: PathBu
         verdict,
         options: options.clone(),
         counts: report.counts,
+        operations: 0,
+        read_ms: 0,
+        check_ms: 0,
         violations: findings.broken.into_iter().chain(violations).collect(),
         doubts: [findings.doubts, report.doubts].concat(),
         dir,

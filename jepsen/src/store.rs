@@ -209,6 +209,9 @@ mod tests {
                 )]),
                 ..Counts::default()
             },
+            operations: 0,
+            read_ms: 0,
+            check_ms: 0,
             violations: vec!["seq 3 is \"lost\"".to_owned()],
             doubts: Vec::new(),
             dir: Default::default(),

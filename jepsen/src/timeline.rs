@@ -25,23 +25,23 @@ const STYLE: &str = "body{font:12px sans-serif}#run{position:relative}\
 .band{left:0;right:0;opacity:.6}.none{border:1px dashed}.name{top:20px;font-weight:bold}";
 
 /// An operation from its begin to its end.
-struct Span {
+struct Span<'a> {
     begun_ns: u64,
-    ended: Event,
+    ended: Event<'a>,
 }
 
 /// What is shown of a run.
 #[derive(Default)]
-struct Shown {
-    ops: Vec<Span>,
-    faults: Vec<Span>,
+struct Shown<'a> {
+    ops: Vec<Span<'a>>,
+    faults: Vec<Span<'a>>,
     /// Operations that there are.
     all: usize,
 }
 
-impl Shown {
+impl<'a> Shown<'a> {
     /// Pairs what begins with what ends it: a process does one thing after the other.
-    fn of(events: impl Iterator<Item = Event>) -> Self {
+    fn of(events: impl Iterator<Item = Event<'a>>) -> Self {
         let (mut open, mut shown) = (BTreeMap::new(), Self::default());
         for event in events {
             let Some(begun_ns) = open.remove(&event.whose()) else {
@@ -76,7 +76,7 @@ impl Shown {
 }
 
 /// The page. `title` says which run it is.
-pub fn page(title: &str, events: impl Iterator<Item = Event>) -> String {
+pub fn page<'a>(title: &str, events: impl Iterator<Item = Event<'a>>) -> String {
     let shown = Shown::of(events);
     let processes: BTreeSet<Process> = shown.ops.iter().map(|op| op.ended.process).collect();
     let columns: BTreeMap<Process, usize> = processes.into_iter().zip(0..).collect();
@@ -117,13 +117,13 @@ fn top(time_ns: u64) -> u64 {
     HEAD_PX + time_ns / NS_PER_PX
 }
 
-fn tall(span: &Span) -> u64 {
+fn tall(span: &Span<'_>) -> u64 {
     let took_ns = span.ended.time_ns.saturating_sub(span.begun_ns);
     (took_ns / NS_PER_PX).max(HEIGHT_MIN_PX)
 }
 
 /// What is told of an operation when it is pointed at.
-fn about(span: &Span) -> String {
+fn about(span: &Span<'_>) -> String {
     let text = span.ended.edn(0).to_string();
     let cut = text.char_indices().nth(TITLE_MAX).map(|(at, _)| at);
     match cut {
@@ -144,8 +144,8 @@ pub(crate) fn fault_colour(fault: &str) -> &'static str {
     }
 }
 
-fn band(page: &mut String, fault: &Span) {
-    let (at, height, f) = (top(fault.begun_ns), tall(fault), &fault.ended.f);
+fn band(page: &mut String, fault: &Span<'_>) {
+    let (at, height, f) = (top(fault.begun_ns), tall(fault), fault.ended.f);
     let colour = fault_colour(f);
     // One that was not there, or may not have been, is no reason for what is seen beside it.
     let (class, fill, doubt) = match fault.ended.error {
@@ -164,7 +164,7 @@ fn band(page: &mut String, fault: &Span) {
     );
 }
 
-fn op_box(page: &mut String, op: &Span, left: usize) {
+fn op_box(page: &mut String, op: &Span<'_>, left: usize) {
     let (at, height, width) = (top(op.begun_ns), tall(op), COLUMN_PX - 6);
     let class = match op.ended.kind {
         Kind::Fail => "fail",
@@ -175,7 +175,7 @@ fn op_box(page: &mut String, op: &Span, left: usize) {
         page,
         "<div class={class} style='left:{left}px;top:{at}px;width:{width}px;height:{height}px' title='{}'>{}</div>",
         about(op),
-        escaped(&op.ended.f)
+        escaped(op.ended.f)
     );
 }
 
@@ -198,33 +198,47 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::edn::Edn;
+    use crate::events::Events;
+    use crate::history::{Fault, History, Installation, Op, Outcome};
+    use crate::page::{Page, Synced};
 
-    fn event(time_ms: u64, process: Process, kind: Kind, f: &str) -> Event {
-        Event {
-            time_ns: time_ms * NS_PER_PX,
+    fn page_of(device: &str, process: u64, begun_ms: u64) -> Op {
+        Op::Page(Page {
             process,
-            kind,
-            f: f.to_owned(),
-            value: Edn::text("it's <b>"),
-            error: None,
+            invoked_ns: begun_ms * NS_PER_PX,
+            completed_ns: (begun_ms + 7) * NS_PER_PX,
+            user: 17,
+            device: device.into(),
+            gateway: 1,
+            last: false,
+            outcome: Outcome::Ok(Synced {
+                rows: Vec::new(),
+                more: false,
+            }),
+        })
+    }
+
+    fn run(ops: u64, device: &str, installation: Installation) -> History {
+        let pause = Op::Fault(Fault {
+            kind: "pause".into(),
+            node: Some(1),
+            begun_ns: 0,
+            healed_ns: 10 * ops * NS_PER_PX,
+            installation,
+        });
+        let pages = (0..ops).map(|op| page_of(device, op % 2, 10 * op));
+        History {
+            ops: std::iter::once(pause).chain(pages).collect(),
         }
     }
 
-    fn run(ops: u64) -> Vec<Event> {
-        let mut events = vec![event(0, Process::Nemesis, Kind::Info, "pause")];
-        for op in 0..ops {
-            let process = Process::Number(op % 2);
-            events.push(event(10 * op, process, Kind::Invoke, "send"));
-            events.push(event(10 * op + 7, process, Kind::Ok, "send"));
-        }
-        events.push(event(10 * ops, Process::Nemesis, Kind::Info, "pause"));
-        events
+    fn shown(title: &str, history: &History) -> String {
+        page(title, Events::of(history).iter())
     }
 
     #[test]
     fn operations_stand_in_the_column_of_their_process_at_their_time() {
-        let page = page("smoke 7", run(2).into_iter());
+        let page = shown("smoke 7", &run(2, "it's <b>", Installation::Installed));
         for wanted in [
             "<h1>smoke 7</h1>",
             "class=ok style='left:0px;top:40px;width:104px;height:7px'",
@@ -239,18 +253,16 @@ mod tests {
 
     #[test]
     fn a_page_is_bounded_and_says_what_it_leaves_out() {
-        let page = page("long", run(OPS_MAX as u64 + 1).into_iter());
+        let history = run(OPS_MAX as u64 + 1, "phone", Installation::Installed);
+        let page = shown("long", &history);
         assert_eq!(page.matches("class=ok").count(), OPS_MAX);
         assert!(page.contains("The first 10000 of 10001 operations."));
     }
 
     #[test]
     fn a_long_value_is_cut_and_a_fault_that_was_not_there_has_no_colour() {
-        let mut events = run(1);
-        let last = events.last_mut().unwrap();
-        last.value = Edn::text("é".repeat(10_000));
-        last.error = Some("it did not run".to_owned());
-        let page = page("cut", events.into_iter());
+        let skipped = Installation::Skipped("it did not run".to_owned());
+        let page = shown("cut", &run(1, &"é".repeat(10_000), skipped));
         assert!(page.len() < 3000, "{}", page.len());
         assert!(page.contains("pause: not installed") && !page.contains("A0B1E9"));
     }

@@ -31,6 +31,7 @@ mod sync;
 mod violation;
 
 use std::collections::BTreeMap;
+use std::thread::ScopedJoinHandle;
 
 use serde::Serialize;
 
@@ -131,17 +132,32 @@ impl Report {
 /// Judges a history.
 pub fn check(history: &History, floors: &Floors) -> Report {
     let index = Index::new(history);
-    let mut violations = Vec::new();
-    durable::check(&index, &mut violations);
-    once::check(&index, &mut violations);
-    sequence::check(&index, &mut violations);
-    order::check(&index, &mut violations);
-    sync::check(&index, history, &mut violations);
-    agree::check(&index, history, &mut violations);
-    let undecided = registers::check(history, &mut violations);
+    // Each looks at the same and finds its own: none waits for another.
+    let checks: [Check<'_>; 7] = [
+        &|found| registers::check(history, found),
+        &|found| decided(once::check(&index, found)),
+        &|found| decided(sequence::check(&index, found)),
+        &|found| decided(sync::check(&index, history, found)),
+        &|found| decided(agree::check(&index, history, found)),
+        &|found| decided(durable::check(&index, found)),
+        &|found| decided(order::check(&index, found)),
+    ];
+    let (violations, undecided): (Vec<_>, Vec<_>) = std::thread::scope(|scope| {
+        let checks = checks.map(|check| {
+            scope.spawn(|| {
+                let mut violations = Vec::new();
+                let undecided = check(&mut violations);
+                (violations, undecided)
+            })
+        });
+        let checks = checks.into_iter().map(ScopedJoinHandle::join);
+        checks
+            .map(|check| check.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .unzip()
+    });
     let counts = count(history, &index);
     let mut doubts = doubts(&index, &counts, floors);
-    doubts.extend(undecided);
+    doubts.extend(undecided.concat());
     let (devices, arrived) = sync::arrived(history);
     if arrived < devices {
         doubts.push(format!(
@@ -149,10 +165,18 @@ pub fn check(history: &History, floors: &Floors) -> Report {
         ));
     }
     Report {
-        violations,
+        violations: violations.concat(),
         doubts,
         counts,
     }
+}
+
+/// Adds the violations that it finds; says what it could not decide.
+type Check<'a> = &'a (dyn Fn(&mut Vec<Violation>) -> Vec<String> + Sync);
+
+/// Of a check that decides everything.
+fn decided((): ()) -> Vec<String> {
+    Vec::new()
 }
 
 fn count(history: &History, index: &Index<'_>) -> Counts {

@@ -112,10 +112,8 @@ impl Stage<'_> {
                 self.corrupt(kind, target, hold, rng).await
             }
             Kind::ClockStrobe | Kind::ClockDrift => self.turn_clock(kind, targets, hold).await,
-            Kind::TransferLeader => operator::transfer_leader(&self.client, hold, rng).await,
-            Kind::MoveSlot => operator::move_slot(&self.client, &self.owners, hold, rng).await,
-            Kind::SplitMerge => {
-                operator::split_and_merge(&self.client, &self.owners, hold, rng).await
+            Kind::TransferLeader | Kind::MoveSlot | Kind::SplitMerge => {
+                operator::operate(kind, &self.client, &self.owners, hold, rng).await
             }
             Kind::ReplaceNode => operator::replace_node(self, hold, rng).await,
             Kind::Upgrade => operator::upgrade(self, hold).await,

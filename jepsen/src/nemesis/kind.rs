@@ -386,6 +386,14 @@ impl Kind {
         )
     }
 
+    /// Whether an operator asks the cluster for it and waits until it has been done.
+    pub fn is_operators(self) -> bool {
+        matches!(
+            self,
+            Self::TransferLeader | Self::MoveSlot | Self::SplitMerge
+        )
+    }
+
     /// Whether it can stand beside that one: not if one of them would take the other's place, or leaves nothing to do
     /// that one to.
     pub fn goes_with(self, other: Self) -> bool {
@@ -472,6 +480,10 @@ mod tests {
                 assert!(!kind.hold_ms().is_empty());
                 assert!(kinds.insert(kind.name()), "{}", kind.name());
             }
+        }
+        for kind in Family::ALL.iter().flat_map(|family| family.kinds()) {
+            // It is done beside one that stands, and is itself none.
+            assert!(!kind.is_operators() || kind.bears_another() && !kind.stands());
         }
         let error = "quake".parse::<Family>().unwrap_err();
         assert!(error.contains("kill, pause, partition"), "{error}");

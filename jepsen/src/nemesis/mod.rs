@@ -147,7 +147,14 @@ impl<'a> Nemesis<'a> {
                 continue;
             };
             let left = owed.remove(&kind.family()).unwrap_or(0);
-            let is_installed = self.install(kind).await?;
+            let beside = self.begin_beside(kind).await;
+            let has_another = beside.is_some();
+            let mut is_installed = self.install(kind, beside).await?;
+            if !is_installed && has_another {
+                // The other one may have left it nothing, or no time: by itself it has both.
+                sleep(Duration::from_millis(self.rng.random_range(QUIET_MS))).await;
+                is_installed = self.install(kind, None).await?;
+            }
             if !is_installed && left > 1 {
                 owed.insert(kind.family(), left - 1);
             }
@@ -155,35 +162,40 @@ impl<'a> Nemesis<'a> {
     }
 
     /// Whether it was surely there.
-    async fn install(&mut self, kind: Kind) -> anyhow::Result<bool> {
-        let beside = self.begin_beside(kind).await;
+    async fn install(&mut self, kind: Kind, beside: Option<Beside>) -> anyhow::Result<bool> {
         let hold = Duration::from_millis(self.rng.random_range(kind.hold_ms()));
         let targets = self.stage.targets(kind, &mut self.rng).await;
         let begun_ns = self.recorder.now_ns();
         tracing::info!(kind = kind.name(), nodes = ?targets, "fault");
-        let installation = if targets.is_empty() {
-            Installation::Skipped("there is no leader".into())
-        } else {
-            self.stage
-                .install(kind, &targets, hold, &mut self.rng)
-                .await
+        let (installation, beside) = match beside {
+            Some(beside) if kind.is_operators() => {
+                let (installation, beside) = self.operate(kind, hold, beside).await?;
+                (installation, Some(beside))
+            }
+            beside => {
+                let installation = if targets.is_empty() {
+                    Installation::Skipped("there is no leader".into())
+                } else {
+                    self.stage
+                        .install(kind, &targets, hold, &mut self.rng)
+                        .await
+                };
+                let beside = match beside {
+                    Some(beside) => Some(beside.end().await),
+                    None => None,
+                };
+                (installation, beside)
+            }
         };
         let is_installed = installation == Installation::Installed;
         let mut faults = vec![Begun {
             kind,
             targets,
             begun_ns,
+            healed_ns: None,
             installation,
         }];
-        if let Some((mut beside, mut standing, until)) = beside {
-            if standing.installation == Installation::Installed {
-                sleep_until(until).await;
-            }
-            if let Err(error) = standing.end() {
-                beside.installation = Installation::Indeterminate(format!("{error:#}"));
-            }
-            faults.push(beside);
-        }
+        faults.extend(beside);
         self.stage.note_deaths(&faults);
         // Whatever became of it.
         self.stage.heal()?;
@@ -200,7 +212,7 @@ impl<'a> Nemesis<'a> {
     }
 
     /// A fault that stands while this one is done, and until when it is to stand.
-    async fn begin_beside(&mut self, kind: Kind) -> Option<(Begun, Standing, Instant)> {
+    async fn begin_beside(&mut self, kind: Kind) -> Option<Beside> {
         if !self.pairs || !kind.bears_another() {
             return None;
         }
@@ -222,9 +234,43 @@ impl<'a> Nemesis<'a> {
             kind: beside,
             targets,
             begun_ns,
+            healed_ns: None,
             installation: standing.installation.clone(),
         };
-        Some((begun, standing, Instant::now() + hold))
+        Some(Beside {
+            begun,
+            standing,
+            until: Instant::now() + hold,
+        })
+    }
+
+    /// What an operator does, begun beside a fault that is mended while it goes on: as long as that stands, it may not
+    /// be able to end.
+    async fn operate(
+        &mut self,
+        kind: Kind,
+        hold: Duration,
+        beside: Beside,
+    ) -> anyhow::Result<(Installation, Begun)> {
+        let Self {
+            stage,
+            recorder,
+            rng,
+            ..
+        } = self;
+        let stage = &*stage;
+        let hold = hold + beside.until.saturating_duration_since(Instant::now());
+        let mend = async {
+            let mut begun = beside.end().await;
+            let mended = stage.heal();
+            begun.healed_ns = Some(recorder.now_ns());
+            mended.map(|()| begun)
+        };
+        let operate = operator::operate(kind, &stage.client, &stage.owners, hold, rng);
+        let (done, begun) = tokio::join!(operate, mend);
+        let installation =
+            done.unwrap_or_else(|error| Installation::Indeterminate(format!("{error:#}")));
+        Ok((installation, begun?))
     }
 
     fn record(&self, fault: &Begun) {
@@ -232,6 +278,7 @@ impl<'a> Nemesis<'a> {
             kind,
             targets,
             begun_ns,
+            healed_ns,
             installation,
         } = fault;
         tracing::info!(kind = kind.name(), ?installation, "healed");
@@ -243,7 +290,7 @@ impl<'a> Nemesis<'a> {
                 _ => None,
             },
             begun_ns: *begun_ns,
-            healed_ns: self.recorder.now_ns(),
+            healed_ns: healed_ns.unwrap_or_else(|| self.recorder.now_ns()),
             installation: installation.clone(),
         }));
     }
@@ -254,7 +301,30 @@ struct Begun {
     kind: Kind,
     targets: Vec<u64>,
     begun_ns: u64,
+    /// When it was mended, if that was before all was.
+    healed_ns: Option<u64>,
     installation: Installation,
+}
+
+/// A fault that stands while another one is done.
+struct Beside {
+    begun: Begun,
+    standing: Standing,
+    /// It is to stand until then.
+    until: Instant,
+}
+
+impl Beside {
+    /// Waits until its time is over and lets go of what holds it. The rest is left to [`Stage::heal`].
+    async fn end(mut self) -> Begun {
+        if self.standing.installation == Installation::Installed {
+            sleep_until(self.until).await;
+        }
+        if let Err(error) = self.standing.end() {
+            self.begun.installation = Installation::Indeterminate(format!("{error:#}"));
+        }
+        self.begun
+    }
 }
 
 impl std::fmt::Debug for Stage<'_> {

@@ -9,8 +9,8 @@ use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom as _, IteratorRandom as _, SliceRandom as _};
 use tokio::time::{Instant, sleep};
 
-use super::Stage;
 use super::install::{Done, skipped};
+use super::{Kind, Stage};
 use crate::history::Installation;
 
 /// Pause between two looks at what is under way.
@@ -58,6 +58,34 @@ async fn shards(client: &Client) -> anyhow::Result<Vec<v1::MapShard>> {
 
 fn slots(shard: &v1::MapShard) -> impl Iterator<Item = u32> {
     shard.slots.iter().flat_map(|span| span.first..=span.last)
+}
+
+/// What [`Kind::is_operators`]. It may be begun while a fault stands, so it is asked for until the cluster takes it.
+pub(super) async fn operate(
+    kind: Kind,
+    client: &Client,
+    owners: &[u64],
+    hold: Duration,
+    rng: &mut StdRng,
+) -> Done {
+    let end = Instant::now() + hold;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let done = match kind {
+            Kind::TransferLeader => transfer_leader(client, left, rng).await,
+            Kind::MoveSlot => move_slot(client, owners, left, rng).await,
+            Kind::SplitMerge => split_and_merge(client, owners, left, rng).await,
+            _ => anyhow::bail!("{} is not asked for", kind.name()),
+        };
+        let is_asked = matches!(
+            done,
+            Ok(Installation::Installed | Installation::Indeterminate(_))
+        );
+        if is_asked || Instant::now() >= end {
+            return done;
+        }
+        sleep(POLL).await;
+    }
 }
 
 pub(crate) async fn transfer_leader(client: &Client, hold: Duration, rng: &mut StdRng) -> Done {
