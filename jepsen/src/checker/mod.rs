@@ -133,31 +133,34 @@ impl Report {
 pub fn check(history: &History, floors: &Floors) -> Report {
     let index = Index::new(history);
     // Each looks at the same and finds its own: none waits for another.
-    let checks: [Check<'_>; 7] = [
-        &|found| registers::check(history, found),
-        &|found| decided(once::check(&index, found)),
-        &|found| decided(sequence::check(&index, found)),
-        &|found| decided(sync::check(&index, history, found)),
-        &|found| decided(agree::check(&index, history, found)),
-        &|found| decided(durable::check(&index, found)),
-        &|found| decided(order::check(&index, found)),
+    let checks: [Check<'_>; 6] = [
+        &|found| once::check(&index, found),
+        &|found| sequence::check(&index, found),
+        &|found| sync::check(&index, history, found),
+        &|found| agree::check(&index, history, found),
+        &|found| durable::check(&index, found),
+        &|found| order::check(&index, found),
     ];
-    let (violations, undecided): (Vec<_>, Vec<_>) = std::thread::scope(|scope| {
+    let (violations, undecided) = std::thread::scope(|scope| {
+        let registers = scope.spawn(|| {
+            let mut found = Vec::new();
+            let undecided = registers::check(history, &mut found);
+            (found, undecided)
+        });
         let checks = checks.map(|check| {
             scope.spawn(|| {
-                let mut violations = Vec::new();
-                let undecided = check(&mut violations);
-                (violations, undecided)
+                let mut found = Vec::new();
+                check(&mut found);
+                found
             })
         });
-        let checks = checks.into_iter().map(ScopedJoinHandle::join);
-        checks
-            .map(|check| check.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-            .unzip()
+        let (mut violations, undecided) = of(registers);
+        violations.extend(checks.into_iter().flat_map(of));
+        (violations, undecided)
     });
     let counts = count(history, &index);
     let mut doubts = doubts(&index, &counts, floors);
-    doubts.extend(undecided.concat());
+    doubts.extend(undecided);
     let (devices, arrived) = sync::arrived(history);
     if arrived < devices {
         doubts.push(format!(
@@ -165,18 +168,19 @@ pub fn check(history: &History, floors: &Floors) -> Report {
         ));
     }
     Report {
-        violations: violations.concat(),
+        violations,
         doubts,
         counts,
     }
 }
 
-/// Adds the violations that it finds; says what it could not decide.
-type Check<'a> = &'a (dyn Fn(&mut Vec<Violation>) -> Vec<String> + Sync);
+/// Adds the violations that it finds.
+type Check<'a> = &'a (dyn Fn(&mut Vec<Violation>) + Sync);
 
-/// Of a check that decides everything.
-fn decided((): ()) -> Vec<String> {
-    Vec::new()
+/// What a thread has found; its panic is its caller's.
+fn of<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    let found = thread.join();
+    found.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 fn count(history: &History, index: &Index<'_>) -> Counts {
