@@ -330,6 +330,7 @@ impl<'a> Run<'a> {
             other_build: self.other_build()?,
             gateways: self.gateways.clone(),
             deaths: Vec::new(),
+            aftermath: Vec::new(),
         };
         let families = self.options.families()?;
         let mut nemesis = Nemesis::new(stage, &self.people.recorder, &families, self.options.seed);

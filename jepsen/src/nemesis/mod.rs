@@ -36,8 +36,10 @@ const QUIET_MS: std::ops::Range<u64> = 500..1500;
 const SLACK_MS: u64 = 5000;
 /// A family of which nothing could be installed is tried again, so often at most when the time is over.
 const TRIES_MAX: u32 = 3;
-/// A node whose disk had no room may still end of it so much later.
-const DISK_AFTERMATH: Duration = Duration::from_secs(2);
+/// So long after a disk fault most nodes that it ends have ended; these are started again.
+const DISK_PAUSE: Duration = Duration::from_secs(2);
+/// A node may still end of a disk fault so much later: that a compaction had no room it sees at its next flush.
+const DISK_AFTERMATH: Duration = Duration::from_secs(10);
 
 /// What faults are done to, and with.
 pub struct Stage<'a> {
@@ -55,6 +57,8 @@ pub struct Stage<'a> {
     pub gateways: Gateways,
     /// Processes that ended and were not ended from here.
     pub deaths: Vec<String>,
+    /// Disk faults that were, and until when a node may end of them.
+    pub(crate) aftermath: Vec<(Kind, Vec<u64>, Instant)>,
 }
 
 /// Breaks and mends; what it does follows from its seed, when from the cluster.
@@ -134,7 +138,7 @@ impl<'a> Nemesis<'a> {
             sleep(Duration::from_millis(self.rng.random_range(QUIET_MS))).await;
             self.stage.note_deaths(&[]);
             if Instant::now() >= until && owed.is_empty() {
-                return self.stage.heal();
+                return self.stage.end().await;
             }
             let mut next = kinds.next();
             if next.is_none() {
@@ -202,10 +206,16 @@ impl<'a> Nemesis<'a> {
         for fault in &faults {
             self.record(fault);
         }
-        if faults.iter().any(|it| it.kind.family() == Family::Disk) {
+        let of_disks = faults.iter().filter(|it| it.kind.family() == Family::Disk);
+        let until = Instant::now() + DISK_AFTERMATH;
+        let of_disks: Vec<_> = of_disks
+            .map(|it| (it.kind, it.targets.clone(), until))
+            .collect();
+        if !of_disks.is_empty() {
             // To stop is what a node may do that cannot write.
-            sleep(DISK_AFTERMATH).await;
+            sleep(DISK_PAUSE).await;
             self.stage.note_deaths(&faults);
+            self.stage.aftermath.extend(of_disks);
             self.stage.heal()?;
         }
         Ok(is_installed)
@@ -355,13 +365,28 @@ pub(crate) fn deaths(cluster: &Cluster, explains: impl Fn(u64, ExitStatus) -> bo
 }
 
 impl Stage<'_> {
-    /// Notes which processes have ended, unless one of these faults is why.
+    /// Notes which processes have ended, unless one of these faults is why, or one of disks a while ago.
     fn note_deaths(&mut self, faults: &[Begun]) {
+        let now = Instant::now();
         let found = deaths(self.cluster, |node, status| {
-            let mut faults = faults.iter().filter(|it| it.targets.contains(&node));
-            faults.any(|it| it.kind.explains(status))
+            let faults = faults.iter().map(|it| (it.kind, &it.targets));
+            let past = self.aftermath.iter().map(|it| (it.0, &it.1));
+            let mut of_node = faults.chain(past).filter(|(_, on)| on.contains(&node));
+            of_node.any(|(kind, _)| kind.explains(status))
         });
+        self.aftermath.retain(|(.., until)| now < *until);
         self.deaths.extend(found);
+    }
+
+    /// Lets all be well, and waits until no node may end of a fault any more.
+    async fn end(&mut self) -> anyhow::Result<()> {
+        self.heal()?;
+        if let Some(until) = self.aftermath.iter().map(|(.., until)| *until).max() {
+            sleep_until(until).await;
+            self.note_deaths(&[]);
+            self.heal()?;
+        }
+        Ok(())
     }
 
     /// Starts one more node, with all of its own that the others have.
