@@ -184,7 +184,7 @@ pub(super) static MEASURED: [Input; 15] = [
 ];
 
 /// What nobody has measured.
-pub(super) static ASSUMED: [Input; 9] = [
+pub(super) static ASSUMED: [Input; 8] = [
     assumed(
         ("frame_cpu_us", "frame-cpu-us"),
         "us",
@@ -233,16 +233,6 @@ pub(super) static ASSUMED: [Input; 9] = [
         (
             "Time of a command in the proposer, of which a shard has one",
             "half of what apply takes for it",
-        ),
-    ),
-    assumed(
-        ("idle_entries_per_s", "idle-entries-per-s"),
-        "entries/s",
-        62.5,
-        1.0..=10_000.0,
-        (
-            "Entries of a shard that has few commands: one a tick",
-            "raft/src/entry_tick.rs: the longest tick is 16 ms",
         ),
     ),
     assumed(

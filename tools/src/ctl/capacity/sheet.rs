@@ -459,18 +459,6 @@ const QUEUES: &[Line] = &[
         "what is worth an entry, 32 commands or 32 KiB (raft/src/proposer.rs); less waits for a tick",
     ),
     (
-        "shard_entries_per_s",
-        "/s",
-        "max(shard_commands / entry_commands, min(shard_commands, idle_entries_per_s))",
-        "its entries",
-    ),
-    (
-        "node_entries_per_s",
-        "/s",
-        "shard_entries_per_s * node_replicas",
-        "that the shared log of a node writes",
-    ),
-    (
         "log_sync_us",
         "us",
         "fdatasync_us / log_share_1",
@@ -481,6 +469,30 @@ const QUEUES: &[Line] = &[
         "us",
         "fdatasync_us * (1 / log_share_64 - 1 / log_share_1) / 63",
         "and what each entry in it adds",
+    ),
+    (
+        "flight_us",
+        "us",
+        "round_trip_us + 1.5 * (log_sync_us + log_entry_us) + apply_us",
+        "what an entry takes: to a follower and back, half a sync and a whole one, apply",
+    ),
+    (
+        "tick_us",
+        "us",
+        "min(16000, 4 * flight_us)",
+        "small entries of a node leave together, every four to eight of these, at most 16 ms (raft/src/entry_tick.rs)",
+    ),
+    (
+        "shard_entries_per_s",
+        "/s",
+        "max(shard_commands / entry_commands, min(shard_commands, 1e6 / tick_us))",
+        "its entries",
+    ),
+    (
+        "node_entries_per_s",
+        "/s",
+        "shard_entries_per_s * node_replicas",
+        "that the shared log of a node writes",
     ),
     (
         "log_share_used",
@@ -521,7 +533,7 @@ const QUEUES: &[Line] = &[
     (
         "entry_wait_us",
         "us",
-        "min(entry_commands / 2 / max(shard_commands, 1), 0.008) * 1e6",
+        "min(entry_commands * 1e6 / 2 / max(shard_commands, 1), tick_us / 2)",
         "half of what the commands of an entry take to come, at most half a tick",
     ),
     (
