@@ -86,7 +86,9 @@ fn tokens(formula: &str) -> anyhow::Result<Vec<Token<'_>>> {
                     .with_context(|| format!("read the number {number} in `{formula}`"))?;
                 (Token::Number(number), after)
             }
-            '+' | '-' | '*' | '/' | '^' | '(' | ')' | ',' => (Token::Sign(first), &rest[1..]),
+            '+' | '-' | '*' | '/' | '^' | '(' | ')' | ',' => {
+                (Token::Sign(first), rest.split_at(1).1)
+            }
             other => bail!("`{formula}` has a {other:?}"),
         };
         tokens.push(token);

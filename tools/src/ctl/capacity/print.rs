@@ -152,7 +152,7 @@ impl Simulated {
         };
         writeln!(
             out,
-            "target     p95 of acks and deliveries at most {} ms: {verdict}",
+            "target       p95 of acks and deliveries at most {} ms: {verdict}",
             pretty(self.target_p95_ms)
         )
     }
@@ -246,11 +246,11 @@ impl Answer {
         writeln!(out)?;
         writeln!(
             out,
-            "store      {} nodes, {} shards",
+            "store        {} nodes, {} shards",
             pretty(self.store_nodes),
             pretty(self.shards)
         )?;
-        writeln!(out, "gateways   {} nodes", pretty(self.gateway_nodes))?;
+        writeln!(out, "gateways     {} nodes", pretty(self.gateway_nodes))?;
         for (title, name) in [
             ("disk", "node_disk_bytes"),
             ("writes", "node_write_bytes_per_s"),
@@ -262,7 +262,7 @@ impl Answer {
             if let Some(line) = self.lines.iter().find(|line| line.name == name) {
                 writeln!(
                     out,
-                    "{title:<10} {} on each store node",
+                    "{title:<12} {} on each store node",
                     with_unit(line.value, line.unit)
                 )?;
             }

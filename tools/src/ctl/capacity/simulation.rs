@@ -255,7 +255,8 @@ impl<'a> Simulation<'a> {
 
     fn begin(&mut self) {
         for shard in Shard::BOTH {
-            self.side(shard).bursts = self.draw_bursts();
+            let bursts = self.draw_bursts();
+            self.side(shard).bursts = bursts;
             self.draw_arrival(shard);
             for node in 0..self.model.replicas {
                 self.draw_other(shard, node);
