@@ -2,11 +2,10 @@
 //!
 //! Per message both store two timeline rows and one dedup row, and look the dedup key up first.
 //! RocksDB writes them by `WriteBatch` without its WAL, and is given the heads for nothing; the
-//! engine decodes entries, checks content and dedup, knows its users, flushes and ingests. All
-//! CPU of the process counts, making the messages included, until compaction has nothing left to
-//! do; wall rates are those of the messages alone.
+//! engine decodes entries, checks content and dedup, knows its users, flushes and ingests. Both run
+//! until compaction has nothing left to do. README.md says what each figure is.
 //!
-//! `cargo bench -p mailbox-engine --bench apply -- [--messages N] [--users N] [--dir D]`
+//! `cargo bench -p mailbox-engine --bench apply -- [--messages N] [--users N] [--body-bytes N] [--dir D] [--json]`
 
 // A benchmark is what clocks and threads are for.
 #![allow(clippy::disallowed_methods)]
@@ -17,11 +16,16 @@ mod engine;
 mod messages;
 #[path = "apply/process.rs"]
 mod process;
+#[path = "apply/report.rs"]
+mod report;
 #[path = "apply/rocks.rs"]
 mod rocks;
 
 use std::path::PathBuf;
 use std::time::Duration;
+
+use process::Stage;
+use report::Report;
 
 /// Messages in one entry, and in one write batch.
 pub(crate) const BATCH: u64 = 64;
@@ -31,10 +35,17 @@ pub(crate) fn as_usize(number: u64) -> usize {
     usize::try_from(number).expect("64-bit")
 }
 
+/// Messages that are made before they are applied, so that the two are timed apart.
+pub(crate) const CHUNK: u64 = 64 * BATCH;
+
+/// What RocksDB calls the threads that compact.
+pub(crate) const MERGE_THREADS: &str = "rocksdb:low";
+
 /// What to run.
 pub(crate) struct Load {
     pub(crate) messages: u64,
     pub(crate) users: u64,
+    pub(crate) body_bytes: u64,
     pub(crate) dir: PathBuf,
 }
 
@@ -42,19 +53,45 @@ pub(crate) struct Load {
 pub(crate) struct Cost {
     /// Until the last message was applied.
     pub(crate) wall: Duration,
-    /// Of the thread that applies.
-    pub(crate) apply_cpu: Duration,
+    /// Of the messages, and in the engine of their entries: neither is part of apply.
+    pub(crate) making: Stage,
+    /// Until the rows are readable, waits for flush and compaction included.
+    pub(crate) apply: Stage,
+    pub(crate) flush_cpu: Duration,
+    pub(crate) compaction_cpu: Duration,
     /// Of the whole process, until compaction was through.
     pub(crate) cpu: Duration,
+    pub(crate) written_bytes: u64,
     pub(crate) stored_bytes: u64,
 }
 
+/// Keys and values of the rows that both sides store.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct RowBytes {
+    pub(crate) timeline: u64,
+    pub(crate) dedup: u64,
+}
+
 fn main() {
+    let (load, json) = arguments();
+    std::fs::create_dir_all(&load.dir).expect("make the directory");
+    let ours = engine::run(&load);
+    let (theirs, rows) = rocks::run(&load);
+    let report = Report::new(&load, rows, [&ours, &theirs]);
+    match json {
+        true => println!("{}", report.json()),
+        false => println!("{}", report.words()),
+    }
+}
+
+fn arguments() -> (Load, bool) {
     let mut load = Load {
         messages: 20_000,
         users: 1_000,
+        body_bytes: 100,
         dir: std::env::temp_dir(),
     };
+    let mut json = false;
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().expect("every flag has a value");
@@ -63,35 +100,14 @@ fn main() {
             "--bench" => (load.messages, load.users) = (10_000_000, 1_000_000),
             "--messages" => load.messages = value().parse().expect("a number of messages"),
             "--users" => load.users = value().parse().expect("a number of users"),
+            "--body-bytes" => load.body_bytes = value().parse().expect("a number of bytes"),
             "--dir" => load.dir = value().into(),
+            "--json" => json = true,
             "--test" => {}
             other => panic!("{other}: unknown flag"),
         }
     }
-    std::fs::create_dir_all(&load.dir).expect("make the directory");
-    let ours = report("engine", &load, &engine::run(&load));
-    let theirs = report("rocksdb", &load, &rocks::run(&load));
-    let percent = 100.0 * ours / theirs;
-    eprintln!("the engine takes {percent:.0} % of RocksDB's CPU per message");
-    println!("{{\"name\":\"engine_over_rocksdb\",\"cpu_percent\":{percent:.1}}}");
-}
-
-/// Prints one side's figures; gives its CPU per message, in microseconds.
-fn report(name: &str, load: &Load, cost: &Cost) -> f64 {
-    let messages = load.messages as f64;
-    let per_message = |time: Duration| time.as_secs_f64() * 1e6 / messages;
-    let rate = messages / cost.wall.as_secs_f64();
-    let (cpu, apply) = (per_message(cost.cpu), per_message(cost.apply_cpu));
-    let stored = cost.stored_bytes as f64 / messages;
-    eprintln!(
-        "{name}: {cpu:.2} µs CPU per message ({apply:.2} in the applying thread), \
-         {rate:.0} messages/s, {stored:.0} bytes stored per message"
-    );
-    println!(
-        "{{\"name\":\"{name}\",\"messages\":{},\"users\":{},\"cpu_us_per_message\":{cpu:.3},\
-         \"apply_cpu_us_per_message\":{apply:.3},\"messages_per_s\":{rate:.0},\
-         \"stored_bytes_per_message\":{stored:.1}}}",
-        load.messages, load.users
-    );
-    cpu
+    assert!(load.messages > 0, "--messages is at least 1");
+    assert!(load.users > 0, "--users is at least 1");
+    (load, json)
 }

@@ -56,7 +56,7 @@ fn assert_help(program: &str, subcommand: &[&str]) {
 
 #[test]
 fn every_help_text_is_the_kept_one() {
-    let ctl: [&[&str]; 42] = [
+    let ctl: [&[&str]; 43] = [
         &[],
         &["status"],
         &["token", "issue"],
@@ -92,6 +92,7 @@ fn every_help_text_is_the_kept_one() {
         &["shard", "merge"],
         &["shard", "transfer"],
         &["doctor"],
+        &["capacity"],
         &["cluster", "init"],
         &["gateway"],
         &["gateway", "list"],
@@ -134,6 +135,9 @@ fn a_wrong_command_line_is_status_2_and_leaves_stdout_empty() {
         &["dlq", "requeue"],
         &["dlq", "drop", "3"],
         &["chat", "--to", "bob", "--token", "t"],
+        &["capacity", "--users", "0"],
+        &["capacity", "--utilisation", "1.5"],
+        &["capacity", "--seeds", "3"],
         &["nonsense"],
     ] {
         let output = run(CTL, args);
@@ -158,6 +162,8 @@ fn a_failure_is_status_1_and_told_on_stderr() {
         &["token", "issue", "--auth-key", absent, "--sub", "@alice"],
         &["status", "--json", "--secret-file", absent],
         &["status"],
+        &["capacity", "--measured", absent],
+        &["capacity", "--users", "10", "--online", "11"],
     ] {
         let output = run(CTL, args);
         assert_eq!(output.status.code(), Some(1), "{args:?}");
@@ -182,6 +188,34 @@ fn a_dry_run_counts_in_words_and_in_json() {
     let words = run(CTL, &["replay", "irc", "--dry-run", folder]);
     let expected = "2 chat lines, 1 of them directed, by 3 nicks; 2 lines skipped\n";
     assert_eq!(text(&words.stdout), expected);
+}
+
+#[test]
+fn a_capacity_is_answered_in_words_and_in_json() {
+    let flags = ["capacity", "--users", "1e6", "--online", "2e5"];
+    let words = run(CTL, &flags);
+    assert!(words.status.success(), "{}", text(&words.stderr));
+    let words = text(&words.stdout);
+    assert!(
+        words.contains("  users = 1,000,000 users   (--users)\n"),
+        "{words}"
+    );
+    assert!(words.contains("\ngateways   "), "{words}");
+    let json = run(
+        CTL,
+        &[
+            &flags[..],
+            &["--json", "--simulate", "--seeds", "2", "--seconds", "5"],
+        ]
+        .concat(),
+    );
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert!(json["store_nodes"].as_f64().unwrap() >= 3.0);
+    assert_eq!(json["simulation"]["runs"][1]["seed"], 2);
+    assert_eq!(
+        json["simulation"]["runs"][1]["sends"],
+        json["simulation"]["runs"][1]["delivered"]
+    );
 }
 
 #[test]

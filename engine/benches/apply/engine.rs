@@ -12,8 +12,8 @@ use mailbox_engine::{
 use uuid::Uuid;
 
 use crate::messages::{Message, Messages};
-use crate::process::{cpu, file_bytes, thread_cpu, wait_idle};
-use crate::{BATCH, Cost, Load, as_usize};
+use crate::process::{Stage, cpu, named_cpu, sst_bytes, thread_cpu, wait_idle, written_bytes};
+use crate::{BATCH, CHUNK, Cost, Load, MERGE_THREADS, as_usize};
 
 /// Applies the load to a new store.
 pub(crate) fn run(load: &Load) -> Cost {
@@ -32,29 +32,66 @@ pub(crate) fn run(load: &Load) -> Cost {
         shard: shard.clone(),
         index: 0,
     };
-    let users = flushing(&shard, || applier.register(load.users));
+    let (users, _) = flushing(&shard, || applier.register(load.users));
     wait_idle();
-    let stored_before = file_bytes(dir.path());
+    let stored_before = sst_bytes(dir.path());
 
-    let (cpu_before, thread_before, start) = (cpu(), thread_cpu(), Instant::now());
-    let (wall, apply_cpu) = flushing(&shard, || {
-        let mut messages = Messages::new(load.users);
+    let (cpu_before, merge_before) = (cpu(), named_cpu(MERGE_THREADS));
+    let (written_before, start) = (written_bytes(), Instant::now());
+    let ((wall, making, apply), flush_cpu) = flushing(&shard, || {
+        let mut messages = Messages::new(load);
+        let (mut making, mut apply) = (Stage::default(), Stage::default());
         let mut left = load.messages;
         while left > 0 {
-            let count = left.min(BATCH);
-            left -= count;
-            applier.send(&mut messages, count, &users);
+            let chunk = left.min(CHUNK);
+            left -= chunk;
+            let entries = making.time(|| entries(&mut messages, chunk, &users));
+            apply.time(|| entries.into_iter().for_each(|entry| applier.send(entry)));
         }
-        (start.elapsed(), thread_cpu() - thread_before)
+        (start.elapsed(), making, apply)
     });
     wait_idle();
-    let stored_bytes = file_bytes(dir.path()).saturating_sub(stored_before);
     Cost {
         wall,
-        apply_cpu,
+        making,
+        apply,
+        flush_cpu,
+        compaction_cpu: named_cpu(MERGE_THREADS) - merge_before,
         cpu: cpu() - cpu_before,
-        stored_bytes,
+        written_bytes: written_bytes() - written_before,
+        stored_bytes: sst_bytes(dir.path()).saturating_sub(stored_before),
     }
+}
+
+/// Entries of the next messages: what a leader makes before the log has them, and once for all replicas.
+fn entries(messages: &mut Messages, count: u64, users: &[UserId]) -> Vec<EntryBuilder> {
+    let firsts = (0..count).step_by(as_usize(BATCH));
+    firsts
+        .map(|first| entry(messages, BATCH.min(count - first), users))
+        .collect()
+}
+
+fn entry(messages: &mut Messages, count: u64, users: &[UserId]) -> EntryBuilder {
+    let user = |number: u64| users[as_usize(number)];
+    let mut entry = None;
+    for _ in 0..count {
+        let message: Message = messages.next();
+        let command = Command::Send(Send {
+            sender: user(message.sender),
+            recipient: user(message.recipient),
+            client_msg_id: message.id,
+            message_id: message.message_id,
+            kind: MessageType::TEXT,
+            flags: Flags::default(),
+            content_crc: message.content_crc,
+            body: message.body,
+            shown: MessageId::ZERO,
+        });
+        entry
+            .get_or_insert_with(|| EntryBuilder::new(message.time_ms))
+            .push(&command);
+    }
+    entry.expect("a batch is not empty")
 }
 
 struct Applier {
@@ -89,27 +126,8 @@ impl Applier {
         users
     }
 
-    fn send(&mut self, messages: &mut Messages, count: u64, users: &[UserId]) {
-        let user = |number: u64| users[as_usize(number)];
-        let mut entry = None;
-        for _ in 0..count {
-            let message: Message = messages.next();
-            let command = Command::Send(Send {
-                sender: user(message.sender),
-                recipient: user(message.recipient),
-                client_msg_id: message.id,
-                message_id: message.message_id,
-                kind: MessageType::TEXT,
-                flags: Flags::default(),
-                content_crc: message.content_crc,
-                body: message.body,
-                shown: MessageId::ZERO,
-            });
-            entry
-                .get_or_insert_with(|| EntryBuilder::new(message.time_ms))
-                .push(&command);
-        }
-        let replies = self.apply(entry.expect("a batch is not empty"));
+    fn send(&mut self, entry: EntryBuilder) {
+        let replies = self.apply(entry);
         assert!(
             replies
                 .iter()
@@ -134,14 +152,18 @@ impl Applier {
     }
 }
 
-/// Runs `apply` beside a thread that flushes; leaves nothing unflushed.
-fn flushing<T>(shard: &Shard, apply: impl FnOnce() -> T) -> T {
+/// Runs `apply` beside a thread that flushes; leaves nothing unflushed. Gives that thread's CPU, too.
+fn flushing<T>(shard: &Shard, apply: impl FnOnce() -> T) -> (T, Duration) {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        scope.spawn(|| flush_until(shard, &done));
+        let flusher = scope.spawn(|| {
+            flush_until(shard, &done);
+            thread_cpu()
+        });
         let result = apply();
         done.store(true, Ordering::Release);
-        result
+        let flush_cpu = flusher.join().expect("flush to the end");
+        (result, flush_cpu)
     })
 }
 

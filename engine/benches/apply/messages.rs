@@ -4,10 +4,11 @@ use bytes::Bytes;
 use mailbox_engine::{MessageId, MessageType, content_crc};
 use uuid::Uuid;
 
+use crate::{Load, as_usize};
+
 /// Messages per millisecond of the pretended clock.
 const PER_MS: u64 = 50;
 const START_MS: u64 = 1_800_000_000_000;
-const BODY_LEN: usize = 100;
 
 /// One message between two of the users, who are given by number.
 pub(crate) struct Message {
@@ -24,14 +25,16 @@ pub(crate) struct Message {
 pub(crate) struct Messages {
     state: u64,
     users: u64,
+    body_bytes: usize,
     count: u64,
 }
 
 impl Messages {
-    pub(crate) fn new(users: u64) -> Messages {
+    pub(crate) fn new(load: &Load) -> Messages {
         Messages {
             state: 0x9E37_79B9_7F4A_7C15,
-            users,
+            users: load.users,
+            body_bytes: as_usize(load.body_bytes),
             count: 0,
         }
     }
@@ -54,10 +57,10 @@ impl Messages {
         let time_ms = START_MS + 1 + self.count / PER_MS;
         let random = u128::from(self.random());
         let id = Uuid::from_u128(u128::from(time_ms) << 80 | 7 << 76 | 2 << 62 | random >> 2);
-        let mut body = Vec::with_capacity(BODY_LEN);
-        while body.len() < BODY_LEN {
+        let mut body = Vec::with_capacity(self.body_bytes);
+        while body.len() < self.body_bytes {
             let word = self.random().to_be_bytes();
-            body.extend_from_slice(&word[..word.len().min(BODY_LEN - body.len())]);
+            body.extend_from_slice(&word[..word.len().min(self.body_bytes - body.len())]);
         }
         Message {
             sender: self.random() % self.users,

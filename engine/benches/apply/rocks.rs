@@ -9,11 +9,14 @@ use mailbox_engine::{
 use rocksdb::{DB, Options, WriteBatch, WriteOptions};
 
 use crate::messages::{Message, Messages};
-use crate::process::{cpu, file_bytes, thread_cpu, wait_idle};
-use crate::{BATCH, Cost, Load, as_usize};
+use crate::process::{Stage, cpu, named_cpu, sst_bytes, wait_idle, written_bytes};
+use crate::{BATCH, CHUNK, Cost, Load, MERGE_THREADS, RowBytes, as_usize};
+
+/// What RocksDB calls the threads that write its memtables to files.
+const FLUSH_THREADS: &str = "rocksdb:high";
 
 /// Writes the load into a new database.
-pub(crate) fn run(load: &Load) -> Cost {
+pub(crate) fn run(load: &Load) -> (Cost, RowBytes) {
     let dir = tempfile::tempdir_in(&load.dir).expect("make a directory");
     let mut writer = Writer {
         db: DB::open(&options(), dir.path()).expect("open RocksDB"),
@@ -21,31 +24,41 @@ pub(crate) fn run(load: &Load) -> Cost {
         heads: vec![0; as_usize(load.users)],
         key: Vec::new(),
         value: Vec::new(),
+        bytes: RowBytes::default(),
     };
     writer.options.disable_wal(true);
 
-    let (cpu_before, thread_before, start) = (cpu(), thread_cpu(), Instant::now());
-    let mut messages = Messages::new(load.users);
+    let (cpu_before, start) = (cpu(), Instant::now());
+    let background = || (named_cpu(FLUSH_THREADS), named_cpu(MERGE_THREADS));
+    let ((flush_before, merge_before), written_before) = (background(), written_bytes());
+    let mut messages = Messages::new(load);
+    let (mut making, mut apply) = (Stage::default(), Stage::default());
     let mut left = load.messages;
     while left > 0 {
-        let count = left.min(BATCH);
+        let count = left.min(CHUNK);
         left -= count;
-        let mut batch = WriteBatch::default();
-        for _ in 0..count {
-            writer.put(&messages.next(), &mut batch);
-        }
-        writer.db.write_opt(batch, &writer.options).expect("write");
+        let chunk: Vec<Message> = making.time(|| (0..count).map(|_| messages.next()).collect());
+        apply.time(|| {
+            for messages in chunk.chunks(as_usize(BATCH)) {
+                writer.write(messages);
+            }
+        });
     }
-    let (wall, apply_cpu) = (start.elapsed(), thread_cpu() - thread_before);
+    let wall = start.elapsed();
     writer.db.flush().expect("flush");
     wait_idle();
-    let stored_bytes = file_bytes(dir.path());
-    Cost {
+    let (flush, merge) = background();
+    let cost = Cost {
         wall,
-        apply_cpu,
+        making,
+        apply,
+        flush_cpu: flush - flush_before,
+        compaction_cpu: merge - merge_before,
         cpu: cpu() - cpu_before,
-        stored_bytes,
-    }
+        written_bytes: written_bytes() - written_before,
+        stored_bytes: sst_bytes(dir.path()),
+    };
+    (cost, writer.bytes)
 }
 
 /// The engine's own, and a memtable of the same size as its own.
@@ -64,9 +77,18 @@ struct Writer {
     heads: Vec<u64>,
     key: Vec<u8>,
     value: Vec<u8>,
+    bytes: RowBytes,
 }
 
 impl Writer {
+    fn write(&mut self, messages: &[Message]) {
+        let mut batch = WriteBatch::default();
+        for message in messages {
+            self.put(message, &mut batch);
+        }
+        self.db.write_opt(batch, &self.options).expect("write");
+    }
+
     fn put(&mut self, message: &Message, batch: &mut WriteBatch) {
         let (sender, recipient) = (UserId(message.sender), UserId(message.recipient));
         let destination = Destination::timeline(recipient.mailbox());
@@ -85,7 +107,9 @@ impl Writer {
         let known = self.db.get_pinned(&self.key).expect("read").is_some();
         assert!(!known);
         // The engine's dedup value: a hash, a kind, seq and message id.
-        batch.put(&self.key, [7; 25]);
+        let value = [7; 25];
+        self.bytes.dedup += (self.key.len() + value.len()) as u64;
+        batch.put(&self.key, value);
         let row = |correspondent, flags| NewRow {
             message_id: message.message_id,
             correspondent,
@@ -115,6 +139,7 @@ impl Writer {
         .encode(&mut self.key);
         self.value.clear();
         row.at(timeline, seq).encode(&mut self.value);
+        self.bytes.timeline += (self.key.len() + self.value.len()) as u64;
         batch.put(&self.key, &self.value);
     }
 }

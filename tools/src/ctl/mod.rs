@@ -1,5 +1,6 @@
 //! `mailboxctl`: the subcommands and their dispatch.
 
+mod capacity;
 mod chat;
 mod cluster;
 mod dev_cluster;
@@ -64,6 +65,7 @@ enum Command {
     Meta(meta::Command),
     Top(top::Args),
     Doctor(doctor::Args),
+    Capacity(capacity::Args),
     /// Make the tokens with which users connect
     #[command(subcommand)]
     Token(token::Command),
@@ -109,6 +111,7 @@ async fn run(command: Command, output: OutputArgs) -> anyhow::Result<bool> {
         Command::Meta(command) => meta::run(command, output).await,
         Command::Top(args) => top::run(args, output).await,
         Command::Doctor(args) => doctor::run(args, output).await,
+        Command::Capacity(args) => capacity::run(&args, output),
         Command::Token(command) => token::run(command, output),
         Command::User(command) => user::run(command, output).await,
         Command::Chat(args) => chat::run(args, output).await,
