@@ -21,4 +21,4 @@ pub use cluster::{Cluster, ClusterOptions};
 pub use host::Host;
 pub use metrics::sum as metric_sum;
 pub use node::Node;
-pub use usage::IoBytes;
+pub use usage::{IoBytes, Usage};

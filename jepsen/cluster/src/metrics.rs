@@ -19,6 +19,15 @@ impl Node {
     /// # Errors
     /// When its metrics page is not served.
     pub async fn metric(&self, name: &str) -> anyhow::Result<Option<u64>> {
+        let page = self.metrics_page().await?;
+        Ok(page.and_then(|page| sum(&page, name)))
+    }
+
+    /// Its whole Prometheus page, for who wants several metrics of one moment; `None` if it serves none.
+    ///
+    /// # Errors
+    /// As [`Node::metric`].
+    pub async fn metrics_page(&self) -> anyhow::Result<Option<String>> {
         let Some(address) = self.metrics_address() else {
             return Ok(None);
         };
@@ -27,7 +36,7 @@ impl Node {
             .map_err(anyhow::Error::from)
             .flatten()
             .with_context(|| format!("read the metrics of node {} at {address}", self.id()))?;
-        Ok(sum(&page, name))
+        Ok(Some(page))
     }
 }
 

@@ -233,11 +233,17 @@ impl Node {
     }
 
     fn usage(&self) -> Usage {
-        let gateway = self
-            .gateway
-            .as_ref()
-            .map_or_else(Usage::default, Process::usage);
-        self.server.usage() + gateway
+        self.server_usage() + self.gateway_usage().unwrap_or_default()
+    }
+
+    /// What its server has used, over all its lives.
+    pub fn server_usage(&self) -> Usage {
+        self.server.usage()
+    }
+
+    /// What its gateway has used, if it has one.
+    pub fn gateway_usage(&self) -> Option<Usage> {
+        self.gateway.as_ref().map(Process::usage)
     }
 
     /// An error if a process of this node ended by itself.

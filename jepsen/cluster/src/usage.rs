@@ -1,6 +1,7 @@
 //! What processes have used, from `/proc`.
 
 use std::ops::Add;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Ticks in a second, in `/proc/<pid>/stat`: Linux shows 100 to user space on every architecture.
@@ -37,11 +38,18 @@ impl Add for IoBytes {
     }
 }
 
-/// CPU time and bytes of one process or of several.
+/// What one process has used, or several together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Usage {
-    pub(crate) cpu: Duration,
-    pub(crate) io: IoBytes,
+pub struct Usage {
+    /// User and system time.
+    pub cpu: Duration,
+    /// Bytes moved.
+    pub io: IoBytes,
+    /// Calls of `read`, `write` and their kin. Linux counts them for files and pipes, and what is written to sockets
+    /// from several buffers at once; not `send` and `recv`.
+    pub file_calls: u64,
+    /// Times that a thread gave its core up, because it had to wait; of threads that still run.
+    pub waits: u64,
 }
 
 impl Add for Usage {
@@ -51,6 +59,8 @@ impl Add for Usage {
         Self {
             cpu: self.cpu + other.cpu,
             io: self.io + other.io,
+            file_calls: self.file_calls + other.file_calls,
+            waits: self.waits + other.waits,
         }
     }
 }
@@ -59,17 +69,18 @@ impl Usage {
     /// Of a process that runs or has not been reaped; zero where there is no `/proc`.
     pub(crate) fn of(pid: u32) -> Self {
         let read = |name| std::fs::read_to_string(format!("/proc/{pid}/{name}"));
+        let io = read("io").unwrap_or_default();
         Self {
             cpu: read("stat")
                 .ok()
                 .and_then(|text| cpu_time(&text))
                 .unwrap_or_default(),
             io: IoBytes {
-                read: read("io")
-                    .map(|text| field(&text, "read_bytes"))
-                    .unwrap_or(0),
+                read: field(&io, "read_bytes"),
                 written: written_to_files(pid),
             },
+            file_calls: field(&io, "syscr") + field(&io, "syscw"),
+            waits: waits(pid),
         }
     }
 }
@@ -96,12 +107,28 @@ fn cpu_time(stat: &str) -> Option<Duration> {
     Some(Duration::from_secs(1) * (user + system) / TICKS_PER_SECOND)
 }
 
+/// What `/proc` keeps of each thread of a process.
+fn threads(pid: u32) -> impl Iterator<Item = PathBuf> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
+    let threads = threads.into_iter().flatten();
+    threads.filter_map(|thread| Some(thread.ok()?.path()))
+}
+
+fn waits(pid: u32) -> u64 {
+    let status = threads(pid).filter_map(|dir| std::fs::read_to_string(dir.join("status")).ok());
+    status.map(|status| waits_of(&status)).sum()
+}
+
+fn waits_of(status: &str) -> u64 {
+    let mut lines = status.lines();
+    let waits = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    waits
+        .and_then(|waits| waits.trim().parse().ok())
+        .unwrap_or(0)
+}
+
 fn written_to_files(pid: u32) -> u64 {
-    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
-        return 0;
-    };
-    let dirs = threads.filter_map(|thread| Some(thread.ok()?.path()));
-    let storage = dirs.filter(|dir| {
+    let storage = threads(pid).filter(|dir| {
         let name = std::fs::read_to_string(dir.join("comm"));
         name.is_ok_and(|name| STORAGE_THREADS.contains(&name.trim_end()))
     });
@@ -143,6 +170,30 @@ mod tests {
         assert_eq!(field(io, "wchar"), 2);
         assert_eq!(field(io, "read_bytes"), 4096);
         assert_eq!(field(io, "write_bytes"), 0);
+    }
+
+    #[test]
+    fn waits_are_those_that_a_thread_chose() {
+        let status = "Threads:\t4\nvoluntary_ctxt_switches:\t17\nnonvoluntary_ctxt_switches:\t4\n";
+        assert_eq!(waits_of(status), 17);
+        assert_eq!(
+            waits_of("nonvoluntary_ctxt_switches:\t4\n"),
+            0,
+            "another name"
+        );
+        let own = std::process::id();
+        let (begun, ended) = (std::sync::mpsc::channel(), std::sync::mpsc::channel::<()>());
+        let thread = std::thread::spawn(move || {
+            begun.0.send(()).unwrap();
+            let _ = ended.1.recv();
+        });
+        begun.1.recv().unwrap();
+        assert!(
+            threads(own).count() >= 2,
+            "all threads are looked at, not only the first"
+        );
+        drop(ended.0);
+        thread.join().unwrap();
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod report;
 mod rest;
 mod restart;
 mod send;
+mod stages;
 
 use std::process::ExitCode;
 
