@@ -331,7 +331,7 @@ fn rows(a: &Side, b: &Side, figures: &[String]) -> Vec<Row> {
     let mut rows = Vec::new();
     for (case, left) in &a.cases {
         let Some(right) = b.case(case) else { continue };
-        for meaning in &meanings {
+        for meaning in meanings.iter().copied() {
             if let (Some(a), Some(b)) = (left.get(meaning.key), right.get(meaning.key)) {
                 rows.push(Row::new(case, meaning, *a, *b));
             }
@@ -558,6 +558,48 @@ mod tests {
         assert!(
             words.ends_with("1 better, 0 worse, 1 within noise, 0 of one round without a verdict"),
             "{words}"
+        );
+    }
+
+    #[test]
+    fn files_are_compared_and_drawn_and_strange_ones_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, lines: &[Line]| {
+            let lines = lines.iter();
+            let lines = lines.map(|line| serde_json::to_string(line).unwrap() + "\n");
+            let path = dir.path().join(name);
+            std::fs::write(&path, lines.collect::<String>()).unwrap();
+            path
+        };
+        let plot = dir.path().join("plot.svg");
+        let mut args = Args {
+            a: file("a", &rounds("x", &[("p99_ms", 10.0), ("p50_ms", 1.0)])),
+            b: file("b", &rounds("x", &[("p99_ms", 30.0), ("p50_ms", 9.0)])),
+            figures: vec!["p99_ms".to_owned()],
+            plot: Some(plot.clone()),
+            ..args(Some(10.0))
+        };
+        let report = run(&args).unwrap();
+        assert_eq!(verdicts(&report), [("p99_ms", Verdict::Worse)]);
+        assert!(!report.is_good());
+        let json = serde_json::to_value(&report).unwrap();
+        assert_eq!(json["rows"][0]["verdict"], "worse");
+        assert_eq!(json["rows"][0]["a"]["median"], 10.0);
+        assert!(std::fs::read_to_string(&plot).unwrap().contains("p99_ms"));
+        args.b = file("c", &[]);
+        let error = format!("{:#}", run(&args).unwrap_err());
+        assert!(error.contains("holds no result"), "{error}");
+        args.b = dir.path().join("absent");
+        let error = format!("{:#}", run(&args).unwrap_err());
+        assert!(
+            error.starts_with("read ") && error.contains("absent"),
+            "{error}"
+        );
+        args.figures = vec!["p98_ms".to_owned()];
+        let error = run(&args).unwrap_err().to_string();
+        assert!(
+            error.contains("`p98_ms`") && error.contains("p99_ms"),
+            "{error}"
         );
     }
 

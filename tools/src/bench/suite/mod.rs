@@ -206,3 +206,33 @@ impl Course {
         Ok(errors)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn limit_s(flags: &[&str]) -> Option<u64> {
+        let line = [&["suite"], flags].concat();
+        let args = Line::parse_from(line).args;
+        let cases = case::choose(&args.only).unwrap();
+        let plan = Plan::new(&cases, args.rounds, args.seconds, |_| false);
+        limit(&args, &plan).map(|limit| limit.as_secs())
+    }
+
+    #[test]
+    fn the_usual_limit_binds_what_usually_fits() {
+        assert_eq!(limit_s(&[]), Some(ROUND_S_MAX));
+        assert_eq!(limit_s(&["--rounds", "3"]), Some(3 * ROUND_S_MAX));
+        assert_eq!(limit_s(&["--seconds", "600"]), None, "asked for longer");
+        let both = limit_s(&["--seconds", "600", "--within", "90m"]);
+        assert_eq!(both, Some(90 * 60));
+    }
+}

@@ -31,7 +31,8 @@ impl Plan {
         seconds: Option<u64>,
         held: impl Fn(&Step) -> bool,
     ) -> Self {
-        let all = (1..=rounds).flat_map(|round| cases.iter().map(move |case| Step { case, round }));
+        let all = (1..=rounds)
+            .flat_map(|round| cases.iter().copied().map(move |case| Step { case, round }));
         let (skipped, steps) = all.partition(held);
         Self {
             steps,

@@ -93,6 +93,8 @@ pub(in crate::bench) struct Results {
     pub(in crate::bench) lines: Vec<Line>,
     /// Up to which byte the file is whole.
     whole_bytes: u64,
+    /// The last line lacks its end.
+    is_open: bool,
 }
 
 impl Results {
@@ -117,7 +119,10 @@ impl Results {
             // A run that was killed while it wrote its last line leaves a piece of it.
             let torn = !piece.ends_with('\n');
             match read {
-                Ok(line) => results.take(line),
+                Ok(line) => {
+                    results.take(line);
+                    results.is_open = torn;
+                }
                 Err(_) if torn && (number > 1 || piece.starts_with(BEGIN)) => break,
                 Err(error) => return Err(error.context(format!("line {number}"))),
             }
@@ -187,9 +192,13 @@ impl ResultsFile {
             fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
         }
         let file = OpenOptions::new().create(true).append(true).open(path);
-        let file = file.with_context(|| format!("open {shown}"))?;
-        let trim = file.set_len(held.whole_bytes);
-        trim.with_context(|| format!("cut the torn end off {shown}"))?;
+        let mut file = file.with_context(|| format!("open {shown}"))?;
+        let mend = file.set_len(held.whole_bytes);
+        let mend = mend.and_then(|()| match held.is_open {
+            true => file.write_all(b"\n"),
+            false => Ok(()),
+        });
+        mend.with_context(|| format!("mend the end of {shown}"))?;
         Ok(Self {
             file,
             path: path.to_owned(),
@@ -312,16 +321,20 @@ pub(in crate::bench) mod tests {
         assert_eq!(kept, None);
         file.add(line("a", 1, &[])).unwrap();
         let whole = fs::read_to_string(&path).unwrap();
-        fs::write(&path, format!("{whole}{{\"suite\":1,\"ca")).unwrap();
-        let mut file = ResultsFile::resume(&path).unwrap();
-        assert_eq!(file.lines().len(), 1);
-        file.add(line("b", 1, &[])).unwrap();
-        assert_eq!(file.lines().len(), 2);
         let names = |path: &Path| -> Vec<String> {
             let lines = Results::read(path).unwrap().lines;
             lines.into_iter().map(|line| line.case).collect()
         };
-        assert_eq!(names(&path), ["a", "b"]);
+        // In the middle of a line, or just before its end.
+        let torn = format!("{whole}{{\"suite\":1,\"ca");
+        for (left, next) in [(&*torn, "b"), (whole.trim_end(), "c")] {
+            fs::write(&path, left).unwrap();
+            let mut file = ResultsFile::resume(&path).unwrap();
+            assert_eq!(file.lines().len(), 1);
+            file.add(line(next, 1, &[])).unwrap();
+            assert_eq!(file.lines().len(), 2);
+            assert_eq!(names(&path), ["a", next]);
+        }
         assert!(
             ResultsFile::resume(&dir.path().join("new"))
                 .unwrap()
