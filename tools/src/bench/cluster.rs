@@ -110,12 +110,10 @@ impl Spawned {
     /// What all nodes have used so far.
     pub(super) async fn usage(&self) -> anyhow::Result<Usage> {
         let stages = Stages::take(&self.cluster, self.shards).await?;
-        let cpu_us = self.cluster.cpu_time().as_micros().try_into()?;
-        let written_bytes = self.cluster.io_bytes().written;
         let stored_bytes = disk::stored_bytes(self.dir.path())?;
         Ok(Usage {
-            cpu_us,
-            written_bytes,
+            cpu_us: stages.cpu_us(),
+            written_bytes: stages.written_bytes(),
             stored_bytes,
             fsyncs: stages.log.map(|log| log.fsyncs),
             stages,

@@ -36,7 +36,7 @@ const SYNC_MESSAGES: u32 = 25;
 /// are random bytes, every send has a fresh id. The default is a closed loop with --in-flight sends
 /// on the way; --rate begins sends at a fixed rate instead and counts the wait of those that came
 /// late. A warm-up is left out of all figures. With --syncs a part of the operations are syncs
-/// of a user's newest messages, as a device makes them that comes back.
+/// of what a user's device has not seen yet.
 #[derive(clap::Args)]
 #[command(group = clap::ArgGroup::new("where").required(true).args(["spawn", "target"]))]
 pub(super) struct Args {

@@ -32,6 +32,8 @@ pub(super) struct Stages {
 #[derive(Debug, Clone, Copy, Default)]
 struct Used {
     cpu_us: u64,
+    /// To files.
+    written_bytes: u64,
     file_calls: u64,
     waits: u64,
 }
@@ -66,6 +68,7 @@ pub(super) struct StageFigures {
 impl Used {
     fn add(&mut self, usage: &mailbox_cluster::Usage) {
         self.cpu_us += u64::try_from(usage.cpu.as_micros()).unwrap_or(u64::MAX);
+        self.written_bytes += usage.io.written;
         self.file_calls += usage.file_calls;
         self.waits += usage.waits;
     }
@@ -73,6 +76,7 @@ impl Used {
     fn since(&self, before: &Self) -> Self {
         Self {
             cpu_us: self.cpu_us.saturating_sub(before.cpu_us),
+            written_bytes: self.written_bytes.saturating_sub(before.written_bytes),
             file_calls: self.file_calls.saturating_sub(before.file_calls),
             waits: self.waits.saturating_sub(before.waits),
         }
@@ -138,6 +142,16 @@ impl Stages {
             }
         }
         Ok(stages)
+    }
+
+    /// CPU time of all processes, gateways included.
+    pub(super) fn cpu_us(&self) -> u64 {
+        self.servers.cpu_us + self.gateways.map_or(0, |used| used.cpu_us)
+    }
+
+    /// What all processes have written to files.
+    pub(super) fn written_bytes(&self) -> u64 {
+        self.servers.written_bytes + self.gateways.map_or(0, |used| used.written_bytes)
     }
 
     /// What was used between two looks, `seconds` apart, for each of `acked` sends.
@@ -221,6 +235,7 @@ mod tests {
     fn used(cpu_us: u64) -> Used {
         Used {
             cpu_us,
+            written_bytes: 0,
             file_calls: cpu_us / 10,
             waits: cpu_us / 100,
         }
@@ -261,6 +276,15 @@ mod tests {
         assert_eq!(figures.entries_per_fsync, Some(2.0));
         assert_eq!(figures.fsync_bytes, Some(2000.0));
         assert_eq!(figures.sends_per_frame, Some(4.0));
+    }
+
+    #[test]
+    fn gateways_are_in_the_total() {
+        let stages = Stages {
+            gateways: Some(used(500)),
+            ..stages(1)
+        };
+        assert_eq!(stages.cpu_us(), 4500);
     }
 
     #[test]
