@@ -109,6 +109,8 @@ fn every_help_text_is_the_kept_one() {
         &["send"],
         &["gateway"],
         &["idle"],
+        &["suite"],
+        &["compare"],
         &["grow"],
         &["restart"],
     ] {
@@ -274,4 +276,62 @@ fn a_bench_in_memory_is_refused() {
     let error = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{error}");
     assert!(error.contains("--allow-tmpfs"), "{error}");
+}
+
+/// Two rounds of one case, as the suite writes them.
+fn results(path: &Path, sends_per_s: [f64; 2]) {
+    let machine = "{\"cores\":2,\"cpu\":\"A Processor\",\"memory_gib\":23.5,\"kernel\":\"6.1.0\",\"fs\":\"ext4\",\
+        \"disk_fdatasync_per_s\":5000.0}";
+    let lines = (1..).zip(sends_per_s).map(|(round, figure)| {
+        format!(
+            "{{\"suite\":1,\"case\":\"send-3-nodes-100b\",\"round\":{round},\"seconds\":15,\"ended_unix_s\":1,\
+             \"revision\":null,\"build\":\"00000001-00000002\",\"machine\":{machine},\"errors\":0,\
+             \"figures\":{{\"sends_per_s\":{figure}}}}}\n"
+        )
+    });
+    std::fs::write(path, lines.collect::<String>()).unwrap();
+}
+
+#[test]
+fn results_are_compared_and_a_loss_fails_when_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let [a, b] = ["a.jsonl", "b.jsonl"].map(|name| dir.path().join(name));
+    results(&a, [1000.0, 1100.0]);
+    results(&b, [500.0, 550.0]);
+    let (a, b) = (a.to_str().unwrap(), b.to_str().unwrap());
+    let words = run(BENCH, &["compare", a, b]);
+    assert!(words.status.success(), "{}", text(&words.stderr));
+    assert!(text(&words.stdout).contains("0 better, 1 worse"));
+    let fails = run(BENCH, &["compare", a, b, "--json", "--fail-above", "5"]);
+    assert_eq!(fails.status.code(), Some(1), "{}", text(&fails.stderr));
+    let json: serde_json::Value = serde_json::from_slice(&fails.stdout).unwrap();
+    assert_eq!(json["rows"][0]["verdict"], "worse");
+    assert_eq!(json["rows"][0]["ratio"], 0.5);
+    let strange = dir.path().join("letter.txt");
+    std::fs::write(&strange, "Dear Alice\n").unwrap();
+    let strange = run(BENCH, &["compare", a, strange.to_str().unwrap()]);
+    assert_eq!(strange.status.code(), Some(1));
+    let error = text(&strange.stderr);
+    assert!(
+        error.contains("no result of `mailbox-bench suite`"),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_suite_lists_its_cases_without_a_cluster() {
+    let list = run(
+        BENCH,
+        &["suite", "--list", "--json", "--only", "open-3-nodes-50"],
+    );
+    let json: serde_json::Value = serde_json::from_slice(&list.stdout).unwrap();
+    let cases = json["cases"].as_array().unwrap();
+    let names: Vec<_> = cases
+        .iter()
+        .map(|case| case["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["send-3-nodes-100b", "open-3-nodes-50"]);
+    let wrong = run(BENCH, &["suite", "--list", "--only", "nonsense"]);
+    assert_eq!(wrong.status.code(), Some(1));
+    assert!(text(&wrong.stderr).contains("no case begins with `nonsense`"));
 }

@@ -12,13 +12,12 @@ use mailbox_client::v1::RegisterUserRequest;
 use mailbox_cluster::{Cluster, ClusterOptions};
 
 use super::disk;
+use super::stages::Stages;
 use crate::chaos;
 use crate::node::parse_nodes;
 
 /// Registrations on the way at a time.
 const REGISTRATIONS: usize = 512;
-/// Syncs of a node's log so far.
-const LOG_FSYNCS: &str = "mailbox_log_fsyncs_total";
 /// How long the disk is probed.
 const PROBE: Duration = Duration::from_secs(2);
 
@@ -53,6 +52,7 @@ pub(super) struct Spawned {
     pub(super) fdatasync_per_s: f64,
     /// From the first process's start until every shard was read from.
     pub(super) started_in: Duration,
+    shards: u16,
     dir: tempfile::TempDir,
 }
 
@@ -63,6 +63,8 @@ pub(super) struct Usage {
     pub(super) written_bytes: u64,
     pub(super) stored_bytes: u64,
     pub(super) fsyncs: Option<u64>,
+    /// The same and more, by stage.
+    pub(super) stages: Stages,
 }
 
 impl Spawned {
@@ -100,25 +102,21 @@ impl Spawned {
             file_system,
             fdatasync_per_s,
             started_in: begin.elapsed(),
+            shards: args.shards,
             dir,
         })
     }
 
     /// What all nodes have used so far.
     pub(super) async fn usage(&self) -> anyhow::Result<Usage> {
-        let mut fsyncs = Some(0);
-        for node in self.cluster.nodes() {
-            let of_node = node.metric(LOG_FSYNCS).await?;
-            fsyncs = fsyncs.zip(of_node).map(|(sum, of_node)| sum + of_node);
-        }
-        let cpu_us = self.cluster.cpu_time().as_micros().try_into()?;
-        let written_bytes = self.cluster.io_bytes().written;
+        let stages = Stages::take(&self.cluster, self.shards).await?;
         let stored_bytes = disk::stored_bytes(self.dir.path())?;
         Ok(Usage {
-            cpu_us,
-            written_bytes,
+            cpu_us: stages.cpu_us(),
+            written_bytes: stages.written_bytes(),
             stored_bytes,
-            fsyncs,
+            fsyncs: stages.log.map(|log| log.fsyncs),
+            stages,
         })
     }
 
@@ -130,7 +128,11 @@ impl Spawned {
     }
 }
 
-fn probe(dir: &Path, allow_tmpfs: bool) -> anyhow::Result<(String, f64)> {
+/// The file system under `dir` and how often it syncs in a second; `dir` is made.
+///
+/// # Errors
+/// It is in memory and that is not allowed, or cannot be written to.
+pub(super) fn probe(dir: &Path, allow_tmpfs: bool) -> anyhow::Result<(String, f64)> {
     std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
     let file_system = disk::file_system(dir)?;
     if disk::is_memory(&file_system) && !allow_tmpfs {

@@ -20,6 +20,8 @@ use crate::node::NodeArgs;
 
 /// How long users' tokens are valid: longer than any run.
 const TOKEN_TTL: Duration = Duration::from_secs(86_400);
+/// WebSockets, unless told otherwise.
+const CONNECTIONS: u16 = 64;
 /// Connections begun at a time.
 const CONNECTS: usize = 64;
 
@@ -39,12 +41,32 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE", env = "MAILBOX_AUTH_KEY")]
     auth_key: Option<PathBuf>,
     /// WebSockets; the in-flight sends are spread over them
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = CONNECTIONS, value_parser = clap::value_parser!(u16).range(1..))]
     connections: u16,
     #[command(flatten)]
     load: LoadArgs,
     #[command(flatten)]
     node: NodeArgs,
+}
+
+impl Args {
+    /// What the command line would say to load a cluster of our own.
+    pub(super) fn new(spawn: SpawnArgs, load: LoadArgs) -> Self {
+        Self {
+            spawn,
+            gateway: Vec::new(),
+            auth_key: None,
+            connections: CONNECTIONS,
+            load,
+            node: NodeArgs {
+                addresses: Vec::new(),
+                secret_file: None,
+                token: None,
+                cluster_id: None,
+                ca_file: None,
+            },
+        }
+    }
 }
 
 pub(super) async fn run(args: Args) -> anyhow::Result<Report> {

@@ -31,6 +31,17 @@ pub(super) struct Args {
     settle: u64,
 }
 
+impl Args {
+    /// What the command line would say.
+    pub(super) fn new(spawn: SpawnArgs, seconds: u64, settle: u64) -> Self {
+        Self {
+            spawn,
+            seconds,
+            settle,
+        }
+    }
+}
+
 /// One run. README.md says how each figure is measured.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Report {

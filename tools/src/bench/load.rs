@@ -44,6 +44,23 @@ pub(super) enum Shape {
     Open { rate: u64 },
 }
 
+/// How an operation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// A send was acked.
+    Acked,
+    /// A sync was answered: it counts apart from the sends.
+    Read,
+    Failed,
+}
+
+impl From<bool> for Ended {
+    /// Of a send: whether it was acked.
+    fn from(acked: bool) -> Self {
+        if acked { Self::Acked } else { Self::Failed }
+    }
+}
+
 /// Where a run stands; shared by its runners.
 pub(super) struct Clock {
     begin: Instant,
@@ -52,6 +69,8 @@ pub(super) struct Clock {
     over: AtomicBool,
     /// Acks inside the measured time.
     acked: AtomicU64,
+    /// Syncs answered inside the measured time.
+    read: AtomicU64,
     /// Errors, at any time.
     errors: AtomicU64,
 }
@@ -67,6 +86,7 @@ impl Clock {
             end: warm + measured,
             over: AtomicBool::new(false),
             acked: AtomicU64::new(0),
+            read: AtomicU64::new(0),
             errors: AtomicU64::new(0),
         })
     }
@@ -84,6 +104,11 @@ impl Clock {
     /// Acks inside the measured time so far.
     pub(super) fn acked(&self) -> u64 {
         self.acked.load(Ordering::Relaxed)
+    }
+
+    /// Syncs answered inside the measured time so far.
+    pub(super) fn read(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
     }
 
     /// Errors so far, warm-up included.
@@ -115,10 +140,12 @@ impl Clock {
 /// The tasks that make one run's load.
 pub(super) struct Runners(Vec<JoinHandle<Latencies>>);
 
-/// How long the sends of a run took.
+/// How long the operations of a run took.
 pub(super) struct Latencies {
-    /// All of them, in microseconds.
+    /// All sends, in microseconds.
     pub(super) us: Histogram<u64>,
+    /// All syncs, in microseconds.
+    pub(super) reads_us: Histogram<u64>,
     /// The longest of each second in which a slow one was due, in microseconds; seconds count from the run's begin.
     pub(super) slow_us: BTreeMap<u64, u64>,
 }
@@ -127,13 +154,14 @@ impl Latencies {
     fn new() -> Self {
         Self {
             us: histogram(),
+            reads_us: histogram(),
             slow_us: BTreeMap::new(),
         }
     }
 
     /// Counts a send that was due so long after the run's begin.
     fn count(&mut self, due: Duration, took: Duration) {
-        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let us = micros(took);
         self.us.saturating_record(us);
         let second = due.as_secs();
         let room = self.slow_us.len() < SLOW_SECONDS_MAX || self.slow_us.contains_key(&second);
@@ -145,6 +173,7 @@ impl Latencies {
 
     fn add(&mut self, other: &Self) -> anyhow::Result<()> {
         self.us.add(&other.us)?;
+        self.reads_us.add(&other.reads_us)?;
         for (second, us) in &other.slow_us {
             let longest = self.slow_us.entry(*second).or_default();
             *longest = (*us).max(*longest);
@@ -155,7 +184,7 @@ impl Latencies {
 
 impl Runners {
     /// Starts them, each with a share of the load and a source of its own: what the source returns
-    /// has been handed over, and resolves to whether it was acked.
+    /// has been handed over, and resolves to how it ended (to whether it was acked, if all are sends).
     pub(super) fn start<F, S>(
         clock: &Arc<Clock>,
         shape: Shape,
@@ -163,7 +192,7 @@ impl Runners {
     ) -> Self
     where
         F: FnMut() -> S + Send + 'static,
-        S: Future<Output = bool> + Send + 'static,
+        S: Future<Output: Into<Ended>> + Send + 'static,
     {
         let start = |runner| {
             let share = split(shape, RUNNERS, runner);
@@ -186,7 +215,7 @@ impl Runners {
 async fn run<F, S>(clock: Arc<Clock>, shape: Shape, make: F) -> Latencies
 where
     F: FnMut() -> S,
-    S: Future<Output = bool>,
+    S: Future<Output: Into<Ended>>,
 {
     match shape {
         Shape::Closed { in_flight } => closed(&clock, in_flight, make).await,
@@ -217,7 +246,7 @@ fn split(shape: Shape, runners: usize, runner: usize) -> Shape {
 async fn closed<F, S>(clock: &Clock, in_flight: usize, mut make: F) -> Latencies
 where
     F: FnMut() -> S,
-    S: Future<Output = bool>,
+    S: Future<Output: Into<Ended>>,
 {
     let mut tally = Tally {
         clock,
@@ -240,7 +269,7 @@ where
 async fn open<F, S>(clock: &Clock, rate: u64, mut make: F) -> Latencies
 where
     F: FnMut() -> S,
-    S: Future<Output = bool>,
+    S: Future<Output: Into<Ended>>,
 {
     let mut tally = Tally {
         clock,
@@ -279,8 +308,12 @@ fn due_at(number: u64, rate: u64) -> Duration {
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }
 
-async fn timed(begin: Instant, send: impl Future<Output = bool>) -> (Instant, bool) {
-    (begin, send.await)
+async fn timed(begin: Instant, operation: impl Future<Output: Into<Ended>>) -> (Instant, Ended) {
+    (begin, operation.await.into())
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 struct Tally<'a> {
@@ -289,17 +322,26 @@ struct Tally<'a> {
 }
 
 impl Tally<'_> {
-    /// Counts a send that was acked inside the measured time, and any error.
-    fn count(&mut self, (begin, acked): (Instant, bool), now: Instant) {
-        if !acked {
-            if self.clock.errors.fetch_add(1, Ordering::Relaxed) + 1 >= ERRORS_MAX {
-                self.clock.over.store(true, Ordering::Relaxed);
+    /// Counts what ended well inside the measured time, and any error.
+    fn count(&mut self, (begin, ended): (Instant, Ended), now: Instant) {
+        let measured = now >= self.clock.warm && now < self.clock.end;
+        let took = now.saturating_duration_since(begin);
+        match ended {
+            Ended::Failed => {
+                if self.clock.errors.fetch_add(1, Ordering::Relaxed) + 1 >= ERRORS_MAX {
+                    self.clock.over.store(true, Ordering::Relaxed);
+                }
             }
-        } else if now >= self.clock.warm && now < self.clock.end {
-            self.clock.acked.fetch_add(1, Ordering::Relaxed);
-            let due = begin.saturating_duration_since(self.clock.begin);
-            self.latencies
-                .count(due, now.saturating_duration_since(begin));
+            Ended::Acked if measured => {
+                self.clock.acked.fetch_add(1, Ordering::Relaxed);
+                let due = begin.saturating_duration_since(self.clock.begin);
+                self.latencies.count(due, took);
+            }
+            Ended::Read if measured => {
+                self.clock.read.fetch_add(1, Ordering::Relaxed);
+                self.latencies.reads_us.saturating_record(micros(took));
+            }
+            Ended::Acked | Ended::Read => {}
         }
     }
 
@@ -343,11 +385,32 @@ mod tests {
             latencies: Latencies::new(),
         };
         let due = clock.begin + Duration::from_millis(1_200);
-        tally.count((due, true), due + Duration::from_millis(500));
-        tally.count((due, true), due + Duration::from_millis(200));
+        tally.count((due, Ended::Acked), due + Duration::from_millis(500));
+        tally.count((due, Ended::Acked), due + Duration::from_millis(200));
         assert!(tally.latencies.us.max() >= 499_000);
         assert_eq!(tally.latencies.slow_us, BTreeMap::from([(1, 500_000)]));
         assert_eq!((clock.acked(), clock.errors()), (2, 0));
+    }
+
+    #[test]
+    fn syncs_count_apart_from_sends() {
+        let clock = Clock::start(Duration::ZERO, Duration::from_secs(60));
+        let mut tally = Tally {
+            clock: &clock,
+            latencies: Latencies::new(),
+        };
+        let begin = clock.begin;
+        tally.count((begin, Ended::Read), begin + Duration::from_millis(500));
+        tally.count((begin, Ended::Acked), begin + Duration::from_millis(2));
+        let late = clock.end + Duration::from_secs(1);
+        tally.count((begin, Ended::Read), late);
+        assert_eq!((clock.acked(), clock.read(), clock.errors()), (1, 1, 0));
+        assert!(
+            tally.latencies.us.max() < 3_000,
+            "a slow sync is no slow send"
+        );
+        assert_eq!(tally.latencies.reads_us.len(), 1);
+        assert!(tally.latencies.slow_us.is_empty());
     }
 
     #[tokio::test]

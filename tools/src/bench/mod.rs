@@ -1,6 +1,8 @@
 //! `mailbox-bench`: the subcommands and their dispatch.
 
+mod bars;
 mod cluster;
+mod compare;
 mod delivery;
 mod disk;
 mod gateway;
@@ -14,6 +16,8 @@ mod report;
 mod rest;
 mod restart;
 mod send;
+mod stages;
+mod suite;
 
 use std::process::ExitCode;
 
@@ -44,6 +48,8 @@ enum Command {
     Send(send::Args),
     Gateway(Box<gateway::Args>),
     Idle(idle::Args),
+    Suite(Box<suite::Args>),
+    Compare(compare::Args),
     /// Grow a cluster of 3 nodes to 5 and shrink it to 3 others, under load; then look for every message
     ///
     /// A closed loop fills the cluster for --fill seconds. Then an open loop runs through to the end: a calm
@@ -72,6 +78,12 @@ pub fn mailbox_bench() -> ExitCode {
             Command::Idle(args) => {
                 output.print(&idle::run(args).await?, idle::Report::human)?;
                 return Ok(true);
+            }
+            Command::Suite(args) => return Box::pin(suite::run(*args, output)).await,
+            Command::Compare(args) => {
+                let report = compare::run(&args)?;
+                output.print(&report, compare::Report::human)?;
+                return Ok(report.is_good());
             }
             Command::Grow(args) => {
                 let report = grow::run(&args).await?;
@@ -113,6 +125,11 @@ mod tests {
             ],
             &["mailbox-bench", "send", "--spawn", "2"],
             &["mailbox-bench", "idle", "--seconds", "0"],
+            &["mailbox-bench", "send", "--spawn", "3", "--syncs", "100"],
+            &["mailbox-bench", "suite", "--rounds", "0"],
+            &["mailbox-bench", "suite", "--within", "45"],
+            &["mailbox-bench", "compare", "a.jsonl"],
+            &["mailbox-bench", "compare", "a", "b", "--fail-above", "-1"],
             &[
                 "mailbox-bench",
                 "send",

@@ -3,6 +3,7 @@
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use super::stages::StageFigures;
 use crate::output::grouped;
 
 /// One run. README.md says how each figure is measured. `None`: not measurable in this run (a
@@ -40,6 +41,13 @@ pub(super) struct Report {
     pub(super) undelivered: Option<u64>,
     pub(super) delivery_p50_ms: Option<f64>,
     pub(super) delivery_p99_ms: Option<f64>,
+    /// `None` unless a part of the load is syncs.
+    pub(super) syncs_per_s: Option<f64>,
+    pub(super) sync_p50_ms: Option<f64>,
+    pub(super) sync_p99_ms: Option<f64>,
+    /// By stage.
+    #[serde(flatten)]
+    pub(super) stages: StageFigures,
 }
 
 impl Report {
@@ -54,7 +62,7 @@ impl Report {
             (None, Some(rate)) => format!("{} sends/s asked for", grouped(rate)),
             (None, None) => "unknown pressure".to_owned(),
         };
-        let lines = [
+        let mut lines = vec![
             format!(
                 "{} node(s), {} shard(s), {} users, {} loop, {pressure}, {}-byte bodies",
                 self.nodes,
@@ -94,15 +102,29 @@ impl Report {
                 or_unknown(self.stored_bytes_per_send, "bytes/send, all nodes")
             ),
         ];
-        let mut text = lines.join("\n");
+        lines.extend(self.stages.human());
+        lines.extend(self.beside());
+        lines.join("\n")
+    }
+
+    /// What only some loads have: deliveries that are waited for, and syncs.
+    fn beside(&self) -> Vec<String> {
+        let mut lines = Vec::new();
         if let (Some(p50), Some(p99), Some(undelivered)) =
             (self.delivery_p50_ms, self.delivery_p99_ms, self.undelivered)
         {
-            text.push_str(&format!(
-                "\ndelivery   p50 {p50:.2} ms, p99 {p99:.2} ms, {undelivered} undelivered"
+            lines.push(format!(
+                "delivery   p50 {p50:.2} ms, p99 {p99:.2} ms, {undelivered} undelivered"
             ));
         }
-        text
+        if let (Some(syncs), Some(p50), Some(p99)) =
+            (self.syncs_per_s, self.sync_p50_ms, self.sync_p99_ms)
+        {
+            lines.push(format!(
+                "syncs      {syncs:.0}/s, p50 {p50:.2} ms, p99 {p99:.2} ms"
+            ));
+        }
+        lines
     }
 }
 
@@ -160,6 +182,17 @@ pub(super) mod tests {
             undelivered: Some(0),
             delivery_p50_ms: Some(7.5),
             delivery_p99_ms: Some(31.25),
+            syncs_per_s: Some(1000.4),
+            sync_p50_ms: Some(1.5),
+            sync_p99_ms: Some(9.75),
+            stages: StageFigures {
+                leader_cpu_us_per_send: Some(70.0),
+                follower_cpu_us_per_send: Some(40.0),
+                sends_per_entry: Some(12.0),
+                entry_bytes: Some(2048.0),
+                entries_per_fsync: Some(1.5),
+                ..StageFigures::default()
+            },
         }
     }
 
@@ -169,7 +202,10 @@ pub(super) mod tests {
         let promised = "nodes users in_flight body_bytes loop warmup_s fs fsync sends_per_s errors \
             p50_ms p95_ms p99_ms p999_ms server_cpu_us_per_send client_cpu_us_per_send \
             fsyncs_per_s disk_fdatasync_per_s bytes_per_send stored_bytes_per_send \
-            shards undelivered delivery_p50_ms delivery_p99_ms";
+            shards undelivered delivery_p50_ms delivery_p99_ms syncs_per_s sync_p50_ms sync_p99_ms \
+            leader_cpu_us_per_send follower_cpu_us_per_send gateway_cpu_us_per_send \
+            server_waits_per_send server_file_calls_per_send gateway_waits_per_send sends_per_frame \
+            entries_per_s sends_per_entry entry_bytes entries_per_fsync fsync_bytes";
         for key in promised.split_whitespace() {
             assert!(json.get(key).is_some(), "{key} is missing");
         }
@@ -185,6 +221,9 @@ pub(super) mod tests {
             "9000/s",
             "p99 60.50 ms",
             "150.0 us/send",
+            "leader 70.0 us/send, each follower 40.0 us/send",
+            "12.0 sends and 2048 bytes each, 1.5 per fsync",
+            "syncs      1000/s, p50 1.50 ms",
         ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }

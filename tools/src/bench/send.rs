@@ -1,24 +1,33 @@
 //! `mailbox-bench send`: 1:1 sends over gRPC, as a gateway makes them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
 use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::Either;
 use hdrhistogram::Histogram;
-use mailbox_client::v1::{MessageType, SendRequest, send_request};
+use mailbox_client::v1::{
+    MessageType, SendRequest, SyncRange, SyncRequest, Timeline, TimelineKind, send_request,
+};
 use mailbox_client::{Client, content_crc, user_id};
+use parking_lot::Mutex;
 use rand::RngExt as _;
 use rand::rngs::SmallRng;
 
 use super::cluster::{SpawnArgs, Spawned, Usage, register};
 use super::delivery::Delivery;
-use super::load::{Clock, Runners, Shape};
+use super::load::{Clock, Ended, Runners, Shape};
 use super::profile::Profile;
 use super::report::{Report, per_send, percentile_ms, round};
+use super::stages::StageFigures;
 use crate::node::NodeArgs;
 use crate::process;
+
+/// Most messages that a sync asks for: a screen of a conversation.
+const SYNC_MESSAGES: u32 = 25;
 
 /// 1:1 sends over gRPC, as a gateway makes them.
 ///
@@ -26,7 +35,8 @@ use crate::process;
 /// shards with --cross-shard, from one with --same-shard), bodies
 /// are random bytes, every send has a fresh id. The default is a closed loop with --in-flight sends
 /// on the way; --rate begins sends at a fixed rate instead and counts the wait of those that came
-/// late. A warm-up is left out of all figures.
+/// late. A warm-up is left out of all figures. With --syncs a part of the operations are syncs
+/// of what a user's device has not seen yet.
 #[derive(clap::Args)]
 #[command(group = clap::ArgGroup::new("where").required(true).args(["spawn", "target"]))]
 pub(super) struct Args {
@@ -44,11 +54,27 @@ pub(super) struct Args {
     /// Draw every recipient from the sender's shard, and measure deliveries
     #[arg(long)]
     same_shard: bool,
+    /// Of 100 operations so many are syncs instead of sends
+    #[arg(long, value_name = "PERCENT", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=99))]
+    syncs: u8,
     #[command(flatten)]
     load: LoadArgs,
 }
 
 impl Args {
+    /// What the command line would say.
+    pub(super) fn new(spawn: SpawnArgs, load: LoadArgs, pairs: Pairs, syncs: u8) -> Self {
+        Self {
+            spawn,
+            target: Vec::new(),
+            secret_file: None,
+            cross_shard: pairs == Pairs::CrossShard,
+            same_shard: pairs == Pairs::SameShard,
+            syncs,
+            load,
+        }
+    }
+
     fn pairs(&self) -> Pairs {
         match (self.cross_shard, self.same_shard) {
             (true, _) => Pairs::CrossShard,
@@ -140,22 +166,30 @@ pub(super) async fn run(args: Args) -> anyhow::Result<Report> {
         Pairs::SameShard | Pairs::CrossShard => Some(Delivery::start(&client, users.all()).await?),
     };
     let clock = args.load.clock();
+    let devices = Arc::new(Devices::default());
     let runners = Runners::start(&clock, args.load.shape(), |_| {
         let mut source = Source {
             client: client.clone(),
             users: Arc::clone(&users),
             pairs,
+            syncs: args.syncs,
+            devices: Arc::clone(&devices),
             body_bytes: args.load.body_bytes,
             delivery: delivery.clone(),
             clock: Arc::clone(&clock),
             rng: rand::make_rng(),
         };
-        move || source.send()
+        move || source.operate()
     });
     let measured = Measured::take(&clock, spawned.as_ref(), &args.load, &args.spawn).await?;
-    let latencies = runners.finish().await?.us;
-    let mut report = measured.report(&args.load, nodes, &clock, &latencies, spawned.as_ref());
+    let latencies = runners.finish().await?;
+    let mut report = measured.report(&args.load, nodes, &clock, &latencies.us, spawned.as_ref());
     report.shards = shards as u64;
+    if args.syncs > 0 {
+        report.syncs_per_s = Some(measured.reads_per_s());
+        report.sync_p50_ms = Some(percentile_ms(&latencies.reads_us, 50.0));
+        report.sync_p99_ms = Some(percentile_ms(&latencies.reads_us, 99.0));
+    }
     if let Some(delivery) = delivery {
         let delivered = delivery.finish().await;
         report.undelivered = Some(delivered.undelivered);
@@ -168,11 +202,14 @@ pub(super) async fn run(args: Args) -> anyhow::Result<Report> {
     Ok(report)
 }
 
-/// Makes the sends of one runner.
+/// Makes the operations of one runner.
 struct Source {
     client: Client,
     users: Arc<Users>,
     pairs: Pairs,
+    /// Of 100 operations.
+    syncs: u8,
+    devices: Arc<Devices>,
     body_bytes: usize,
     delivery: Option<Arc<Delivery>>,
     clock: Arc<Clock>,
@@ -180,6 +217,17 @@ struct Source {
 }
 
 impl Source {
+    /// Hands one operation over, a send or a sync.
+    fn operate(&mut self) -> impl Future<Output = Ended> + use<> {
+        if self.syncs > 0 && self.rng.random_range(0..100) < self.syncs {
+            let user = self.users.any(&mut self.rng);
+            let devices = Arc::clone(&self.devices);
+            Either::Left(devices.sync(self.client.clone(), user))
+        } else {
+            Either::Right(self.send().map(Ended::from))
+        }
+    }
+
     /// Hands one send over; resolves to whether it was acked.
     fn send(&mut self) -> impl Future<Output = bool> + use<> {
         let request = self.request();
@@ -218,9 +266,51 @@ impl Source {
     }
 }
 
+/// One device of each user that has synced: what it has seen.
+#[derive(Default)]
+struct Devices {
+    seen: Mutex<HashMap<u64, u64>>,
+}
+
+impl Devices {
+    /// Asks for the messages of a user's mailbox that the device lacks, the oldest of them first.
+    async fn sync(self: Arc<Self>, client: Client, user: u64) -> Ended {
+        let after_seq = self.seen.lock().get(&user).copied().unwrap_or(0);
+        let timeline = Timeline {
+            kind: TimelineKind::Mailbox as i32,
+            owner: user,
+        };
+        let request = SyncRequest {
+            ranges: vec![SyncRange {
+                timeline: Some(timeline),
+                after_seq,
+            }],
+            limit: SYNC_MESSAGES,
+            ..SyncRequest::default()
+        };
+        match client.sync(request).await {
+            Ok(answer) => {
+                let pages = answer.pages.iter();
+                let last = pages.filter_map(|page| page.messages.last());
+                if let Some(seq) = last.map(|message| message.seq).max() {
+                    let mut seen = self.seen.lock();
+                    let seen = seen.entry(user).or_default();
+                    *seen = seq.max(*seen);
+                }
+                Ended::Read
+            }
+            Err(error) => {
+                tracing::error!(%error, "sync");
+                Ended::Failed
+            }
+        }
+    }
+}
+
 /// Which shards sender and recipient are drawn from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Pairs {
+pub(super) enum Pairs {
+    /// Both from all users.
     Any,
     SameShard,
     CrossShard,
@@ -252,12 +342,17 @@ impl Users {
         self.by_shard.iter().flatten().copied()
     }
 
+    /// A user, uniformly.
+    fn any(&self, rng: &mut SmallRng) -> u64 {
+        self.nth(rng.random_range(0..self.count)).1
+    }
+
     /// A sender and a recipient, each uniformly among those that fit.
     fn pair(&self, pairs: Pairs, rng: &mut SmallRng) -> (u64, u64) {
         let (home, sender) = self.nth(rng.random_range(0..self.count));
         let own = &self.by_shard[home];
         let recipient = match pairs {
-            Pairs::Any => self.nth(rng.random_range(0..self.count)).1,
+            Pairs::Any => self.any(rng),
             Pairs::SameShard => own[rng.random_range(0..own.len())],
             // All users of one shard: there is no other recipient.
             Pairs::CrossShard if own.len() == self.count => sender,
@@ -289,9 +384,16 @@ pub(super) struct Measured {
     client_cpu_us: u64,
     seconds: f64,
     acked: u64,
+    /// Syncs answered.
+    read: u64,
 }
 
 impl Measured {
+    /// Syncs answered in a second.
+    fn reads_per_s(&self) -> f64 {
+        round(self.read as f64 / self.seconds, 1)
+    }
+
     /// Looks at all counters at the end of the warm-up and at the end of the measured time.
     /// Meanwhile profiles are recorded, if they are wanted.
     pub(super) async fn take(
@@ -328,6 +430,7 @@ impl Measured {
             client_cpu_us,
             seconds,
             acked: clock.acked(),
+            read: clock.read(),
         })
     }
 
@@ -380,7 +483,19 @@ impl Measured {
             undelivered: None,
             delivery_p50_ms: None,
             delivery_p99_ms: None,
+            syncs_per_s: None,
+            sync_p50_ms: None,
+            sync_p99_ms: None,
+            stages: self.stages(),
         }
+    }
+
+    fn stages(&self) -> StageFigures {
+        let looks = self.before.zip(self.after);
+        looks.map_or_else(StageFigures::default, |(before, after)| {
+            let (before, after) = (before.stages, after.stages);
+            after.figures(&before, self.acked, self.seconds)
+        })
     }
 }
 
