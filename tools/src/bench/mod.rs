@@ -8,6 +8,8 @@ mod grow;
 mod idle;
 mod ledger;
 mod load;
+#[cfg(feature = "peers")]
+mod peer;
 mod phases;
 mod profile;
 mod report;
@@ -58,6 +60,8 @@ enum Command {
     /// caught up; kill -9 of the node that leads most shards, --kills times; kill -9 of all nodes at once. At the end both
     /// mailboxes of every send are read. The exit status is 1 if a send failed, or if one is missing, doubled or in another order.
     Restart(Box<RestartArgs>),
+    #[cfg(feature = "peers")]
+    Peer(Box<peer::Args>),
 }
 
 /// Runs `mailbox-bench` with the process's arguments.
@@ -81,6 +85,12 @@ pub fn mailbox_bench() -> ExitCode {
             Command::Restart(args) => {
                 let report = restart::run(&args).await?;
                 output.print(&report, restart::Report::human)?;
+                return Ok(report.is_good());
+            }
+            #[cfg(feature = "peers")]
+            Command::Peer(args) => {
+                let report = peer::command(*args).await?;
+                output.print(&report, peer::Report::human)?;
                 return Ok(report.is_good());
             }
         };

@@ -39,8 +39,31 @@ pub(super) struct Launch {
     pub(super) account: Option<Account>,
     /// Ends it in order.
     pub(super) stop: Signal,
-    /// Ends it at once, yet so that nothing of it stays.
-    pub(super) abort: Signal,
+    pub(super) abort: Abort,
+}
+
+/// What ends a process at once.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Abort {
+    Kill,
+    /// For one that has more than itself to clear away: processes, shared memory.
+    Quit,
+}
+
+impl Abort {
+    fn signal(self) -> Signal {
+        match self {
+            Self::Kill => Signal::KILL,
+            Self::Quit => Signal::QUIT,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Kill => "KILL",
+            Self::Quit => "QUIT",
+        }
+    }
 }
 
 /// Processes and their files. Dropped: both are gone.
@@ -56,7 +79,7 @@ struct Server {
     child: Child,
     log: PathBuf,
     stop: Signal,
-    abort: Signal,
+    abort: Abort,
 }
 
 impl Servers {
@@ -173,7 +196,11 @@ impl Servers {
 
     /// CPU time of all processes so far, in microseconds.
     pub(super) fn cpu_us(&self) -> u64 {
-        let roots: Vec<u32> = self.running.iter().map(|server| server.child.id()).collect();
+        let roots: Vec<u32> = self
+            .running
+            .iter()
+            .map(|server| server.child.id())
+            .collect();
         usage::cpu_us(&roots)
     }
 
@@ -186,7 +213,10 @@ impl Servers {
         for server in &mut self.running {
             while !server.has_ended() {
                 if begun.elapsed() > PATIENCE {
-                    bail!("{} still ran {PATIENCE:?} after its stop signal", server.name);
+                    bail!(
+                        "{} still ran {PATIENCE:?} after its stop signal",
+                        server.name
+                    );
                 }
                 tokio::time::sleep(POLL).await;
             }
@@ -221,7 +251,7 @@ impl Drop for Server {
         if self.has_ended() {
             return;
         }
-        self.signal(self.abort);
+        self.signal(self.abort.signal());
         let begun = Instant::now();
         while begun.elapsed() < THROWN_AWAY_PATIENCE {
             if self.has_ended() {
@@ -257,7 +287,8 @@ impl Starter {
     fn start(&self, command: Command) -> anyhow::Result<Child> {
         let (answer, child) = mpsc::channel();
         let sent = self.0.send((command, answer));
-        sent.ok().context("the thread that starts processes ended")?;
+        sent.ok()
+            .context("the thread that starts processes ended")?;
         let child = child.recv();
         Ok(child.context("the thread that starts processes ended")??)
     }
@@ -269,9 +300,8 @@ impl Starter {
 fn guarded(launch: &Launch, dir: &Path) -> Command {
     let mut command = match on_path("setpriv", &[]) {
         Some(setpriv) => {
-            let signal = launch.abort.as_raw().to_string();
             let mut command = Command::new(setpriv);
-            command.args(["--pdeathsig", &signal, "--"]);
+            command.args(["--pdeathsig", launch.abort.name(), "--"]);
             command.arg(&launch.program);
             command
         }
@@ -345,7 +375,7 @@ mod tests {
             arguments: vec!["-c".into(), script.into()],
             account: None,
             stop: Signal::TERM,
-            abort: Signal::QUIT,
+            abort: Abort::Quit,
         }
     }
 
