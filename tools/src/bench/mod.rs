@@ -109,6 +109,28 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    #[cfg(feature = "peers")]
+    #[test]
+    fn a_peer_is_named_and_its_load_has_bounds() {
+        for line in [
+            &["mailbox-bench", "peer"][..],
+            &["mailbox-bench", "peer", "kafka"],
+            &["mailbox-bench", "peer", "nats", "--in-flight", "0"],
+            &["mailbox-bench", "peer", "nats", "--rounds", "0"],
+            &["mailbox-bench", "peer", "redis", "--users", "1"],
+            &["mailbox-bench", "peer", "redis", "--body-bytes", "16385"],
+        ] {
+            assert!(Cli::try_parse_from(line).is_err(), "{line:?} was taken");
+        }
+        for peer in ["nats", "nats-batch", "etcd", "redis", "postgres"] {
+            let flags = "--seconds 5 --in-flight 8 --rounds 3 --json";
+            let line = ["mailbox-bench", "peer", peer]
+                .into_iter()
+                .chain(flags.split(' '));
+            assert!(Cli::try_parse_from(line).unwrap().output.is_json());
+        }
+    }
+
     #[test]
     fn a_cluster_is_spawned_or_named_but_not_both() {
         for line in [
