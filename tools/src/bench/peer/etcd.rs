@@ -95,7 +95,11 @@ impl Member {
             ["--logger", "zap"],
             ["--log-level", "error"],
         ];
-        words.as_flattened().iter().map(Into::into).collect()
+        words
+            .as_flattened()
+            .iter()
+            .map(std::ffi::OsString::from)
+            .collect()
     }
 }
 

@@ -72,15 +72,15 @@ mod tests {
     #[test]
     fn a_message_goes_between_two_users_and_is_like_no_other() {
         let mut rng = SmallRng::seed_from_u64(1);
-        let (mut ids, mut senders) = (HashSet::new(), HashSet::new());
+        let (mut ids, mut pairs) = (HashSet::new(), HashSet::new());
         for _ in 0..1000 {
             let message = Message::draw(3, 100, &mut rng);
             assert_ne!(message.sender, message.recipient);
             assert!(message.sender < 3 && message.recipient < 3);
             assert_eq!(message.body.len(), 100);
             assert!(ids.insert(message.id));
-            senders.insert((message.sender, message.recipient));
+            pairs.insert((message.sender, message.recipient));
         }
-        assert_eq!(senders.len(), 6, "every pair is drawn");
+        assert_eq!(pairs.len(), 6, "every pair is drawn");
     }
 }

@@ -314,6 +314,7 @@ fn begin(clock: &Arc<Clock>, driver: &Driver, load: &Load, in_flight: u32) -> Ru
 mod tests {
     use clap::ValueEnum as _;
 
+    use super::redis::tests::Fake;
     use super::*;
 
     fn load(users: u64) -> Load {
@@ -338,7 +339,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_peer_that_keeps_two_copies_of_a_send_and_its_repeat_is_taken() {
-        let fake = Arc::new(redis::tests::Fake::default());
+        let fake = Arc::new(Fake::default());
         let driver = Driver::Redis(fake.client(1).await);
         prove(&driver).await.unwrap();
         // Another message between the two, as a repeat would be that is taken for one.
@@ -348,10 +349,7 @@ mod tests {
 
     #[tokio::test]
     async fn every_ack_of_the_load_is_a_message_that_the_peer_has() {
-        let fake = Arc::new(redis::tests::Fake {
-            takes: Some(500),
-            ..Default::default()
-        });
+        let fake = Arc::new(Fake::that_takes(500));
         let driver = Driver::Redis(fake.client(16).await);
         let clock = Clock::endless();
         let runners = begin(&clock, &driver, &load(1000), 16);
@@ -368,10 +366,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_round_counts_what_was_acked_and_what_was_refused() {
-        let fake = Arc::new(redis::tests::Fake {
-            takes: Some(0),
-            ..Default::default()
-        });
+        let fake = Arc::new(Fake::that_takes(0));
         let driver = Driver::Redis(fake.client(16).await);
         let dir = tempfile::tempdir().unwrap();
         let servers = Servers::new(dir.path()).unwrap();

@@ -49,8 +49,8 @@ pub(super) async fn start(in_flight: u32, servers: &mut Servers) -> anyhow::Resu
     let mut connection = ready.await?;
     let version = connection.version().await?;
     connection.require_always().await?;
-    let loaded = connection.call(&[b"SCRIPT", b"LOAD", SCRIPT.as_bytes()]);
-    let Reply::Bulk(Some(script)) = loaded.await? else {
+    let load: [&[u8]; 3] = [b"SCRIPT", b"LOAD", SCRIPT.as_bytes()];
+    let Reply::Bulk(Some(script)) = connection.call(&load).await? else {
         bail!("Redis does not say what the loaded script is called");
     };
     let mut connections = vec![connection];
@@ -111,8 +111,8 @@ impl Client {
     pub(super) async fn copies(&self, owners: [u64; 2]) -> anyhow::Result<u64> {
         let mut copies = 0;
         for owner in owners {
-            let counted = self.call(&[b"XLEN", stream(owner).as_bytes()]);
-            let Reply::Integer(count) = counted.await? else {
+            let stream = stream(owner);
+            let Reply::Integer(count) = self.call(&[b"XLEN", stream.as_bytes()]).await? else {
                 bail!("Redis does not count a stream");
             };
             copies += u64::try_from(count)?;
@@ -221,10 +221,17 @@ pub(super) mod tests {
         pub(in crate::bench::peer) sent: Mutex<HashSet<Vec<u8>>>,
         streams: Mutex<HashMap<Vec<u8>, i64>>,
         /// Sends that it takes; it refuses what comes later.
-        pub(in crate::bench::peer) takes: Option<usize>,
+        takes: Option<usize>,
     }
 
     impl Fake {
+        pub(in crate::bench::peer) fn that_takes(sends: usize) -> Self {
+            Self {
+                takes: Some(sends),
+                ..Self::default()
+            }
+        }
+
         /// A client of it, on so many connections.
         pub(in crate::bench::peer) async fn client(self: &Arc<Self>, connections: u32) -> Client {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -298,10 +305,7 @@ pub(super) mod tests {
 
     #[tokio::test]
     async fn a_refusal_is_an_error_and_the_connection_is_kept() {
-        let fake = Arc::new(Fake {
-            takes: Some(1),
-            ..Fake::default()
-        });
+        let fake = Arc::new(Fake::that_takes(1));
         let client = fake.client(1).await;
         let mut rng = SmallRng::seed_from_u64(1);
         let mut message = || Message::draw(2, 100, &mut rng);

@@ -1,7 +1,7 @@
 //! Redis's protocol, RESP2: commands out, replies in.
 
 use anyhow::{Context as _, bail};
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
 use super::wire::{FRAME_BYTES_MAX, line_end};
 
@@ -50,7 +50,7 @@ pub(super) fn take_reply(buffer: &mut BytesMut) -> anyhow::Result<Option<Reply>>
         return Ok(None);
     };
     let taken = buffer.len() - rest.len();
-    let _ = buffer.split_to(taken);
+    buffer.advance(taken);
     Ok(Some(reply))
 }
 

@@ -100,9 +100,9 @@ mod tests {
         for wanted in ["one", "two", ""] {
             assert_eq!(incoming.next(line).await.unwrap(), wanted);
         }
-        write.await.unwrap().unwrap();
         let error = incoming.next(line).await.unwrap_err().to_string();
         assert!(error.contains("closed"), "{error}");
+        write.await.unwrap().unwrap();
     }
 
     #[test]

@@ -281,7 +281,8 @@ async fn singly(connection: &Connection, message: &Message) -> anyhow::Result<()
     let id = message.id.simple().to_string();
     let publish = |owner: u64, copy: &str| {
         let id = format!("{id}{copy}");
-        connection.request(&subject_of(owner), &[("Nats-Msg-Id", &id)], &message.body)
+        let headers = [("Nats-Msg-Id", id.as_str())];
+        connection.request(&subject_of(owner), &headers, &message.body)
     };
     // Both are on their way before either is waited for. A repeat is acked like the first one.
     let sent = publish(message.sender, "s")?;
@@ -311,7 +312,7 @@ async fn batch(connection: &Connection, message: &Message) -> anyhow::Result<()>
     connection.publish(&subject_of(message.sender), &first, &message.body)?;
     let pending = connection.request(&subject_of(message.recipient), &last, &message.body)?;
     match acked(&pending.answer().await?) {
-        Err(error) if error.downcast_ref() == Some(&Repeated) => Ok(()),
+        Err(error) if error.is::<Repeated>() => Ok(()),
         result => result,
     }
 }

@@ -86,7 +86,7 @@ pub(super) async fn start(
         stop: Signal::INT,
         abort: Abort::Quit,
     };
-    let arguments = [
+    let arguments: Vec<OsString> = vec![
         "-D".into(),
         folder.clone().into(),
         format!("--username={USER}").into(),
@@ -95,8 +95,8 @@ pub(super) async fn start(
         "--locale=C".into(),
         "--no-sync".into(),
     ];
-    let made = servers.finish(launch("initdb", initdb, arguments.into()));
-    made.await?;
+    let initdb = launch("initdb", initdb, arguments);
+    servers.finish(initdb).await?;
     servers.start(launch(
         "postgres-server",
         server,
@@ -115,7 +115,13 @@ pub(super) async fn start(
         "INSERT INTO heads SELECT owner, 0 FROM generate_series(0, {}) owner",
         load.users.saturating_sub(1)
     );
-    for statements in [TABLES, FUNCTION, &heads, "ANALYZE heads", "CHECKPOINT"] {
+    for statements in [
+        TABLES,
+        FUNCTION,
+        heads.as_str(),
+        "ANALYZE heads",
+        "CHECKPOINT",
+    ] {
         connection.statements(statements).await?;
     }
     let mut connections = vec![connection];

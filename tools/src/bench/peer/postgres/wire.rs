@@ -129,11 +129,11 @@ fn put_count(out: &mut BytesMut, count: usize) {
 pub(super) fn error_text(body: &[u8]) -> String {
     let fields = body.split(|byte| *byte == 0);
     let field = |kind: u8| {
-        let mut found = fields.clone().filter_map(|field| {
+        let found = fields.clone().find_map(|field| {
             let (first, text) = field.split_first()?;
             (*first == kind).then(|| String::from_utf8_lossy(text).into_owned())
         });
-        found.next().unwrap_or_else(|| "?".to_owned())
+        found.unwrap_or_else(|| "?".to_owned())
     };
     format!("{} ({})", field(b'M'), field(b'C'))
 }
