@@ -130,10 +130,10 @@ impl Spawned {
     }
 }
 
-/// Makes `dir` and measures its disk, for 2 s: its file system, and how many `fdatasync`s a second it takes.
+/// The file system under `dir` and how often it syncs in a second; `dir` is made.
 ///
 /// # Errors
-/// It is in memory and that is not allowed, or it cannot be written to.
+/// It is in memory and that is not allowed, or cannot be written to.
 pub(super) fn probe(dir: &Path, allow_tmpfs: bool) -> anyhow::Result<(String, f64)> {
     std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
     let file_system = disk::file_system(dir)?;
