@@ -10,6 +10,8 @@ mod grow;
 mod idle;
 mod ledger;
 mod load;
+#[cfg(feature = "peers")]
+mod peer;
 mod phases;
 mod profile;
 mod report;
@@ -64,6 +66,8 @@ enum Command {
     /// caught up; kill -9 of the node that leads most shards, --kills times; kill -9 of all nodes at once. At the end both
     /// mailboxes of every send are read. The exit status is 1 if a send failed, or if one is missing, doubled or in another order.
     Restart(Box<RestartArgs>),
+    #[cfg(feature = "peers")]
+    Peer(Box<peer::Args>),
 }
 
 /// Runs `mailbox-bench` with the process's arguments.
@@ -95,6 +99,12 @@ pub fn mailbox_bench() -> ExitCode {
                 output.print(&report, restart::Report::human)?;
                 return Ok(report.is_good());
             }
+            #[cfg(feature = "peers")]
+            Command::Peer(args) => {
+                let report = peer::command(*args).await?;
+                output.print(&report, peer::Report::human)?;
+                return Ok(report.is_good());
+            }
         };
         output.print(&report, report::Report::human)?;
         Ok(report.errors == 0)
@@ -109,6 +119,28 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    #[cfg(feature = "peers")]
+    #[test]
+    fn a_peer_is_named_and_its_load_has_bounds() {
+        for line in [
+            &["mailbox-bench", "peer"][..],
+            &["mailbox-bench", "peer", "kafka"],
+            &["mailbox-bench", "peer", "nats", "--in-flight", "0"],
+            &["mailbox-bench", "peer", "nats", "--rounds", "0"],
+            &["mailbox-bench", "peer", "redis", "--users", "1"],
+            &["mailbox-bench", "peer", "redis", "--body-bytes", "16385"],
+        ] {
+            assert!(Cli::try_parse_from(line).is_err(), "{line:?} was taken");
+        }
+        for peer in ["nats", "nats-batch", "etcd", "redis", "postgres"] {
+            let flags = "--seconds 5 --in-flight 8 --rounds 3 --json";
+            let line = ["mailbox-bench", "peer", peer]
+                .into_iter()
+                .chain(flags.split(' '));
+            assert!(Cli::try_parse_from(line).unwrap().output.is_json());
+        }
     }
 
     #[test]
