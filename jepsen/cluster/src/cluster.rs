@@ -7,10 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use mailbox_client::{Auth, CallError, Client, ClientOptions, v1};
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 
+use crate::door::{self, GatewayCertificate};
 use crate::host::Host;
 use crate::layout::{Layout, Ports, free_ports, key_file};
 use crate::node::{Node, Places, data_dir};
@@ -38,6 +37,8 @@ pub struct ClusterOptions {
     pub shards: u16,
     /// Whether each node has a gateway beside it.
     pub gateway: bool,
+    /// Whether gateways speak TLS; on loopback only, with a certificate that is made for them.
+    pub gateway_tls: bool,
     /// Where nodes live, in the order of their ids; those beyond on loopback.
     pub hosts: Vec<Host>,
     /// TOML merged over the config that is written for each node.
@@ -54,6 +55,7 @@ impl Default for ClusterOptions {
             binary: None,
             shards: 1,
             gateway: false,
+            gateway_tls: false,
             hosts: Vec::new(),
             extra_config: String::new(),
             ready_within: Duration::from_secs(60),
@@ -85,6 +87,7 @@ struct Mould {
     spawner: Spawner,
     shards: u16,
     gateway: bool,
+    certificate: Option<GatewayCertificate>,
     hosts: Vec<Host>,
     extra_config: String,
 }
@@ -147,6 +150,12 @@ impl Cluster {
         let layout = Layout::load_or_make(&dir, options.nodes)?;
         let secret_file = key_file(&dir, "mailbox.secret")?;
         let auth_key_file = key_file(&dir, "auth.key")?;
+        if options.gateway_tls && options.hosts.iter().any(|host| !host.ip.is_loopback()) {
+            bail!("the gateways' certificate is for loopback: leave out gateway_tls or the hosts");
+        }
+        let certificate = options
+            .gateway_tls
+            .then(|| GatewayCertificate::load_or_make(&dir));
         let mut cluster = Self {
             nodes: Vec::with_capacity(layout.nodes.len()),
             next_id: 1 + layout.nodes.len() as u64,
@@ -155,6 +164,7 @@ impl Cluster {
                 spawner: Spawner::new()?,
                 shards: options.shards,
                 gateway: options.gateway,
+                certificate: certificate.transpose()?,
                 hosts: options.hosts,
                 extra_config: options.extra_config,
             },
@@ -193,17 +203,21 @@ impl Cluster {
             ports,
             shards: self.mould.shards,
         };
-        let write = |name: &str, company: &config::Company| {
-            let text = config::document(&own, company, &files, &self.mould.extra_config)?;
+        let write = |name: &str, company: &config::Company, over: &[&str]| {
+            let text = config::document(&own, company, &files, over)?;
             let path = dir.join(name);
             std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
             anyhow::Ok(path)
         };
-        let config = write("mailbox.toml", company)?;
+        let extra = self.mould.extra_config.as_str();
+        let tls = self.mould.certificate.as_ref();
+        let tls_config = tls.map(GatewayCertificate::config).unwrap_or_default();
+        let over = [extra, tls_config.as_str()];
+        let config = write("mailbox.toml", company, &[extra])?;
         // A gateway does not join, it only has to know some nodes.
         let gateway_config = match company {
-            config::Company::Members(_) => write("gateway.toml", company)?,
-            config::Company::Joins(_) => write("gateway.toml", &self.known_to_gateways())?,
+            config::Company::Members(_) => write("gateway.toml", company, &over)?,
+            config::Company::Joins(_) => write("gateway.toml", &self.known_to_gateways(), &over)?,
         };
         let places = Places {
             binary: &self.mould.binary,
@@ -211,6 +225,7 @@ impl Cluster {
             data: data.clone(),
             config,
             gateway_config,
+            gateway_certificate: tls.map(|files| files.certificate.clone()),
         };
         let Mould {
             gateway, spawner, ..
@@ -441,7 +456,7 @@ impl Cluster {
                 .gateway_address()
                 .filter(|_| node.gateway_pid().is_some())
             {
-                gateway_ready(gateway)
+                door::ask_ready(gateway, node.gateway_certificate())
                     .await
                     .with_context(|| format!("ask the gateway of node {}", node.id()))?;
             }
@@ -539,26 +554,6 @@ fn one_of_each_shard(client: &Client) -> Vec<v1::Timeline> {
     timelines
         .map(|owner| v1::Timeline { kind, owner })
         .collect()
-}
-
-/// `GET /readyz` must say 200.
-async fn gateway_ready(address: &str) -> anyhow::Result<()> {
-    let answer = async {
-        let mut socket = TcpStream::connect(address).await?;
-        let request =
-            format!("GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-        socket.write_all(request.as_bytes()).await?;
-        let mut status_line = [0; 12];
-        socket.read_exact(&mut status_line).await?;
-        anyhow::Ok(status_line)
-    };
-    let status_line = tokio::time::timeout(Duration::from_secs(2), answer)
-        .await
-        .context("wait for /readyz")??;
-    if &status_line != b"HTTP/1.1 200" {
-        bail!("/readyz answered {}", String::from_utf8_lossy(&status_line));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -67,12 +67,12 @@ pub(crate) fn set_company(file: &Path, company: &Company) -> anyhow::Result<()> 
     std::fs::write(file, text).with_context(|| format!("write {}", file.display()))
 }
 
-/// The config of one node, with `extra` merged over it.
+/// The config of one node, with each of `over` merged over it in turn.
 pub(crate) fn document(
     own: &Own<'_>,
     company: &Company,
     files: &Files<'_>,
-    extra: &str,
+    over: &[&str],
 ) -> anyhow::Result<String> {
     let address = |port: u16| Value::from(own.host.address(port));
     // A network of the harness' own leads nowhere else.
@@ -123,8 +123,10 @@ pub(crate) fn document(
         "memory",
         [("budget_bytes", Value::from(MEMORY_BUDGET))],
     );
-    let extra: Table = extra.parse().context("parse the extra config")?;
-    merge(&mut config, extra);
+    for extra in over {
+        let extra: Table = extra.parse().context("parse the extra config")?;
+        merge(&mut config, extra);
+    }
     toml::to_string(&config).context("encode the config")
 }
 
@@ -173,7 +175,7 @@ mod tests {
             auth_key: Path::new("/k"),
             dir: Path::new("/d"),
         };
-        Ok(document(&own, company, &files, extra)?.parse()?)
+        Ok(document(&own, company, &files, &[extra])?.parse()?)
     }
 
     fn members() -> Company {

@@ -8,6 +8,7 @@ mod auth_key;
 mod binary;
 mod cluster;
 mod config;
+mod door;
 mod host;
 mod layout;
 mod metrics;

@@ -1,11 +1,12 @@
 //! Reads a node's Prometheus page.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 
+use crate::door;
 use crate::node::Node;
 
 /// Greatest page that is read, in bytes.
@@ -14,7 +15,7 @@ const PAGE_BYTES_MAX: u64 = 4 << 20;
 const PAGE_WITHIN: Duration = Duration::from_secs(5);
 
 impl Node {
-    /// The sum of a metric over its labels; `None` if the node has no such metric.
+    /// The sum of a metric of its server over all labels; `None` if there is no such metric.
     ///
     /// # Errors
     /// When its metrics page is not served.
@@ -22,17 +23,40 @@ impl Node {
         let Some(address) = self.metrics_address() else {
             return Ok(None);
         };
-        let page = tokio::time::timeout(PAGE_WITHIN, page(address))
+        let page = tokio::time::timeout(PAGE_WITHIN, page(address, None))
             .await
             .map_err(anyhow::Error::from)
             .flatten()
             .with_context(|| format!("read the metrics of node {} at {address}", self.id()))?;
         Ok(sum(&page, name))
     }
+
+    /// The same of its gateway; `None` if it has none that runs, too.
+    ///
+    /// # Errors
+    /// When its metrics page is not served.
+    pub async fn gateway_metric(&self, name: &str) -> anyhow::Result<Option<u64>> {
+        let running = self
+            .gateway_address()
+            .filter(|_| self.gateway_pid().is_some());
+        let Some(address) = running else {
+            return Ok(None);
+        };
+        let asked = page(address, self.gateway_certificate());
+        let page = tokio::time::timeout(PAGE_WITHIN, asked)
+            .await
+            .map_err(anyhow::Error::from)
+            .flatten()
+            .with_context(|| {
+                let id = self.id();
+                format!("read the metrics of the gateway of node {id} at {address}")
+            })?;
+        Ok(sum(&page, name))
+    }
 }
 
-async fn page(address: &str) -> anyhow::Result<String> {
-    let mut stream = TcpStream::connect(address).await?;
+async fn page(address: &str, trusted: Option<&Path>) -> anyhow::Result<String> {
+    let mut stream = door::connect(address, trusted).await?;
     let request = format!("GET /metrics HTTP/1.0\r\nHost: {address}\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut response = String::new();

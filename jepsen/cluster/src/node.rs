@@ -20,6 +20,8 @@ pub struct Node {
     address: String,
     metrics_address: String,
     gateway_address: Option<String>,
+    /// What its gateway shows, if it speaks TLS.
+    gateway_certificate: Option<PathBuf>,
     dir: PathBuf,
     config: PathBuf,
     gateway_config: PathBuf,
@@ -35,6 +37,8 @@ pub(crate) struct Places<'a> {
     pub(crate) data: PathBuf,
     pub(crate) config: PathBuf,
     pub(crate) gateway_config: PathBuf,
+    /// What its gateway shows, if it speaks TLS.
+    pub(crate) gateway_certificate: Option<PathBuf>,
 }
 
 impl Node {
@@ -58,6 +62,7 @@ impl Node {
             address: host.address(ports.node),
             metrics_address: host.address(ports.metrics),
             gateway_address: gateway.then(|| host.address(ports.gateway)),
+            gateway_certificate: places.gateway_certificate,
             dir: places.data,
             server,
             gateway: gateway.then(|| process("gateway", &places.gateway_config)),
@@ -91,11 +96,19 @@ impl Node {
         self.gateway_address.as_deref()
     }
 
-    /// Where its gateway listens, as `ws://address:port`, if it has one.
+    /// Where its gateway listens, as `ws://address:port` or `wss://…`, if it has one.
     pub fn gateway_url(&self) -> Option<String> {
-        self.gateway_address
-            .as_ref()
-            .map(|address| format!("ws://{address}"))
+        let scheme = match self.gateway_certificate {
+            Some(_) => "wss",
+            None => "ws",
+        };
+        let address = self.gateway_address.as_ref();
+        address.map(|address| format!("{scheme}://{address}"))
+    }
+
+    /// PEM of the certificate that its gateway shows and that is to be trusted, if it speaks TLS.
+    pub fn gateway_certificate(&self) -> Option<&Path> {
+        self.gateway_certificate.as_deref()
     }
 
     /// Its data directory.
@@ -219,6 +232,17 @@ impl Node {
     /// User and system time of this node's processes, dead ones included.
     pub fn cpu_time(&self) -> Duration {
         self.usage().cpu
+    }
+
+    /// User and system time of its server alone, dead processes included.
+    pub fn server_cpu_time(&self) -> Duration {
+        self.server.usage().cpu
+    }
+
+    /// The same of its gateway; zero if it has none.
+    pub fn gateway_cpu_time(&self) -> Duration {
+        let gateway = self.gateway.as_ref();
+        gateway.map_or(Duration::ZERO, |gateway| gateway.usage().cpu)
     }
 
     /// Bytes moved by this node's processes, dead ones included.
