@@ -4,6 +4,7 @@ mod cluster;
 mod delivery;
 mod disk;
 mod gateway;
+mod group;
 mod grow;
 mod idle;
 mod ledger;
@@ -14,6 +15,9 @@ mod report;
 mod rest;
 mod restart;
 mod send;
+mod socket;
+mod sync;
+mod websocket;
 
 use std::process::ExitCode;
 
@@ -43,6 +47,8 @@ pub(crate) struct Cli {
 enum Command {
     Send(send::Args),
     Gateway(Box<gateway::Args>),
+    Group(Box<group::Options>),
+    Sync(Box<sync::Options>),
     Idle(idle::Args),
     /// Grow a cluster of 3 nodes to 5 and shrink it to 3 others, under load; then look for every message
     ///
@@ -69,6 +75,16 @@ pub fn mailbox_bench() -> ExitCode {
         let report = match cli.command {
             Command::Send(args) => send::run(args).await?,
             Command::Gateway(args) => gateway::run(*args).await?,
+            Command::Group(options) => {
+                let report = group::run(&options).await?;
+                output.print(&report, group::Report::human)?;
+                return Ok(report.is_good());
+            }
+            Command::Sync(options) => {
+                let report = sync::run(&options).await?;
+                output.print(&report, sync::Report::human)?;
+                return Ok(report.is_good());
+            }
             Command::Idle(args) => {
                 output.print(&idle::run(args).await?, idle::Report::human)?;
                 return Ok(true);
