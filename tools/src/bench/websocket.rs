@@ -218,11 +218,11 @@ pub(super) fn put_frame(out: &mut BytesMut, opcode: Opcode, payload: &[u8], mask
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// A frame as a gateway writes it.
-    fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    pub(in crate::bench) fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
         let mut bytes = vec![first];
         match payload.len() {
             short @ ..126 => bytes.push(short as u8),

@@ -409,6 +409,9 @@ async fn unless_ended(
 }
 
 #[cfg(test)]
+mod stand_in;
+
+#[cfg(test)]
 mod tests {
     use clap::Parser;
 
