@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::Bytes;
 use hdrhistogram::Histogram;
 use mio::{Events, Poll, Token};
 use parking_lot::Mutex;
@@ -200,11 +200,13 @@ impl Crowd {
 
     /// When it was due, and random bytes.
     fn body(&mut self, due: Duration) -> Bytes {
-        let mut body = BytesMut::zeroed(self.body_bytes);
-        self.rng.fill(body.as_mut());
-        let stamp = u64::try_from(due.as_nanos()).unwrap_or(u64::MAX);
-        body.as_mut().put_u64(stamp);
-        body.freeze()
+        let mut body = vec![0; self.body_bytes];
+        self.rng.fill(body.as_mut_slice());
+        if let Some(stamp) = body.first_chunk_mut::<STAMP_BYTES>() {
+            let due = u64::try_from(due.as_nanos()).unwrap_or(u64::MAX);
+            *stamp = due.to_be_bytes();
+        }
+        Bytes::from(body)
     }
 
     fn ping(&mut self) -> anyhow::Result<()> {
