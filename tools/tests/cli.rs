@@ -108,6 +108,8 @@ fn every_help_text_is_the_kept_one() {
         &[][..],
         &["send"],
         &["gateway"],
+        &["group"],
+        &["sync"],
         &["idle"],
         &["suite"],
         &["compare"],

@@ -9,12 +9,13 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use indicatif::ProgressBar;
 use mailbox_client::Client;
 use mailbox_client::v1::RegisterUserRequest;
-use mailbox_cluster::{Cluster, ClusterOptions};
+use mailbox_cluster::{Cluster, ClusterOptions, Node};
 
 use super::disk;
 use super::stages::Stages;
 use crate::chaos;
 use crate::node::parse_nodes;
+use crate::process;
 
 /// Registrations on the way at a time.
 const REGISTRATIONS: usize = 512;
@@ -74,6 +75,15 @@ impl Spawned {
         nodes: usize,
         gateway: bool,
     ) -> anyhow::Result<Self> {
+        Self::start_as(args, nodes, |options| options.gateway = gateway).await
+    }
+
+    /// The same with what else the cluster is to be. More config goes behind what is there, each line a dotted key.
+    pub(super) async fn start_as(
+        args: &SpawnArgs,
+        nodes: usize,
+        adapt: impl FnOnce(&mut ClusterOptions),
+    ) -> anyhow::Result<Self> {
         let (file_system, fdatasync_per_s) = probe(&args.dir, args.allow_tmpfs)?;
         let dir = tempfile::Builder::new()
             .prefix("run-")
@@ -83,20 +93,20 @@ impl Spawned {
         // A slot for each shard, at least.
         let extra_config = match args.shards {
             ..=64 => String::new(),
-            _ => "[cluster]\nslot_count = 1024".to_owned(),
+            _ => "cluster.slot_count = 1024\n".to_owned(),
         };
-        let begin = Instant::now();
-        let cluster = Cluster::start(ClusterOptions {
+        let mut options = ClusterOptions {
             nodes,
             dir: Some(dir.path().to_owned()),
             binary: args.mailboxd.clone(),
-            gateway,
             shards: args.shards,
             extra_config,
             ..ClusterOptions::default()
-        })
-        .await
-        .context("start the cluster")?;
+        };
+        adapt(&mut options);
+        let begin = Instant::now();
+        let cluster = Cluster::start(options).await;
+        let cluster = cluster.context("start the cluster")?;
         Ok(Self {
             cluster,
             file_system,
@@ -125,6 +135,40 @@ impl Spawned {
         chaos::stop_all(&self.cluster).await?;
         drop(self.cluster);
         self.dir.close().context("remove the data")
+    }
+}
+
+/// CPU time so far of who takes part in a run, in microseconds. `/proc` counts in ticks of 10 ms.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct CpuByPart {
+    /// All servers.
+    pub(super) store_us: u64,
+    /// All gateways.
+    pub(super) gateway_us: u64,
+    /// This process.
+    pub(super) generator_us: u64,
+}
+
+impl CpuByPart {
+    /// What each has used since it was started.
+    pub(super) fn of(cluster: &Cluster) -> anyhow::Result<Self> {
+        let nodes = cluster.nodes();
+        let store: Duration = nodes.iter().map(Node::server_cpu_time).sum();
+        let gateways: Duration = nodes.iter().map(Node::gateway_cpu_time).sum();
+        Ok(Self {
+            store_us: store.as_micros().try_into()?,
+            gateway_us: gateways.as_micros().try_into()?,
+            generator_us: process::own_cpu_us()?,
+        })
+    }
+
+    /// What each has used since an earlier look.
+    pub(super) fn since(self, before: Self) -> Self {
+        Self {
+            store_us: self.store_us.saturating_sub(before.store_us),
+            gateway_us: self.gateway_us.saturating_sub(before.gateway_us),
+            generator_us: self.generator_us.saturating_sub(before.generator_us),
+        }
     }
 }
 

@@ -91,6 +91,37 @@ pub(super) fn stored_bytes(dir: &Path) -> io::Result<u64> {
     Ok(blocks * 512)
 }
 
+/// Files that were dropped from the page cache, and their length.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Dropped {
+    pub(super) files: u64,
+    pub(super) bytes: u64,
+}
+
+/// Has the system forget what it keeps in memory of the files under `dir`. It is advice: file systems in memory keep
+/// everything, and pages that a process has mapped stay.
+pub(super) fn drop_page_cache(dir: &Path) -> io::Result<Dropped> {
+    let mut folders = vec![dir.to_owned()];
+    let mut dropped = Dropped::default();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            let kind = entry.file_type()?;
+            if kind.is_dir() {
+                folders.push(entry.path());
+            } else if kind.is_file() {
+                let file = File::open(entry.path())?;
+                // What is not on the disk yet cannot be dropped.
+                file.sync_all()?;
+                rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+                dropped.files += 1;
+                dropped.bytes += file.metadata()?.len();
+            }
+        }
+    }
+    Ok(dropped)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,6 +147,19 @@ mod tests {
         assert!(once >= 64 << 10);
         fs::hard_link(&file, dir.path().join("b")).unwrap();
         assert_eq!(stored_bytes(dir.path()).unwrap(), once);
+    }
+
+    #[test]
+    fn every_file_is_dropped_from_the_page_cache_and_stays_what_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let sub = dir.path().join("sub");
+        fs::create_dir(&sub).unwrap();
+        fs::write(dir.path().join("a"), [1; 5000]).unwrap();
+        fs::write(sub.join("b"), [2; 7]).unwrap();
+        let dropped = drop_page_cache(dir.path()).unwrap();
+        let (files, bytes) = (2, 5007);
+        assert_eq!(dropped, Dropped { files, bytes });
+        assert_eq!(fs::read(sub.join("b")).unwrap(), [2; 7]);
     }
 
     #[test]

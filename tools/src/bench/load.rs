@@ -21,11 +21,11 @@ const RUNNERS: usize = 4;
 const LATENCY_US_MAX: u64 = 120_000_000;
 /// Most sends that an open loop keeps unanswered per runner; beyond it sends wait, and their wait
 /// counts in their latency.
-const OPEN_SENDS_MAX: usize = 50_000;
+pub(super) const OPEN_SENDS_MAX: usize = 50_000;
 /// How long the last sends may take after the end.
 const DRAIN: Duration = Duration::from_secs(30);
 /// A run ends early at so many errors: a cluster that is down answers fast.
-const ERRORS_MAX: u64 = 10_000;
+pub(super) const ERRORS_MAX: u64 = 10_000;
 /// Longer than any run.
 const ENDLESS: Duration = Duration::from_secs(7 * 86_400);
 /// A send that takes longer is told apart with the second in which it was due.
@@ -33,7 +33,7 @@ const SLOW: Duration = Duration::from_millis(250);
 /// Most such seconds that are told of, per runner; later ones count in the percentiles only.
 const SLOW_SECONDS_MAX: usize = 600;
 /// How often an open loop looks for sends that are due.
-const TICK: Duration = Duration::from_millis(1);
+pub(super) const TICK: Duration = Duration::from_millis(1);
 
 /// How hard to load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,11 +128,21 @@ impl Clock {
 
     /// Whether a send that is handed over now counts.
     pub(super) fn is_measured(&self) -> bool {
-        let now = Instant::now();
+        self.measures(Instant::now())
+    }
+
+    /// Whether what happens at this time counts.
+    pub(super) fn measures(&self, now: Instant) -> bool {
         now >= self.warm && !self.is_over(now)
     }
 
-    fn is_over(&self, now: Instant) -> bool {
+    /// When the run began.
+    pub(super) fn begin(&self) -> Instant {
+        self.begin
+    }
+
+    /// Whether nothing is to be begun any more.
+    pub(super) fn is_over(&self, now: Instant) -> bool {
         now >= self.end || self.over.load(Ordering::Relaxed)
     }
 }
@@ -298,12 +308,12 @@ where
 }
 
 /// How many sends are due after `elapsed`.
-fn due_by(elapsed: Duration, rate: u64) -> u64 {
+pub(super) fn due_by(elapsed: Duration, rate: u64) -> u64 {
     u64::try_from(elapsed.as_nanos() * u128::from(rate) / 1_000_000_000).unwrap_or(u64::MAX)
 }
 
 /// When send `number`, from 0, is due: the first one after one period.
-fn due_at(number: u64, rate: u64) -> Duration {
+pub(super) fn due_at(number: u64, rate: u64) -> Duration {
     let nanos = (u128::from(number) + 1) * 1_000_000_000 / u128::from(rate.max(1));
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }

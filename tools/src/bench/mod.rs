@@ -6,6 +6,7 @@ mod compare;
 mod delivery;
 mod disk;
 mod gateway;
+mod group;
 mod grow;
 mod idle;
 mod ledger;
@@ -20,6 +21,9 @@ mod restart;
 mod send;
 mod stages;
 mod suite;
+mod socket;
+mod sync;
+mod websocket;
 
 use std::process::ExitCode;
 
@@ -49,6 +53,8 @@ pub(crate) struct Cli {
 enum Command {
     Send(send::Args),
     Gateway(Box<gateway::Args>),
+    Group(Box<group::Options>),
+    Sync(Box<sync::Options>),
     Idle(idle::Args),
     Suite(Box<suite::Args>),
     Compare(compare::Args),
@@ -79,6 +85,16 @@ pub fn mailbox_bench() -> ExitCode {
         let report = match cli.command {
             Command::Send(args) => send::run(args).await?,
             Command::Gateway(args) => gateway::run(*args).await?,
+            Command::Group(options) => {
+                let report = group::run(&options).await?;
+                output.print(&report, group::Report::human)?;
+                return Ok(report.is_good());
+            }
+            Command::Sync(options) => {
+                let report = sync::run(&options).await?;
+                output.print(&report, sync::Report::human)?;
+                return Ok(report.is_good());
+            }
             Command::Idle(args) => {
                 output.print(&idle::run(args).await?, idle::Report::human)?;
                 return Ok(true);
