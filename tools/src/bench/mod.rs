@@ -19,9 +19,9 @@ mod report;
 mod rest;
 mod restart;
 mod send;
+mod socket;
 mod stages;
 mod suite;
-mod socket;
 mod sync;
 mod websocket;
 
