@@ -32,6 +32,10 @@ pub(super) enum Work {
     Send(Sends),
     /// 1:1 sends over WebSockets, each node with a gateway.
     Gateway { nodes: usize },
+    /// Posts to a group whose members are all online, behind one gateway.
+    Group { members: u32, tls: bool },
+    /// Devices that read what they have missed, from the store of one node.
+    Sync { rows: u32, cold: bool },
     /// Nothing at all.
     Idle { nodes: usize, shards: u16 },
 }
@@ -102,6 +106,24 @@ const fn around_s(nodes: usize, shards: u16) -> u64 {
     }
 }
 
+const fn group(name: &'static str, members: u32, tls: bool) -> Case {
+    Case {
+        name,
+        work: Work::Group { members, tls },
+        measured_s: MEASURED_S,
+        around_s: 15,
+    }
+}
+
+const fn sync(name: &'static str, rows: u32, cold: bool) -> Case {
+    Case {
+        name,
+        work: Work::Sync { rows, cold },
+        measured_s: MEASURED_S,
+        around_s: if rows >= 1000 { 60 } else { 25 },
+    }
+}
+
 const ONE_NODE: Sends = sends(1, 1, Pairs::Any);
 const THREE_NODES: Sends = sends(3, 1, Pairs::Any);
 const CROSS_16: Sends = sends(3, 16, Pairs::CrossShard);
@@ -154,6 +176,16 @@ pub(super) const CASES: &[Case] = &[
         measured_s: MEASURED_S,
         around_s: around_s(3, 1),
     },
+    group("group-10", 10, false),
+    group("group-100", 100, false),
+    group("group-500", 500, false),
+    group("group-500-tls", 500, true),
+    sync("sync-25-hot", 25, false),
+    sync("sync-100-hot", 100, false),
+    sync("sync-1000-hot", 1000, false),
+    sync("sync-25-cold", 25, true),
+    sync("sync-100-cold", 100, true),
+    sync("sync-1000-cold", 1000, true),
     Case {
         name: "idle-256-shards",
         work: Work::Idle {
@@ -183,7 +215,11 @@ impl Case {
                 pressure: Pressure::Share { of, .. },
                 ..
             }) => Some(of),
-            Work::Send(_) | Work::Gateway { .. } | Work::Idle { .. } => None,
+            Work::Send(_)
+            | Work::Gateway { .. }
+            | Work::Group { .. }
+            | Work::Sync { .. }
+            | Work::Idle { .. } => None,
         }
     }
 
@@ -195,6 +231,16 @@ impl Case {
                 format!(
                     "{nodes} node(s), each with a gateway: 1:1 sends over WebSockets, closed loop"
                 )
+            }
+            Work::Group { members, tls } => {
+                let way = if tls { "TLS" } else { "plain" };
+                format!(
+                    "3 node(s), one gateway: posts to a group of {members}, all online over {way} WebSockets, closed loop"
+                )
+            }
+            Work::Sync { rows, cold } => {
+                let warmth = if cold { "cold" } else { "hot" };
+                format!("1 node(s): {warmth} mailboxes, {rows} messages a sync, closed loop")
             }
             Work::Idle { nodes, shards } => format!("{nodes} node(s), {shards} shards: at rest"),
         }

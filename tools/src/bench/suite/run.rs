@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::super::cluster::SpawnArgs;
 use super::super::send::{self, LoadArgs};
-use super::super::{gateway, idle};
+use super::super::{gateway, group, idle, sync};
 use super::case::{Case, Pressure, SETTLE_S, Sends, WARMUP_S, Work};
 use super::figures::{self, Figures};
 
@@ -62,6 +62,27 @@ pub(super) async fn run(
             let args = gateway::Args::new(place.spawn(nodes, 1), load);
             let report = Box::pin(gateway::run(args)).await?;
             Ok((figures::of(&report)?, report.errors))
+        }
+        Work::Group { members, tls } => {
+            let options = group::Options {
+                members,
+                tls,
+                seconds,
+                ..group::Options::new(place.spawn(3, 1))
+            };
+            let report = Box::pin(group::run(&options)).await?;
+            let lost = report.missing + report.out_of_order;
+            Ok((figures::of(&report)?, report.errors + lost))
+        }
+        Work::Sync { rows, cold } => {
+            let options = sync::Options {
+                rows,
+                cold,
+                seconds,
+                ..sync::Options::new(place.spawn(1, 1))
+            };
+            let report = Box::pin(sync::run(&options)).await?;
+            Ok((figures::of(&report)?, report.errors + report.wrong))
         }
         Work::Idle { nodes, shards } => {
             let args = idle::Args::new(place.spawn(nodes, shards), seconds, SETTLE_S);
