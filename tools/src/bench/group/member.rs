@@ -182,14 +182,14 @@ impl Member {
     }
 
     fn take_page(&mut self, page: &proto::Synced, tally: &mut Tally) {
+        let (group, before) = (tally.group, tally.counts.deliveries);
         let messages = page.messages.iter();
         let mut messages = messages
-            .filter(|message| is_group(message.timeline.as_ref(), tally.group))
+            .filter(|message| is_group(message.timeline.as_ref(), group))
             .peekable();
         if let Some(first) = messages.peek() {
             self.order.page(first.seq);
         }
-        let (group, before) = (tally.group, tally.counts.deliveries);
         for message in messages {
             if self.order.take(message.seq) {
                 tally.delivered(message);

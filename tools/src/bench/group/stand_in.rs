@@ -304,7 +304,7 @@ async fn every_member_gets_every_post_in_the_clear_and_over_tls() {
         assert_eq!((counts.notices, counts.synced), (0, 0));
         // A body alone is 100 bytes.
         assert!(counts.wire_bytes > 100 * counts.deliveries);
-        assert!(outcome.latencies_us.len() > 0);
+        assert!(!outcome.latencies_us.is_empty());
     }
 }
 
