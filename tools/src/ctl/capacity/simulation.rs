@@ -645,7 +645,8 @@ mod tests {
             &[("apply_us", 1_500.0)],
         ] {
             let outcome = run(&model(flags, 4), 3).unwrap();
-            assert!(outcome.sends > 1_000, "{flags:?}: {outcome:?}");
+            // Large bodies make many shards, and each gets few sends.
+            assert!(outcome.sends > 100, "{flags:?}: {outcome:?}");
             assert_eq!(outcome.acked, outcome.sends, "{flags:?}");
             assert_eq!(outcome.delivered, outcome.sends, "{flags:?}");
         }
