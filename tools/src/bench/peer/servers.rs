@@ -371,8 +371,11 @@ mod tests {
     fn shell(script: &str) -> Launch {
         Launch {
             name: "shell".into(),
-            program: "/bin/sh".into(),
-            arguments: vec!["-c".into(), script.into()],
+            program: "/usr/bin/env".into(),
+            // A shell cannot trap what was ignored when it began, as it is where tests run in the background.
+            arguments: ["--default-signal=QUIT", "/bin/sh", "-c", script]
+                .map(Into::into)
+                .to_vec(),
             account: None,
             stop: Signal::TERM,
             abort: Abort::Quit,

@@ -29,8 +29,9 @@ const ROUND_S_MAX: u64 = 45 * 60;
 /// Run a fixed list of cases and keep what each has measured
 ///
 /// One and three nodes; 1, 16 and 64 shards; bodies of 100 bytes to 8 KiB as fast as it goes; latency at 25, 50 and 75 % of
-/// what was just reached; sends mixed with syncs; through gateways; groups that are online; syncs, hot and cold; at rest. Each case has a throw-away cluster of its own.
-/// Without flags all of it takes at most 45 minutes and needs some 10 GB in --dir.
+/// what was just reached; sends mixed with syncs; through gateways; groups that are online; syncs, hot and cold; at rest.
+/// Each case has a throw-away cluster of its own. Without flags all of it takes at most 45 minutes and needs some 10 GB in
+/// --dir.
 ///
 /// The plan is printed first. Each result is added to the file at --out as its case ends: a run that was ended early goes
 /// on with --resume. `mailbox-bench compare` compares two such files; give both sides some --rounds, since without them
