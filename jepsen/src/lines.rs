@@ -39,12 +39,12 @@ impl History {
     pub fn read(mut from: impl BufRead) -> anyhow::Result<Self> {
         let mut ops = Vec::new();
         let pieces = std::iter::from_fn(|| next_piece(&mut from).transpose());
-        let decode = |piece: std::io::Result<Vec<u8>>| {
+        let ops_of = |piece: std::io::Result<Vec<u8>>| {
             let piece = piece.context("read the lines")?;
             let lines = piece.split_inclusive(|byte| *byte == b'\n');
             anyhow::Ok(lines.map(decode).collect::<Vec<_>>())
         };
-        parallel::in_order(pieces, decode, |decoded| {
+        parallel::in_order(pieces, ops_of, |decoded| {
             for op in decoded? {
                 let number = ops.len() + 1;
                 ops.push(op.with_context(|| format!("decode line {number}"))?);

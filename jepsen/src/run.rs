@@ -18,7 +18,7 @@ use crate::checker::{self, Counts, Floors, Report, Verdict};
 use crate::device::{Device, Gateways};
 use crate::ground::Ground;
 use crate::history::{History, Timeline};
-use crate::nemesis::{self, Nemesis, Stage, operator};
+use crate::nemesis::{self, Aftermath, Nemesis, Stage, operator};
 use crate::options::{FIRST_NODES, RunOptions};
 use crate::people::{People, Work};
 use crate::store;
@@ -330,7 +330,7 @@ impl<'a> Run<'a> {
             other_build: self.other_build()?,
             gateways: self.gateways.clone(),
             deaths: Vec::new(),
-            aftermath: Vec::new(),
+            aftermath: Aftermath::default(),
         };
         let families = self.options.families()?;
         let mut nemesis = Nemesis::new(stage, &self.people.recorder, &families, self.options.seed);

@@ -18,4 +18,6 @@ step cargo fmt --all --check
 step cargo clippy --workspace --all-targets --locked -- -D warnings
 # The integration tests start the real binaries: these must stand before the first test runs.
 step cargo build --workspace --bins --locked
+# Off by default, so that nothing else would notice when it breaks.
+step cargo test --workspace --lib --locked --features mailbox-tools/peers bench::peer
 step cargo test --workspace --locked "$@"

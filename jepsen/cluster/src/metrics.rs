@@ -32,10 +32,8 @@ impl Node {
         let Some(address) = self.metrics_address() else {
             return Ok(None);
         };
-        let page = tokio::time::timeout(PAGE_WITHIN, page(address, None))
+        let page = page(address, None)
             .await
-            .map_err(anyhow::Error::from)
-            .flatten()
             .with_context(|| format!("read the metrics of node {} at {address}", self.id()))?;
         Ok(Some(page))
     }
@@ -51,11 +49,8 @@ impl Node {
         let Some(address) = running else {
             return Ok(None);
         };
-        let asked = page(address, self.gateway_certificate());
-        let page = tokio::time::timeout(PAGE_WITHIN, asked)
+        let page = page(address, self.gateway_certificate())
             .await
-            .map_err(anyhow::Error::from)
-            .flatten()
             .with_context(|| {
                 let id = self.id();
                 format!("read the metrics of the gateway of node {id} at {address}")
@@ -65,6 +60,11 @@ impl Node {
 }
 
 async fn page(address: &str, trusted: Option<&Path>) -> anyhow::Result<String> {
+    let page = tokio::time::timeout(PAGE_WITHIN, ask_page(address, trusted));
+    page.await?
+}
+
+async fn ask_page(address: &str, trusted: Option<&Path>) -> anyhow::Result<String> {
     let mut stream = door::connect(address, trusted).await?;
     let request = format!("GET /metrics HTTP/1.0\r\nHost: {address}\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;

@@ -234,17 +234,6 @@ impl Node {
         self.usage().cpu
     }
 
-    /// User and system time of its server alone, dead processes included.
-    pub fn server_cpu_time(&self) -> Duration {
-        self.server.usage().cpu
-    }
-
-    /// The same of its gateway; zero if it has none.
-    pub fn gateway_cpu_time(&self) -> Duration {
-        let gateway = self.gateway.as_ref();
-        gateway.map_or(Duration::ZERO, |gateway| gateway.usage().cpu)
-    }
-
     /// Bytes moved by this node's processes, dead ones included.
     pub fn io_bytes(&self) -> IoBytes {
         self.usage().io

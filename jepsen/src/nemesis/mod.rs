@@ -2,6 +2,7 @@
 //!
 //! `kind.rs` says what there is by name, `install.rs` how each is done; here is when.
 
+mod aftermath;
 pub mod clock;
 mod corrupt;
 mod cuts;
@@ -27,6 +28,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::device::Gateways;
 use crate::ground::Ground;
 use crate::history::{Fault, Installation, Op, Recorder};
+pub use aftermath::Aftermath;
 pub use kind::{Family, Kind};
 use standing::Standing;
 
@@ -38,8 +40,6 @@ const SLACK_MS: u64 = 5000;
 const TRIES_MAX: u32 = 3;
 /// So long after a disk fault most nodes that it ends have ended; these are started again.
 const DISK_PAUSE: Duration = Duration::from_secs(2);
-/// A node may still end of a disk fault so much later: that a compaction had no room it sees at its next flush.
-const DISK_AFTERMATH: Duration = Duration::from_secs(10);
 
 /// What faults are done to, and with.
 pub struct Stage<'a> {
@@ -57,8 +57,8 @@ pub struct Stage<'a> {
     pub gateways: Gateways,
     /// Processes that ended and were not ended from here.
     pub deaths: Vec<String>,
-    /// Disk faults that were, and until when a node may end of them.
-    pub(crate) aftermath: Vec<(Kind, Vec<u64>, Instant)>,
+    /// What faults that are over may still do.
+    pub aftermath: Aftermath,
 }
 
 /// Breaks and mends; what it does follows from its seed, when from the cluster.
@@ -206,16 +206,14 @@ impl<'a> Nemesis<'a> {
         for fault in &faults {
             self.record(fault);
         }
-        let of_disks = faults.iter().filter(|it| it.kind.family() == Family::Disk);
-        let until = Instant::now() + DISK_AFTERMATH;
-        let of_disks: Vec<_> = of_disks
-            .map(|it| (it.kind, it.targets.clone(), until))
-            .collect();
-        if !of_disks.is_empty() {
+        faults.retain(|fault| fault.kind.family() == Family::Disk);
+        if !faults.is_empty() {
             // To stop is what a node may do that cannot write.
             sleep(DISK_PAUSE).await;
             self.stage.note_deaths(&faults);
-            self.stage.aftermath.extend(of_disks);
+            for fault in faults {
+                self.stage.aftermath.add(fault.kind, fault.targets);
+            }
             self.stage.heal()?;
         }
         Ok(is_installed)
@@ -367,22 +365,19 @@ pub(crate) fn deaths(cluster: &Cluster, explains: impl Fn(u64, ExitStatus) -> bo
 impl Stage<'_> {
     /// Notes which processes have ended, unless one of these faults is why, or one of disks a while ago.
     fn note_deaths(&mut self, faults: &[Begun]) {
-        let now = Instant::now();
         let found = deaths(self.cluster, |node, status| {
-            let faults = faults.iter().map(|it| (it.kind, &it.targets));
-            let past = self.aftermath.iter().map(|it| (it.0, &it.1));
-            let mut of_node = faults.chain(past).filter(|(_, on)| on.contains(&node));
-            of_node.any(|(kind, _)| kind.explains(status))
+            let mut of_node = faults.iter().filter(|it| it.targets.contains(&node));
+            of_node.any(|it| it.kind.explains(status)) || self.aftermath.explains(node, status)
         });
-        self.aftermath.retain(|(.., until)| now < *until);
+        self.aftermath.forget();
         self.deaths.extend(found);
     }
 
     /// Lets all be well, and waits until no node may end of a fault any more.
     async fn end(&mut self) -> anyhow::Result<()> {
         self.heal()?;
-        if let Some(until) = self.aftermath.iter().map(|(.., until)| *until).max() {
-            sleep_until(until).await;
+        if let Some(end) = self.aftermath.end() {
+            sleep_until(end).await;
             self.note_deaths(&[]);
             self.heal()?;
         }

@@ -153,8 +153,9 @@ impl CpuByPart {
     /// What each has used since it was started.
     pub(super) fn of(cluster: &Cluster) -> anyhow::Result<Self> {
         let nodes = cluster.nodes();
-        let store: Duration = nodes.iter().map(Node::server_cpu_time).sum();
-        let gateways: Duration = nodes.iter().map(Node::gateway_cpu_time).sum();
+        let store: Duration = nodes.iter().map(|node| node.server_usage().cpu).sum();
+        let gateways = nodes.iter().filter_map(Node::gateway_usage);
+        let gateways: Duration = gateways.map(|usage| usage.cpu).sum();
         Ok(Self {
             store_us: store.as_micros().try_into()?,
             gateway_us: gateways.as_micros().try_into()?,

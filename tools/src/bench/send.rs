@@ -253,16 +253,21 @@ impl Source {
         let (sender, recipient) = self.users.pair(self.pairs, &mut self.rng);
         let mut body = vec![0; self.body_bytes];
         self.rng.fill(body.as_mut_slice());
-        let id = self.client.new_message_id().into_bytes();
-        SendRequest {
-            sender: Some(user_id(sender)),
-            destination: Some(send_request::Destination::User(user_id(recipient))),
-            content_crc: content_crc(&id, MessageType::Opaque, &body),
-            client_msg_id: Bytes::copy_from_slice(&id),
-            r#type: MessageType::Opaque as i32,
-            body: Bytes::from(body),
-            shown_message_id: 0,
-        }
+        direct(&self.client, sender, recipient, body)
+    }
+}
+
+/// A 1:1 send with a fresh id.
+pub(super) fn direct(client: &Client, sender: u64, recipient: u64, body: Vec<u8>) -> SendRequest {
+    let id = client.new_message_id().into_bytes();
+    SendRequest {
+        sender: Some(user_id(sender)),
+        destination: Some(send_request::Destination::User(user_id(recipient))),
+        content_crc: content_crc(&id, MessageType::Opaque, &body),
+        client_msg_id: Bytes::copy_from_slice(&id),
+        r#type: MessageType::Opaque as i32,
+        body: Bytes::from(body),
+        shown_message_id: 0,
     }
 }
 

@@ -3,20 +3,18 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use bytes::Bytes;
 use futures_util::future::try_join_all;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use indicatif::ProgressBar;
-use mailbox_client::v1::{
-    HeadsRequest, MessageType, SendRequest, StateHashRequest, Timeline, TimelineKind, send_request,
-};
-use mailbox_client::{Client, content_crc, user_id};
+use mailbox_client::Client;
+use mailbox_client::v1::{HeadsRequest, StateHashRequest, Timeline, TimelineKind};
 use mailbox_cluster::Cluster;
 use rand::RngExt as _;
 use rand::rngs::SmallRng;
 
 use super::page::Mailbox;
 use crate::bench::disk::{self, Dropped};
+use crate::bench::send;
 use crate::chaos;
 
 /// Sends on the way while mailboxes are filled.
@@ -46,7 +44,7 @@ pub(super) async fn fill(
     let sends = sends.map(|(sender, recipient)| {
         let mut body = vec![0; body_bytes];
         rng.fill(body.as_mut_slice());
-        let request = request(client, *sender, *recipient, body);
+        let request = send::direct(client, *sender, *recipient, body);
         let bar = &bar;
         async move {
             client.send(request).await?;
@@ -59,19 +57,6 @@ pub(super) async fn fill(
     bar.finish_and_clear();
     cluster.wait_lanes_drained(PATIENCE).await?;
     heads(client, users).await
-}
-
-fn request(client: &Client, sender: u64, recipient: u64, body: Vec<u8>) -> SendRequest {
-    let id = client.new_message_id().into_bytes();
-    SendRequest {
-        sender: Some(user_id(sender)),
-        destination: Some(send_request::Destination::User(user_id(recipient))),
-        content_crc: content_crc(&id, MessageType::Opaque, &body),
-        client_msg_id: Bytes::copy_from_slice(&id),
-        r#type: MessageType::Opaque as i32,
-        body: Bytes::from(body),
-        shown_message_id: 0,
-    }
 }
 
 async fn heads(client: &Client, users: &[u64]) -> anyhow::Result<Vec<Mailbox>> {
